@@ -1,0 +1,568 @@
+"""params.yaml -> one frozen pydantic tree; the only reader of YAML.
+
+Unknown keys are rejected everywhere. The docstring under a field is its documentation
+(``panoda params`` prints it); angles end in ``_deg``, sizes are pixels, height before width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from panoda.labels import SPACES
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=16)]
+Range = tuple[float, float]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, fields documented by docstrings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+class CameraParams(Section):
+    """The virtual camera that renders the embedded city."""
+
+    projection: Literal["pinhole", "erp"]
+    """pinhole, or erp (equirectangular; a vertical band when the latitudes are inside +-90)."""
+    height: Size
+    """Image height in pixels."""
+    width: Size
+    """Image width in pixels."""
+    fov_x_deg: Annotated[float, Field(gt=10, lt=170)] = 90.0
+    """Horizontal field of view in degrees; pinhole only."""
+    lat_top_deg: Annotated[float, Field(ge=-90, le=90)] = 90.0
+    """Latitude of the upper edge in degrees; erp only."""
+    lat_bottom_deg: Annotated[float, Field(ge=-90, le=90)] = -90.0
+    """Latitude of the lower edge in degrees; erp only."""
+
+    @model_validator(mode="after")
+    def _band(self) -> CameraParams:
+        if self.lat_top_deg <= self.lat_bottom_deg:
+            raise ValueError("lat_top_deg must lie above lat_bottom_deg")
+        return self
+
+
+class CitySplit(Section):
+    """One split of an embedded-city data set."""
+
+    images: Annotated[int, Field(ge=1)]
+    """Number of images."""
+    seed: Count
+    """First world seed; world i has seed + i. Splits must not share worlds."""
+    labels: bool = True
+    """Write labels; false for the unlabelled target train split."""
+
+
+class LookParams(Section):
+    """How a city looks through its camera: palette, light, air, exposure, sensor, building style.
+
+    Fields documented with a pair are drawn uniformly per world (or per image, where said).
+    """
+
+    hue_shift_deg: Range = (0.0, 0.0)
+    """Hue rotation of building, car and clothes palettes in degrees."""
+    saturation: Range = (1.0, 1.0)
+    """Factor on palette saturation."""
+    sun_elevation_deg: Range = (30.0, 60.0)
+    """Sun height above the horizon in degrees."""
+    sun_strength: Range = (1.0, 1.0)
+    """Direct light relative to a clear noon; 0 = overcast."""
+    sun_warmth: Range = (0.0, 0.0)
+    """0 = white sun, 1 = deep sunset orange."""
+    ambient: Range = (0.35, 0.45)
+    """Ambient light relative to full sun."""
+    sky: tuple[str, ...] = ("clear",)
+    """Sky types to draw from: clear, cloudy, overcast, sunset."""
+    haze_per_m: Range = (0.0, 0.003)
+    """Extinction of the air per metre."""
+    exposure_ev: Range = (0.0, 0.0)
+    """Exposure shift in stops, drawn per image."""
+    gamma: Range = (1.0, 1.0)
+    """Tone curve exponent after exposure, drawn per image; above 1 darkens mid tones."""
+    white_balance: Range = (0.0, 0.0)
+    """Colour cast: negative bluish, positive yellowish, about -1..1, drawn per image."""
+    noise: Range = (0.005, 0.015)
+    """Sensor noise, standard deviation as a share of full scale, drawn per image."""
+    building_styles: tuple[str, ...] = ("plaster",)
+    """Facade styles to draw from: plaster, brick, glass, concrete, timber."""
+    storeys: tuple[int, int] = (2, 6)
+    """Fewest and most storeys of a building."""
+
+
+class CityDataset(Section):
+    """The embedded procedural city."""
+
+    kind: Literal["city"]
+    """Data set type."""
+    camera: CameraParams
+    """The camera."""
+    looks: dict[str, LookParams | None]
+    """Looks by name; null takes the built-in look of that name. Worlds cycle through them."""
+    splits: dict[str, CitySplit]
+    """Splits by name."""
+    images_per_world: Annotated[int, Field(ge=1)] = 4
+    """Camera positions rendered in each world."""
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> CityDataset:
+        spans = sorted(
+            (s.seed, s.seed + -(-s.images // self.images_per_world), name) for name, s in self.splits.items()
+        )
+        for (_, end, one), (start, _, two) in zip(spans, spans[1:], strict=False):
+            if start < end:
+                raise ValueError(f"splits {one} and {two} share world seed {start}; move one seed")
+        return self
+
+    @property
+    def label_space(self) -> str:
+        """Native label space."""
+        return "cs19"
+
+
+class CamVidDataset(Section):
+    """CamVid, the 11-class copies: {split}/*.png with same-named files in {split}annot/."""
+
+    kind: Literal["camvid"]
+    """Data set type."""
+    path: str
+    """Folder with train, trainannot, val, valannot, ...; used in place."""
+    splits: dict[str, str] = {"train": "train", "val": "val"}
+    """Our split name -> folder name."""
+    fov_x_deg: Annotated[float, Field(gt=10, lt=170)] = 60.0
+    """Horizontal field of view of the camera in degrees (approximate)."""
+
+    @property
+    def label_space(self) -> str:
+        """Native label space."""
+        return "camvid11"
+
+
+class FolderDataset(Section):
+    """A plain folder of panoramas without labels, of any sizes, used in place."""
+
+    kind: Literal["folder"]
+    """Data set type."""
+    path: str
+    """Folder; searched recursively for images."""
+    splits: dict[str, list[str]] = {"train": ["**/*"]}
+    """Split name -> glob patterns relative to path. A split named test may repeat train's files."""
+    crop_top: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the height cut off at the top."""
+    crop_bottom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the height cut off at the bottom."""
+    ignore_bottom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the cropped height, at the bottom, where nothing is learned (logo, car roof)."""
+    lat_top_deg: Annotated[float, Field(ge=-90, le=90)] = 90.0
+    """Latitude of the uncropped upper edge in degrees."""
+    lat_bottom_deg: Annotated[float, Field(ge=-90, le=90)] = -90.0
+    """Latitude of the uncropped lower edge in degrees."""
+
+    @property
+    def label_space(self) -> None:
+        """No labels."""
+        return None
+
+
+class PrepareParams(Section):
+    """How raw files become shards."""
+
+    height: Size
+    """Prepared image height in pixels."""
+    width: Size
+    """Prepared image width in pixels."""
+    shard_images: Annotated[int, Field(ge=1)] = 256
+    """Images in one Arrow shard."""
+
+
+class DomainParams(Section):
+    """One domain: where its images come from and how they are prepared."""
+
+    dataset: Annotated[CityDataset | CamVidDataset | FolderDataset, Field(discriminator="kind")]
+    """The raw data set."""
+    prepare: PrepareParams
+    """Sizes and shards."""
+
+
+class DataParams(Section):
+    """Both domains."""
+
+    source: DomainParams
+    """Labelled pinhole images; splits train and val."""
+    target: DomainParams
+    """Panoramas; split train (labels never read), test (and optionally val) for evaluation."""
+
+
+# --- model and training ---------------------------------------------------------------------------
+
+
+class ModelParams(Section):
+    """The segmentation model."""
+
+    name: str = "trans4pass_nano"
+    """trans4pass_nano, trans4pass_t or trans4pass_s."""
+    drop_path: Probability = 0.1
+    """Stochastic depth of the last encoder block."""
+    weights: str | None = None
+    """Pretrained encoder weights (MiT .pth or safetensors), or null for random."""
+
+
+class OptimParams(Section):
+    """Optimiser and schedule: AdamW or SGD, linear warm-up, then polynomial decay."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser."""
+    lr: Positive
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled (AdamW) or L2 (SGD) weight decay; not on norms and biases."""
+    momentum: Probability = 0.9
+    """SGD momentum."""
+    warmup_iterations: Count = 0
+    """Steps of linear learning-rate warm-up."""
+    poly_power: NonNegative = 0.9
+    """Exponent of the polynomial decay."""
+    horizon: Count = 0
+    """Steps after which the decay would reach zero; 0 = the iterations of the stage."""
+    clip_norm: NonNegative = 0.0
+    """Gradient-norm clipping; 0 = off."""
+
+
+class AugmentParams(Section):
+    """Joint image and label augmentation."""
+
+    crop_height: Count = 0
+    """Crop height in pixels; 0 = whole image."""
+    crop_width: Count = 0
+    """Crop width in pixels; 0 = whole image."""
+    scale: Range = (1.0, 1.0)
+    """Random resize factor range before cropping."""
+    hflip: Probability = 0.5
+    """Probability of mirroring left-right."""
+    yaw_roll: bool = False
+    """Roll panoramas by a random yaw (wraps around); full 360-degree width only."""
+    jitter: NonNegative = 0.0
+    """Strength of brightness, contrast and saturation jitter."""
+    exposure: NonNegative = 0.0
+    """Strength of random exposure and gamma in stops."""
+
+
+class ClassWeightParams(Section):
+    """Class weights of the supervised cross-entropy, from training-split pixel shares p."""
+
+    kind: Literal["none", "enet", "sqrt_inverse"] = "sqrt_inverse"
+    """enet = 1/log(1.02 + p) (released); sqrt_inverse = p^-1/2, normalised to mean 1."""
+    cap: Positive = 10.0
+    """Largest weight after normalisation."""
+
+
+class OhemParams(Section):
+    """Online hard example mining: only pixels below a confidence count."""
+
+    threshold: Probability = 0.7
+    """Pixels whose true-class probability lies below this are kept."""
+    min_kept: Probability = 0.1
+    """Share of labelled pixels kept at least."""
+
+
+class PretrainParams(Section):
+    """Supervised source training."""
+
+    iterations: Annotated[int, Field(ge=1)]
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images per step."""
+    optim: OptimParams
+    """Optimiser."""
+    augment: AugmentParams = AugmentParams()
+    """Augmentation."""
+    class_weights: ClassWeightParams = ClassWeightParams()
+    """Class weights."""
+    ohem: OhemParams | None = None
+    """Hard example mining, or null."""
+    validate_every: Count = 0
+    """Steps between validations on source val; 0 = only at the end."""
+    select: Literal["best_source_val", "last"] = "best_source_val"
+    """Which checkpoint is kept. Target labels are never looked at."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between resume points."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between logged metrics."""
+
+
+class WarmupParams(Section):
+    """Adversarial output alignment; 0 iterations passes the source model through."""
+
+    iterations: Count
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images per step and domain."""
+    optim: OptimParams
+    """Optimiser of the segmentation model."""
+    discriminator_lr: Positive = 1e-4
+    """Adam learning rate of the discriminator, betas (0.9, 0.99)."""
+    adversarial_weight: NonNegative = 0.001
+    """Weight of the adversarial loss."""
+    augment_source: AugmentParams = AugmentParams()
+    """Source augmentation."""
+    augment_target: AugmentParams = AugmentParams()
+    """Target augmentation."""
+    class_weights: ClassWeightParams = ClassWeightParams()
+    """Class weights of the source loss."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between resume points."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between logged metrics."""
+
+
+class PseudoLabelParams(Section):
+    """Pseudo-labels of the target train split."""
+
+    scales: tuple[Positive, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Image scales whose logits are averaged."""
+    flip: bool = True
+    """Also average the mirrored image."""
+    quantile: Probability = 0.5
+    """Per-class confidence quantile below which pixels are ignored."""
+    cap: Probability = 0.9
+    """Upper bound of every threshold."""
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    """Images per forward pass."""
+
+
+class PrototypeParams(Section):
+    """Multi-scale prototypes of both domains."""
+
+    scales: tuple[Positive, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Image scales whose features are averaged."""
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    """Images per forward pass."""
+
+
+class MPAParams(Section):
+    """Mutual prototypical adaptation loss."""
+
+    weight: NonNegative = 0.001
+    """alpha; 0 = off."""
+    temperature: Positive = 20.0
+    """T of the softened distributions."""
+    soft_share: Probability = 0.9
+    """lambda: share of the KL term; the rest is the hard term."""
+    normaliser: Literal["released", "pixels"] = "pixels"
+    """released = mean over pixels and channels, ignored pixels included; pixels = KL summed over
+    channels, mean over labelled pixels (as the paper's equation reads)."""
+    ema_momentum: Probability = 0.999
+    """Share of the old prototype kept at each refresh."""
+    refresh_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between EMA refreshes."""
+
+
+class TeacherParams(Section):
+    """EMA teacher that relabels the target online, mixed with the stored pseudo-labels."""
+
+    enabled: bool = True
+    """Use a teacher; false = the stored pseudo-labels alone."""
+    ema_momentum: Probability = 0.99
+    """Share of the old teacher weights kept at each step."""
+    threshold: Probability = 0.5
+    """Online labels below this confidence are ignored."""
+
+
+class AdaptParams(Section):
+    """Self-training with pseudo-labels plus MPA; every extra part can be switched off."""
+
+    iterations: Count
+    """Optimiser steps; 0 passes the model through."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images per step and domain."""
+    optim: OptimParams
+    """Optimiser."""
+    source_weight: NonNegative = 1.0
+    """Weight of the source cross-entropy."""
+    target_weight: NonNegative = 1.0
+    """Weight of the target cross-entropy (unweighted classes); 0 = off."""
+    class_weights: ClassWeightParams = ClassWeightParams()
+    """Class weights of the source loss."""
+    mpa: MPAParams = MPAParams()
+    """Prototype loss."""
+    adversarial_weight: NonNegative = 0.0
+    """Weight of the adversarial term of the released code; 0 = off."""
+    discriminator_lr: Positive = 1e-4
+    """Adam learning rate of the discriminator."""
+    teacher: TeacherParams = TeacherParams()
+    """EMA teacher."""
+    class_mix: Probability = 0.5
+    """Probability of pasting half the classes of a source image onto a target image."""
+    colour_transfer: Probability = 0.8
+    """Probability of giving a source image the colour mean and deviation of a target image."""
+    erp_warp: Probability = 0.0
+    """Probability of warping a pinhole source image onto the target's sphere."""
+    augment_source: AugmentParams = AugmentParams()
+    """Source augmentation."""
+    augment_target: AugmentParams = AugmentParams()
+    """Target augmentation."""
+    keep: Literal["student", "teacher"] = "teacher"
+    """Which weights are the result (the teacher needs teacher.enabled)."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between resume points."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between logged metrics."""
+
+    @model_validator(mode="after")
+    def _keep(self) -> AdaptParams:
+        if self.keep == "teacher" and not self.teacher.enabled:
+            raise ValueError("keep: teacher needs teacher.enabled: true")
+        return self
+
+
+class EvaluateParams(Section):
+    """Evaluation of every model on source val and target test."""
+
+    scales: tuple[Positive, ...] = (1.0,)
+    """Image scales whose logits are averaged."""
+    flip: bool = False
+    """Also average the mirrored image."""
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    """Images per forward pass."""
+    latitude_bands: Annotated[int, Field(ge=1)] = 6
+    """Bands of equal height for the by-latitude table."""
+    azimuth_sectors: Annotated[int, Field(ge=1)] = 8
+    """Sectors of equal width for the by-direction table."""
+    pictures: Count = 6
+    """Fixed images kept for the report."""
+
+
+class RuntimeParams(Section):
+    """Where and how to compute; not part of any result's identity."""
+
+    device: str = "auto"
+    """auto (GPU when there is one), cpu, cuda, cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast type; auto = bfloat16 on a GPU that has it, float16 on an older one, float32 on CPU."""
+    threads: Count = 0
+    """CPU threads of torch; 0 = all cores."""
+    workers: Count = 0
+    """Loader processes; 0 = load in the training process."""
+
+
+class TrackingParams(Section):
+    """MLflow."""
+
+    experiment: str = "panoda"
+    """Experiment name."""
+    uri: str = "sqlite:///mlflow.db"
+    """Tracking store; a relative sqlite path is taken from the project root. MLFLOW_TRACKING_URI wins."""
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    scenario: str
+    """Name of this scenario."""
+    seed: Count = 0
+    """Seed of every random generator."""
+    label_space: str
+    """Classes that are trained and evaluated."""
+    rounds: Annotated[int, Field(ge=1)] = 1
+    """Rounds of pseudo-labels and adaptation."""
+    data: DataParams
+    """Both domains."""
+    model: ModelParams
+    """The model."""
+    pretrain: PretrainParams
+    """Stage pretrain."""
+    warmup: WarmupParams
+    """Stage warmup."""
+    pseudo_labels: PseudoLabelParams = PseudoLabelParams()
+    """Stage pseudo_labels."""
+    prototypes: PrototypeParams = PrototypeParams()
+    """Stage prototypes."""
+    adapt: AdaptParams
+    """Stage adapt."""
+    evaluate: EvaluateParams = EvaluateParams()
+    """Stage evaluate."""
+    runtime: RuntimeParams = RuntimeParams()
+    """Device and precision."""
+    tracking: TrackingParams = TrackingParams()
+    """MLflow."""
+
+    @model_validator(mode="after")
+    def _known_space(self) -> Params:
+        if self.label_space not in SPACES:
+            raise ValueError(f"label_space {self.label_space!r} is unknown; known: {', '.join(SPACES)}")
+        return self
+
+
+class ConfigError(ValueError):
+    """params.yaml or an override is wrong; the message says where and what was expected."""
+
+
+def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ()) -> Params:
+    """Read and validate a params file.
+
+    Args:
+        path: YAML file.
+        overrides: ``section.key=value`` strings; the value is YAML.
+
+    Raises:
+        ConfigError: unreadable file, malformed override, unknown key or a value out of range.
+    """
+    return parse_params(read_tree(path, overrides), str(path))
+
+
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The raw mapping of a params file with overrides applied, not yet validated."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; run in the project root or name a params file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    tree = copy.deepcopy(tree)
+    for override in overrides:
+        _apply(tree, override)
+    return tree
+
+
+def parse_params(tree: dict[str, Any], where: str = "params") -> Params:
+    """Validate a mapping; ConfigError lists every problem on its own line."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg']}"
+            + ("" if e["type"] in ("missing", "value_error") else f" (found {e['input']!r})")
+            for e in error.errors()
+        ]
+        raise ConfigError(f"{where}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    path = key.strip().split(".")
+    if not sep or not all(path):
+        raise ConfigError(f"--set {override!r}: expected section.key=value")
+    node: Any = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is not a section")
+    try:
+        node[path[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error
