@@ -1,0 +1,223 @@
+"""Our own checkpoints: one safetensors file with the weights and a card that says what they are.
+
+The card travels as JSON in the file's metadata, so a checkpoint needs nothing beside it.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from panoda.files import staged_file
+from panoda.labels import get_label_space
+from panoda.models.errors import CheckpointError, MissingCheckpointError
+from panoda.models.registry import MODELS, create_model
+from panoda.models.segmenter import Segmenter
+
+FORMAT = "panoda-model-1"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ModelCard(BaseModel):
+    """What a checkpoint is and where it comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """Model name, as ``create_model`` takes it."""
+    arguments: dict[str, Any]
+    """Keywords of ``create_model``; has num_classes."""
+    label_space: str
+    """Name of the label space."""
+    class_names: tuple[str, ...]
+    """Class names; position = train id."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Mean of the input normalisation, RGB in 0..1."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Deviation of the input normalisation, RGB in 0..1."""
+    stage: str
+    """Stage that wrote it: pretrain, warmup, adapt, ..."""
+    seed: int
+    """Seed of the run."""
+    params: dict[str, Any] = {}
+    """The stage's parameters."""
+    versions: dict[str, str] = {}
+    """Versions of Python and the libraries that matter."""
+    git_commit: str | None = None
+    """Commit of the code, with -dirty after uncommitted changes; None outside a repository."""
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes predicted."""
+        return len(self.class_names)
+
+
+def make_card(
+    model: Segmenter, *, label_space: str, stage: str, seed: int, params: dict[str, Any] | None = None
+) -> ModelCard:
+    """The card of a model built by ``create_model``, with versions and commit filled in.
+
+    Raises:
+        ValueError: unknown label space, or one whose class count is not the model's.
+    """
+    space = get_label_space(label_space)
+    if space.num_classes != model.num_classes:
+        raise ValueError(
+            f"the model predicts {model.num_classes} classes but label space {space.name} has "
+            f"{space.num_classes}; create the model with num_classes={space.num_classes}"
+        )
+    return ModelCard(
+        name=model.name,
+        arguments=dict(model.arguments),
+        label_space=space.name,
+        class_names=space.names,
+        stage=stage,
+        seed=seed,
+        params=params or {},
+        versions=library_versions(),
+        git_commit=git_commit(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("panoda", "torch", "torchvision", "timm", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a plain checkout
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of this code (40 hex digits, ``-dirty`` after uncommitted changes), or None."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # an installed copy may lie in another repository
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def save_model(path: Path, model: Segmenter, card: ModelCard) -> None:
+    """Write a checkpoint, atomically: an error leaves what was there before.
+
+    Raises:
+        ValueError: the card does not describe the model.
+        OSError: the file cannot be written (disk full, no permission).
+    """
+    if (card.name, card.num_classes) != (model.name, model.num_classes):
+        raise ValueError(
+            f"the card describes {card.name!r} with {card.num_classes} classes, "
+            f"the model is {model.name!r} with {model.num_classes}"
+        )
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    data = save(tensors, metadata={"format": FORMAT, "card": card.model_dump_json()})
+    with staged_file(Path(path)) as aside:
+        aside.write_bytes(data)
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card of a checkpoint, without its weights.
+
+    Raises:
+        CheckpointError: missing, truncated, or not written by ``save_model``.
+    """
+    return _read(Path(path), with_tensors=False)[0]
+
+
+def load_model(
+    path: Path, *, num_classes: int | None = None, device: str | torch.device = "cpu"
+) -> tuple[Segmenter, ModelCard]:
+    """Read a checkpoint.
+
+    Args:
+        path: File that ``save_model`` wrote.
+        num_classes: Refuse a model with another number of classes; None takes any.
+        device: Where the model goes.
+
+    Returns:
+        The model in evaluation mode, and its card.
+
+    Raises:
+        CheckpointError: missing, truncated or foreign file, unknown model, wrong class count, or
+            weights that do not fit.
+    """
+    path = Path(path)
+    card, tensors = _read(path, with_tensors=True)
+    if num_classes is not None and num_classes != card.num_classes:
+        raise CheckpointError(
+            f"{path}: has {card.num_classes} classes (label space {card.label_space}), "
+            f"expected {num_classes}; name a checkpoint of that label space, or train one"
+        )
+    if card.name not in MODELS:
+        raise CheckpointError(f"{path}: holds a {card.name!r}; this version knows {', '.join(MODELS)}")
+    try:
+        model = create_model(card.name, **card.arguments)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {card.name} cannot be built from its card: {error}") from error
+    check_fit(model, tensors, where=str(path))
+    model.load_state_dict(tensors)
+    return model.to(device).eval(), card
+
+
+def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], *, where: str, hint: str = "") -> None:
+    """Refuse tensors that do not fit a model key for key and shape for shape.
+
+    Raises:
+        CheckpointError: one message with all missing, unexpected and differently shaped keys.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in tensors]
+    unexpected = [key for key in tensors if key not in own]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    lines = [
+        f"  {len(found)} {what}: {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}"
+        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if found
+    ]
+    if lines:
+        raise CheckpointError("\n".join([f"{where}: the weights do not fit.{hint and ' ' + hint}", *lines]))
+
+
+def _read(path: Path, *, with_tensors: bool) -> tuple[ModelCard, dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise MissingCheckpointError(f"{path}: no such checkpoint; run the stage that writes it")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()} if with_tensors else {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a safetensors file ({error}); run the stage that made it again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a panoda checkpoint "
+            f"(format {metadata.get('format')!r}, expected {FORMAT!r}); "
+            "released weights are read by panoda.models.weights"
+        )
+    try:
+        return ModelCard.model_validate_json(metadata.get("card", "")), tensors
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: its card cannot be read: {error}") from error
