@@ -1,0 +1,1 @@
+"""Data sets, prepared shards, transforms and loaders."""

@@ -1,0 +1,1 @@
+"""Pure tensor geometry: rays of equirectangular and pinhole images, views and weights."""

@@ -1,0 +1,252 @@
+"""Pinhole (tangent) views: rays, cutting them out of ERP images, and laying them onto the sphere.
+
+Convention:
+    Camera axes are x right, y down, z forward; square pixels, the principal point is the image
+    centre, and ``fov_x`` is the horizontal field of view in radians. A view is turned against the
+    panorama's camera by ``azimuth`` (positive right), then ``elevation`` (positive up), then
+    ``roll`` (positive: the view's right side turns down), all in radians::
+
+        ray_panorama = R_y(azimuth) R_x(elevation) R_z(roll) ray_view
+
+    Longitudes, latitudes and ERP pixels follow ``panoda.geometry.erp``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from panoda.geometry.erp import HALF_PI, erp_rays, grid_sample_any, pixel_grid, sample_erp
+from panoda.labels import IGNORE_INDEX
+
+
+def view_rotation(*, azimuth: float = 0.0, elevation: float = 0.0, roll: float = 0.0) -> Tensor:
+    """(3, 3) float32 rotation from view axes to panorama axes; angles in radians."""
+    ca, sa = math.cos(azimuth), math.sin(azimuth)
+    ce, se = math.cos(elevation), math.sin(elevation)
+    cr, sr = math.cos(roll), math.sin(roll)
+    about_y = torch.tensor([[ca, 0.0, sa], [0.0, 1.0, 0.0], [-sa, 0.0, ca]], dtype=torch.float64)
+    about_x = torch.tensor([[1.0, 0.0, 0.0], [0.0, ce, -se], [0.0, se, ce]], dtype=torch.float64)
+    about_z = torch.tensor([[cr, -sr, 0.0], [sr, cr, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return (about_y @ about_x @ about_z).float()
+
+
+def focal_length(width: int, fov_x: float) -> float:
+    """Focal length in pixels; ValueError unless 0 < fov_x < pi."""
+    if not 0.0 < fov_x < math.pi:
+        raise ValueError(f"fov_x is {fov_x:.4f}; expected radians between 0 and pi")
+    return 0.5 * width / math.tan(0.5 * fov_x)
+
+
+def pinhole_pixel_rays(
+    x: Tensor,
+    y: Tensor,
+    *,
+    height: int,
+    width: int,
+    fov_x: float,
+    azimuth: float = 0.0,
+    elevation: float = 0.0,
+    roll: float = 0.0,
+) -> Tensor:
+    """Unit rays (..., 3) in panorama axes of continuous pixel coordinates x, y (...)."""
+    focal = focal_length(width, fov_x)
+    rays = torch.stack(((x - 0.5 * width) / focal, (y - 0.5 * height) / focal, torch.ones_like(x)), dim=-1)
+    rays = rays / rays.norm(dim=-1, keepdim=True)
+    return rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays).T
+
+
+def pinhole_rays(
+    height: int,
+    width: int,
+    *,
+    fov_x: float,
+    azimuth: float = 0.0,
+    elevation: float = 0.0,
+    roll: float = 0.0,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Unit rays of all pixel centres of a pinhole view.
+
+    Args:
+        height: Image height in pixels.
+        width: Image width in pixels.
+        fov_x: Horizontal field of view in radians.
+        azimuth: Turn to the right in radians.
+        elevation: Turn upwards in radians.
+        roll: Turn of the view about its own axis in radians; its right side goes down.
+        device: Where the result lives.
+
+    Returns:
+        (H, W, 3) float32 unit directions in panorama axes.
+
+    Raises:
+        ValueError: empty size or fov_x outside (0, pi).
+
+    Example:
+        >>> rays = pinhole_rays(1, 1, fov_x=1.0, azimuth=math.pi / 2)
+        >>> [round(v, 3) + 0.0 for v in rays[0, 0].tolist()]  # the view looks right
+        [1.0, 0.0, 0.0]
+    """
+    x, y = pixel_grid(height, width, device=device)
+    return pinhole_pixel_rays(
+        x, y, height=height, width=width, fov_x=fov_x, azimuth=azimuth, elevation=elevation, roll=roll
+    )
+
+
+def rays_to_pinhole(
+    rays: Tensor,
+    *,
+    height: int,
+    width: int,
+    fov_x: float,
+    azimuth: float = 0.0,
+    elevation: float = 0.0,
+    roll: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where rays meet a pinhole view; the inverse of ``pinhole_pixel_rays``.
+
+    Args:
+        rays: (..., 3) directions in panorama axes.
+        height: View height in pixels.
+        width: View width in pixels.
+        fov_x: Horizontal field of view in radians.
+        azimuth: Turn of the view to the right in radians.
+        elevation: Turn of the view upwards in radians.
+        roll: Turn of the view about its own axis in radians.
+
+    Returns:
+        x and y, continuous pixel coordinates, and a bool mask of rays that meet the image; each (...).
+
+    Raises:
+        ValueError: fov_x outside (0, pi).
+    """
+    focal = focal_length(width, fov_x)
+    local = rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays)
+    ahead = local[..., 2] > 1e-6
+    depth = torch.where(ahead, local[..., 2], torch.ones_like(local[..., 2]))
+    x = local[..., 0] / depth * focal + 0.5 * width
+    y = local[..., 1] / depth * focal + 0.5 * height
+    inside = ahead & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    return x, y, inside
+
+
+def erp_to_pinhole(
+    image: Tensor,
+    *,
+    height: int,
+    width: int,
+    fov_x: float,
+    azimuth: float = 0.0,
+    elevation: float = 0.0,
+    roll: float = 0.0,
+    lat_top: float = HALF_PI,
+    lat_bottom: float = -HALF_PI,
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+    fill: float = 0.0,
+) -> Tensor:
+    """Cut a pinhole (tangent) view out of an ERP image.
+
+    Args:
+        image: (B, C, H, W) ERP image or label, any dtype.
+        height: View height in pixels.
+        width: View width in pixels.
+        fov_x: Horizontal field of view in radians.
+        azimuth: Turn of the view to the right in radians.
+        elevation: Turn of the view upwards in radians.
+        roll: Turn of the view about its own axis in radians.
+        lat_top: Latitude of the panorama's upper edge in radians.
+        lat_bottom: Latitude of the panorama's lower edge in radians.
+        mode: ``bilinear`` for images, ``nearest`` for labels.
+        fill: Value where the view leaves the panorama's band.
+
+    Returns:
+        (B, C, height, width) in the dtype of ``image``.
+
+    Raises:
+        ValueError: bad shapes, field of view or band.
+
+    Example:
+        >>> panorama = torch.rand(1, 3, 64, 128)
+        >>> erp_to_pinhole(panorama, height=32, width=48, fov_x=1.2, azimuth=math.pi).shape
+        torch.Size([1, 3, 32, 48])
+    """
+    rays = pinhole_rays(
+        height,
+        width,
+        fov_x=fov_x,
+        azimuth=azimuth,
+        elevation=elevation,
+        roll=roll,
+        device=image.device,
+    )
+    return sample_erp(image, rays, lat_top=lat_top, lat_bottom=lat_bottom, mode=mode, fill=fill)
+
+
+def pinhole_to_erp(
+    image: Tensor,
+    label: Tensor,
+    *,
+    fov_x: float,
+    height: int,
+    width: int,
+    lat_top: float = HALF_PI,
+    lat_bottom: float = -HALF_PI,
+    azimuth: float = 0.0,
+    elevation: float = 0.0,
+    roll: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lay a labelled pinhole image onto an ERP band.
+
+    Args:
+        image: (B, C, h, w) pinhole images, any dtype; sampled bilinearly.
+        label: (B, h, w) integer labels; sampled nearest.
+        fov_x: Horizontal field of view of the pinhole images in radians.
+        height: Height of the band in pixels.
+        width: Width of the band in pixels, spanning 360 degrees.
+        lat_top: Latitude of the band's upper edge in radians.
+        lat_bottom: Latitude of the band's lower edge in radians.
+        azimuth: Direction the view is laid to, positive right, in radians.
+        elevation: Direction the view is laid to, positive up, in radians.
+        roll: Turn of the view about its own axis in radians.
+
+    Returns:
+        image (B, C, height, width), zero outside the view; label (B, height, width), 255 outside;
+        valid (height, width) bool, true inside the view.
+
+    Raises:
+        ValueError: bad shapes, field of view or band.
+
+    Example:
+        >>> image, label = torch.rand(1, 3, 32, 64), torch.zeros(1, 32, 64, dtype=torch.int64)
+        >>> _, band, valid = pinhole_to_erp(image, label, fov_x=1.57, height=48, width=128)
+        >>> bool((band[0, ~valid] == 255).all()), bool((band[0, valid] == 0).all())
+        (True, True)
+    """
+    if image.ndim != 4 or label.ndim != 3 or image.shape[0] != label.shape[0]:
+        raise ValueError(
+            f"expected image (B,C,h,w) and label (B,h,w); got {tuple(image.shape)} and {tuple(label.shape)}"
+        )
+    if image.shape[-2:] != label.shape[-2:]:
+        raise ValueError(
+            f"image is {tuple(image.shape[-2:])} but label is {tuple(label.shape[-2:])}; resize one"
+        )
+    rays = erp_rays(height, width, lat_top=lat_top, lat_bottom=lat_bottom, device=image.device)
+    view_height, view_width = image.shape[-2:]
+    x, y, valid = rays_to_pinhole(
+        rays,
+        height=view_height,
+        width=view_width,
+        fov_x=fov_x,
+        azimuth=azimuth,
+        elevation=elevation,
+        roll=roll,
+    )
+    grid = torch.stack((2 * x / view_width - 1, 2 * y / view_height - 1), dim=-1)
+    grid = grid.expand(image.shape[0], *grid.shape)
+    warped = grid_sample_any(image, grid, mode="bilinear").masked_fill(~valid, 0)
+    warped_label = grid_sample_any(label[:, None], grid, mode="nearest")[:, 0]
+    return warped, warped_label.masked_fill(~valid, IGNORE_INDEX), valid
