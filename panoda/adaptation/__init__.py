@@ -1,0 +1,1 @@
+"""Domain adaptation: each file is one step or one pass and returns named values."""

@@ -1,0 +1,93 @@
+"""Mixing domains in image space: colour transfer, class-mix, pinholes warped onto the sphere.
+
+Sources: colour transfer after Reinhard et al. 2001 (per-channel mean and deviation, here in RGB);
+class-mix after Olsson et al. 2021 and DACS (Tranheden et al. 2021). Images are float32 in 0..1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from panoda.labels import IGNORE_INDEX
+
+
+def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Tensor:
+    """Give each image the RGB mean and deviation of a reference image, with a probability per image.
+
+    Args:
+        image: (B, 3, H, W) in 0..1.
+        reference: (R, 3, h, w) in 0..1; image b takes reference b mod R.
+        probability: in 0..1.
+
+    Returns:
+        (B, 3, H, W) in 0..1.
+    """
+    if probability <= 0:
+        return image
+    index = torch.arange(image.shape[0], device=image.device) % reference.shape[0]
+    std, mean = torch.std_mean(image, dim=(2, 3), keepdim=True)
+    ref_std, ref_mean = (s[index] for s in torch.std_mean(reference, dim=(2, 3), keepdim=True))
+    moved = ((image - mean) / std.clamp(min=1e-3) * ref_std + ref_mean).clamp(0, 1)
+    chosen = torch.rand(image.shape[0], 1, 1, 1, device=image.device) < probability
+    return torch.where(chosen, moved, image)
+
+
+def class_mix_mask(label: Tensor) -> Tensor:
+    """Pick half of the classes of each label map.
+
+    Args:
+        label: (B, H, W) int64, 255 = ignored (never picked).
+
+    Returns:
+        (B, H, W) bool, True on pixels of the picked classes.
+    """
+    table = torch.zeros(label.shape[0], 256, dtype=torch.bool, device=label.device)
+    table.scatter_(1, label.flatten(1), True)
+    table[:, IGNORE_INDEX] = False
+    order = torch.rand(table.shape, device=label.device).masked_fill(~table, 2.0).argsort(dim=1).argsort(dim=1)
+    picked = order < ((table.sum(dim=1, keepdim=True) + 1) // 2)
+    return (picked & table).gather(1, label.flatten(1)).view_as(label)
+
+
+def paste(
+    image: Tensor, label: Tensor, onto_image: Tensor, onto_label: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Paste masked pixels; all maps have one size.
+
+    Args:
+        image: (B, 3, H, W) pasted.
+        label: (B, H, W) its label.
+        onto_image: (B, 3, H, W) background.
+        onto_label: (B, H, W) its label.
+        mask: (B, H, W) bool, True where ``image`` shows.
+    """
+    return torch.where(mask[:, None], image, onto_image), torch.where(mask, label, onto_label)
+
+
+def place(image: Tensor, label: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Put crops on an empty canvas, vertically centred, at a random column that may wrap around.
+
+    Args:
+        image: (B, 3, h, w).
+        label: (B, h, w) int64.
+        size: (H, W) of the canvas; parts of the crop outside it are cut off.
+
+    Returns:
+        image (B, 3, H, W), zeros elsewhere, and label (B, H, W), 255 elsewhere.
+    """
+    height, width = size
+    image, label = image[..., :width], label[..., :width]
+    cut = max(0, label.shape[1] - height)
+    if cut:
+        image, label = image[:, :, cut // 2 :][:, :, :height], label[:, cut // 2 :][:, :height]
+    top, w = (height - label.shape[1]) // 2, label.shape[2]
+    canvas = image.new_zeros(image.shape[0], image.shape[1], height, width)
+    ids = label.new_full((label.shape[0], height, width), IGNORE_INDEX)
+    canvas[:, :, top : top + label.shape[1], :w] = image
+    ids[:, top : top + label.shape[1], :w] = label
+    shifts = torch.randint(width, (image.shape[0],)).tolist()
+    return (
+        torch.stack([c.roll(s, dims=-1) for c, s in zip(canvas, shifts, strict=True)]),
+        torch.stack([i.roll(s, dims=-1) for i, s in zip(ids, shifts, strict=True)]),
+    )

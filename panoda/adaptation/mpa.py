@@ -1,0 +1,88 @@
+"""Mutual prototypical adaptation loss (Trans4PASS, arXiv 2203.01452, eq. 7-9).
+
+Per labelled pixel with feature f and prototype p of its (pseudo-)label:
+``soft_share * T^2 * KL(softmax(p / T) || softmax(f / T)) + (1 - soft_share) * CE(f, argmax p)``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from panoda.labels import IGNORE_INDEX
+
+
+def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) int64 -> (B, h, w) int64 by nearest neighbour."""
+    if label.shape[-2:] == size:
+        return label
+    return F.interpolate(label[:, None].to(torch.float32), size=size, mode="nearest")[:, 0].long()
+
+
+def class_means(features: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean feature of every class in a batch, as one scatter.
+
+    Args:
+        features: (B, D, h, w).
+        label: (B, H, W) int64, 255 = ignored; resized to (h, w) by nearest neighbour.
+        num_classes: K.
+
+    Returns:
+        means (K, D), zeros where a class is absent, and pixels (K,), both float32.
+    """
+    small = resize_label(label, (features.shape[-2], features.shape[-1])).flatten()
+    flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D)
+    slot = torch.where(small < num_classes, small, num_classes)
+    sums = flat.new_zeros(num_classes + 1, flat.shape[1]).index_add_(0, slot, flat)[:num_classes]
+    ones = torch.ones_like(slot, dtype=torch.float32)
+    pixels = flat.new_zeros(num_classes + 1).index_add_(0, slot, ones)[:num_classes]
+    return sums / pixels.clamp(min=1)[:, None], pixels
+
+
+def mpa_loss(
+    features: Tensor,
+    label: Tensor,
+    prototypes: Tensor,
+    seen: Tensor | None = None,
+    *,
+    temperature: float = 20.0,
+    soft_share: float = 0.9,
+    normaliser: Literal["released", "pixels"] = "pixels",
+) -> Tensor:
+    """The MPA feature loss of one domain.
+
+    Denominators. ``pixels``: KL summed over channels and hard term, both averaged over the pixels whose
+    label has a prototype; other pixels count nowhere. ``released``: KL averaged over all pixels AND
+    channels, hard term over all pixels; pixels without a prototype are their own targets, so they add
+    nothing to the KL and a self-training term to the hard part (this is what the released code computes).
+
+    Args:
+        features: (B, D, h, w).
+        label: (B, H, W) int64, 255 = ignored; resized to (h, w) by nearest neighbour.
+        prototypes: (K, D).
+        seen: (K,) bool, False for classes without a prototype; None = all seen.
+        temperature: T.
+        soft_share: lambda, in 0..1.
+        normaliser: see above.
+
+    Returns:
+        Scalar; 0 when no pixel has a prototype (``pixels``).
+    """
+    small = resize_label(label, (features.shape[-2], features.shape[-1])).flatten()
+    flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (N, D)
+    has = small != IGNORE_INDEX
+    slot = torch.where(has, small, torch.zeros_like(small))
+    if seen is not None:
+        has = has & seen[slot]
+    target = torch.where(has[:, None], prototypes.float()[slot], flat.detach())
+    log_f = F.log_softmax(flat / temperature, dim=1)
+    log_p = F.log_softmax(target / temperature, dim=1)
+    soft = (log_p.exp() * (log_p - log_f)).sum(dim=1)  # (N,)
+    hard = F.cross_entropy(flat, target.argmax(dim=1), reduction="none")  # (N,)
+    scale = soft_share * temperature**2
+    if normaliser == "released":
+        return scale * soft.mean() / flat.shape[1] + (1 - soft_share) * hard.mean()
+    return ((scale * soft + (1 - soft_share) * hard) * has).sum() / has.sum().clamp(min=1)

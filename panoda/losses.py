@@ -1,0 +1,84 @@
+"""Pixel losses. Every function states its denominator and how ignored pixels enter."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from panoda.labels import IGNORE_INDEX
+
+
+def class_weights(
+    pixels: Tensor, *, kind: Literal["none", "enet", "sqrt_inverse"], cap: float = 10.0
+) -> Tensor:
+    """Class weights of a cross-entropy from training-split pixel counts.
+
+    Args:
+        pixels: (K,) labelled pixels per class.
+        kind: ``enet`` = 1 / log(1.02 + p) (ENet, used by the released Trans4PASS code);
+            ``sqrt_inverse`` = p^-1/2; ``none`` = ones. p is the class's share of labelled pixels.
+        cap: largest weight after normalisation.
+
+    Returns:
+        (K,) float32, mean 1 over the classes that occur before capping; 0 for classes that never occur.
+    """
+    counts = pixels.to(torch.float64)
+    seen = counts > 0
+    if kind == "none":
+        return torch.ones(counts.shape, dtype=torch.float32)
+    share = counts / counts.sum().clamp(min=1)
+    raw = 1.0 / torch.log(1.02 + share) if kind == "enet" else share.clamp(min=1e-12).rsqrt()
+    raw = torch.where(seen, raw, torch.zeros_like(raw))
+    normalised = raw / raw[seen].mean() if bool(seen.any()) else raw
+    return normalised.clamp(max=cap).to(torch.float32)
+
+
+def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy over labelled pixels.
+
+    Denominator: the number of labelled pixels, or the sum of their class weights when ``weight`` is given.
+    A batch without any labelled pixel gives 0 with zero gradients, never NaN.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W) int64, 255 = ignored.
+        weight: (K,) class weights.
+    """
+    total = F.cross_entropy(
+        logits.float(), label, weight=weight, ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+    labelled = label != IGNORE_INDEX
+    if weight is None:
+        return total / labelled.sum().clamp(min=1)
+    mass = (weight[label.clamp(max=logits.shape[1] - 1)] * labelled).sum()
+    return total / mass.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def ohem_cross_entropy(
+    logits: Tensor, label: Tensor, *, threshold: float, min_kept: float, weight: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy over hard pixels only (online hard example mining, Shrivastava et al. 2016).
+
+    Hard = the true class's probability is below ``threshold``; when fewer than ``min_kept`` of the labelled
+    pixels are hard, the hardest ones fill up. Denominator: as in ``cross_entropy``, over kept pixels.
+
+    Args:
+        logits: (B, K, H, W).
+        label: (B, H, W) int64, 255 = ignored.
+        threshold: probability in 0..1.
+        min_kept: share of labelled pixels in 0..1 that is kept at least.
+        weight: (K,) class weights.
+    """
+    with torch.no_grad():
+        labelled = label != IGNORE_INDEX
+        safe = torch.where(labelled, label, torch.zeros_like(label))
+        true_prob = logits.float().softmax(dim=1).gather(1, safe[:, None])[:, 0]
+        ranked = torch.where(labelled, true_prob, torch.full_like(true_prob, 2.0)).flatten().sort().values
+        kept = (labelled.sum() * min_kept).long().clamp(min=1, max=ranked.numel())
+        limit = torch.maximum(ranked[kept - 1], ranked.new_tensor(threshold))
+        hard = labelled & (true_prob <= limit)
+        target = torch.where(hard, label, torch.full_like(label, IGNORE_INDEX))
+    return cross_entropy(logits, target, weight)

@@ -1,0 +1,189 @@
+"""Stage adapt: self-training on pseudo-labels with mutual prototypical adaptation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from panoda.adaptation.adversarial import Adversary
+from panoda.adaptation.prototypes import PrototypeBank
+from panoda.config import AdaptParams
+from panoda.data.prepared import PreparedSplit
+from panoda.data.pseudo import PseudoLabelSplit
+from panoda.files import staged_directory
+from panoda.geometry.pinhole import pinhole_to_erp
+from panoda.labels import get_label_space
+from panoda.losses import class_weights
+from panoda.models.checkpoint import load_model, make_card
+from panoda.models.discriminator import Discriminator
+from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
+from panoda.training.context import RunContext
+from panoda.training.loop import LoopState, run_loop
+from panoda.training.seeds import stream_seed
+from panoda.training.self_training import SelfTrainingTask, Warp
+
+
+def adapt(
+    *,
+    checkpoint: Path,
+    source_train: Path,
+    target_train: Path,
+    pseudo_labels: Path,
+    prototypes: Path,
+    out: Path,
+    params: AdaptParams,
+    seed: int,
+    context: RunContext,
+) -> dict[str, float]:
+    """Adapt a model to the target domain.
+
+    Args:
+        checkpoint: The model to start from.
+        source_train: Prepared, labelled split.
+        target_train: Prepared split; its labels, if any, are never read.
+        pseudo_labels: Folder of the pseudo_labels stage.
+        prototypes: Folder of the prototypes stage.
+        out: Result folder (replaced): model.safetensors, prototypes.safetensors, history.csv, metrics.json.
+        params: The adapt section.
+        seed: Run seed.
+        context: Device, precision, logger, resume folder.
+
+    Returns:
+        The last step's losses and ``prototypes/moved``, the mean distance the prototypes moved. The last
+        weights are kept: no target label could select others.
+    """
+    source = PreparedSplit(source_train)
+    target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
+    space = get_label_space(source.label_space)
+    net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
+    mean, seen = read_prototypes(prototypes, num_classes=space.num_classes, dim=net.feature_channels)
+    bank = PrototypeBank(mean, seen, ema_momentum=params.mpa.ema_momentum).to(context.device)
+    torch.manual_seed(stream_seed(seed, "adapt"))
+    task = _task(net, bank, source, target, params, seed, context)
+    state = LoopState()
+    if params.iterations:
+        optimizer, scheduler = optimisation(net, params.optim, params.iterations)
+        with training_mode(net):
+            state = run_loop(
+                task,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                num_steps=params.iterations,
+                seed=stream_seed(seed, "adapt"),
+                clip_norm=params.optim.clip_norm,
+                checkpoint_every=params.checkpoint_every,
+                log_every=params.log_every,
+                context=context,
+                description="adapt",
+            )
+    result = task.result() if params.iterations else net
+    card = make_card(
+        result,
+        label_space=space.name,
+        stage="adapt",
+        seed=seed,
+        params={**old.params, "adapt": section_dict(params)},
+    )
+    last = next((row for row in reversed(state.history) if "loss/total" in row), {})
+    metrics = {k: v for k, v in last.items() if k.startswith("loss/")}
+    metrics["prototypes/moved"] = _moved(bank, mean, seen)
+    with staged_directory(out) as folder:
+        tensors = {"mutual": bank.prototypes.cpu(), "seen": bank.seen.cpu()}
+        save_file(tensors, folder / "prototypes.safetensors", {"label_space": space.name})
+        return save_training_result(
+            folder, model=result, card=card, state=state, metrics=metrics, split=target.prepared, context=context
+        )
+
+
+def read_prototypes(folder: Path, *, num_classes: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The mutual prototypes (K, D) and which of them are seen (K,).
+
+    Raises:
+        ValueError: missing or unreadable file, or prototypes of another model.
+    """
+    path = folder / "prototypes.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: unreadable ({error}); run the prototypes stage again") from error
+    mean, seen = tensors["mutual"], tensors["seen"]
+    if mean.shape != (num_classes, dim):
+        raise ValueError(
+            f"{path}: prototypes of shape {tuple(mean.shape)}, the model needs {(num_classes, dim)}; they belong to "
+            "another model, run the prototypes stage again"
+        )
+    return mean, seen
+
+
+def _moved(bank: PrototypeBank, mean: Tensor, seen: Tensor) -> float:
+    distance = (bank.prototypes.cpu() - mean).norm(dim=1)[seen]
+    return float(distance.mean()) if distance.numel() else 0.0
+
+
+def _task(
+    net: torch.nn.Module,
+    bank: PrototypeBank,
+    source: PreparedSplit,
+    target: PseudoLabelSplit,
+    params: AdaptParams,
+    seed: int,
+    context: RunContext,
+) -> SelfTrainingTask:
+    num_classes = get_label_space(source.label_space).num_classes
+    weight = None
+    if params.class_weights.kind != "none":
+        pixels = torch.as_tensor(np.asarray(source.class_pixels))
+        weight = class_weights(pixels, kind=params.class_weights.kind, cap=params.class_weights.cap)
+        weight = weight.to(context.device)
+    adversary = None
+    if params.adversarial_weight > 0:
+        adversary = Adversary(Discriminator(num_classes).to(context.device), lr=params.discriminator_lr)
+    common = {"batch_size": params.batch_size, "num_steps": params.iterations, "workers": context.workers}
+    source_seed, target_seed = stream_seed(seed, "adapt source"), stream_seed(seed, "adapt target")
+    return SelfTrainingTask(
+        net,
+        bank,
+        batches(source, augment=params.augment_source, colour=True, seed=source_seed, **common),
+        batches(target, augment=params.augment_target, colour=False, seed=target_seed, **common),
+        params=params,
+        weight=weight,
+        adversary=adversary,
+        warp=_warp(source, target.prepared, params),
+        device=context.device,
+    )
+
+
+def _warp(source: PreparedSplit, target: PreparedSplit, params: AdaptParams) -> Warp | None:
+    """Source crops seen as pinhole cameras at a random azimuth of the target's sphere.
+
+    A crop keeps the focal length (in pixels) of the whole image; the random scale of the augmentation then
+    plays the part of a random field of view.
+    """
+    if params.erp_warp <= 0 or source.projection != "pinhole" or not target.full_circle:
+        return None
+    _, height, width = target[0]["image"].shape
+    full_width = source[0]["image"].shape[-1]
+    half = math.tan(math.radians(source.fov_x_deg) / 2)
+
+    def warp(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        fov_x = 2 * math.atan(half * image.shape[-1] / full_width)
+        azimuth = float(torch.rand(()) * 2 * math.pi - math.pi)
+        placed, ids, _ = pinhole_to_erp(
+            image,
+            label,
+            fov_x=fov_x,
+            height=height,
+            width=width,
+            lat_top=math.radians(target.lat_top_deg),
+            lat_bottom=math.radians(target.lat_bottom_deg),
+            azimuth=azimuth,
+        )
+        return placed, ids
+
+    return warp

@@ -1,0 +1,116 @@
+"""What the training stages share: building optimisers from params, saving results."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+
+from panoda.config import AugmentParams, OptimParams, Section
+from panoda.data.loader import Batch, training_batches
+from panoda.data.prepared import PreparedSplit
+from panoda.data.transforms import JointTransform
+from panoda.files import write_json
+from panoda.models.checkpoint import ModelCard, save_model
+from panoda.training.context import RunContext
+from panoda.training.loop import LoopState
+from panoda.training.optim import build_optimizer, build_scheduler
+from panoda.training.validation import picture_indices, prediction_picture
+
+PICTURES = 3
+
+
+def optimisation(
+    model: nn.Module, params: OptimParams, iterations: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Optimiser and schedule of a stage."""
+    optimizer = build_optimizer(
+        model, name=params.name, lr=params.lr, weight_decay=params.weight_decay, momentum=params.momentum
+    )
+    scheduler = build_scheduler(
+        optimizer,
+        horizon=params.horizon or iterations,
+        warmup_iterations=params.warmup_iterations,
+        poly_power=params.poly_power,
+    )
+    return optimizer, scheduler
+
+
+def batches(
+    split: Any,
+    *,
+    batch_size: int,
+    augment: AugmentParams,
+    colour: bool,
+    seed: int,
+    num_steps: int,
+    workers: int,
+) -> Callable[[int], Iterator[Batch]]:
+    """A function from start step to batches; ``colour=False`` leaves jitter and exposure to the step."""
+    keywords = augment.model_dump()
+    if not colour:
+        keywords.update(jitter=0.0, exposure=0.0)
+    if not getattr(split, "full_circle", False):
+        keywords["yaw_roll"] = False
+    transform = JointTransform(**keywords)
+
+    def start(step: int) -> Iterator[Batch]:
+        return training_batches(
+            split,
+            batch_size=batch_size,
+            augment=transform,
+            seed=seed,
+            start_step=step,
+            num_steps=num_steps,
+            workers=workers,
+        )
+
+    return start
+
+
+def save_training_result(
+    out: Path,
+    *,
+    model: nn.Module,
+    card: ModelCard,
+    state: LoopState,
+    metrics: Mapping[str, float],
+    split: PreparedSplit,
+    context: RunContext,
+) -> dict[str, float]:
+    """Write model.safetensors, history.csv, metrics.json and pictures into ``out``."""
+    save_model(out / "model.safetensors", model, card)
+    history = pd.DataFrame(state.history or [{"step": 0.0}])
+    history = history.groupby("step", as_index=False).first().astype({"step": int})
+    history.to_csv(out / "history.csv", index=False, float_format="%.6g")
+    values = {k: float(v) for k, v in metrics.items()}
+    write_json(out / "metrics.json", values)
+    (out / "pictures").mkdir(exist_ok=True)
+    for number, index in enumerate(picture_indices(len(split), PICTURES)):
+        picture = prediction_picture(model, split, index, context)
+        Image.fromarray(picture).save(out / "pictures" / f"{number}.png")
+        context.logger.log_image(f"pictures/{number}", picture, state.step)
+    if values:
+        context.logger.log_metrics(values, state.step)
+    return values
+
+
+def section_dict(section: Section) -> dict[str, Any]:
+    """A params section as plain JSON values, for the model card."""
+    return section.model_dump(mode="json")
+
+
+@contextlib.contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Train mode inside, evaluation mode after."""
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()

@@ -1,0 +1,140 @@
+"""Stage pretrain: supervised training on labelled pinhole images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from panoda.config import ModelParams, PretrainParams
+from panoda.data.prepared import PreparedSplit
+from panoda.files import staged_directory
+from panoda.labels import get_label_space
+from panoda.losses import class_weights
+from panoda.models import create_model
+from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
+from panoda.models.weights import load_mit_imagenet, read_state_dict
+from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
+from panoda.training.context import RunContext
+from panoda.training.loop import LoopState, run_loop
+from panoda.training.seeds import stream_seed
+from panoda.training.supervised import SupervisedTask
+from panoda.training.validation import validate_split
+
+
+def pretrain(
+    *,
+    source_train: Path,
+    source_val: Path,
+    out: Path,
+    model: ModelParams,
+    params: PretrainParams,
+    seed: int,
+    context: RunContext,
+) -> dict[str, float]:
+    """Train a segmentation model on the source domain.
+
+    Args:
+        source_train: Prepared, labelled split.
+        source_val: Prepared, labelled split for validation and checkpoint selection.
+        out: Result folder (replaced).
+        model: The model section.
+        params: The pretrain section.
+        seed: Run seed.
+        context: Device, precision, logger, resume folder.
+
+    Returns:
+        ``miou/source_val`` and ``iou/source_val/<class>`` of the kept checkpoint, and its step.
+    """
+    train, val = PreparedSplit(source_train), PreparedSplit(source_val)
+    space = get_label_space(train.label_space)
+    torch.manual_seed(stream_seed(seed, "model"))
+    net = create_model(model.name, num_classes=space.num_classes, drop_path=model.drop_path)
+    if model.weights is not None:
+        load_mit_imagenet(net, read_state_dict(Path(model.weights)))
+    net.to(context.device)
+    task = SupervisedTask(
+        net,
+        batches(
+            train,
+            batch_size=params.batch_size,
+            augment=params.augment,
+            colour=True,
+            seed=stream_seed(seed, "source"),
+            num_steps=params.iterations,
+            workers=context.workers,
+        ),
+        weight=_weights(train, params, context),
+        ohem=(params.ohem.threshold, params.ohem.min_kept) if params.ohem else None,
+        device=context.device,
+    )
+    card = make_card(
+        net, label_space=space.name, stage="pretrain", seed=seed, params={"model": section_dict(model), "pretrain": section_dict(params)}
+    )
+    keeper = _Keeper(net, val, params, card, context, out)
+    optimizer, scheduler = optimisation(net, params.optim, params.iterations)
+    with training_mode(net):
+        state = run_loop(
+            task,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            num_steps=params.iterations,
+            seed=seed,
+            clip_norm=params.optim.clip_norm,
+            checkpoint_every=params.checkpoint_every,
+            log_every=params.log_every,
+            context=context,
+            description="pretrain",
+            validate=keeper,
+            validate_every=params.validate_every,
+        )
+    kept, metrics = keeper.result()
+    with staged_directory(out) as folder:
+        return save_training_result(
+            folder, model=kept, card=card, state=state, metrics=metrics, split=val, context=context
+        )
+
+
+def _weights(train: PreparedSplit, params: PretrainParams, context: RunContext) -> torch.Tensor | None:
+    if params.class_weights.kind == "none":
+        return None
+    pixels = torch.as_tensor(np.asarray(train.class_pixels))
+    weight = class_weights(pixels, kind=params.class_weights.kind, cap=params.class_weights.cap)
+    return weight.to(context.device)
+
+
+class _Keeper:
+    """Validates on source val and keeps the best (or last) weights beside the resume point."""
+
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        val: PreparedSplit,
+        params: PretrainParams,
+        card: ModelCard,
+        context: RunContext,
+        out: Path,
+    ) -> None:
+        self.net, self.val, self.params, self.card, self.context = net, val, params, card, context
+        folder = context.state_dir or out.parent
+        self.path = folder / ("best.safetensors" if context.state_dir else f".{out.name}.best.safetensors")
+
+    def __call__(self, state: LoopState) -> dict[str, float]:
+        matrix = validate_split(self.net, self.val, batch_size=self.params.batch_size, context=self.context)
+        miou = float(matrix.miou())
+        if self.params.select == "last" or miou > state.best or not self.path.exists():
+            state.best = miou
+            save_model(self.path, self.net, self.card)
+        return {"miou/source_val": miou}
+
+    def result(self) -> tuple[torch.nn.Module, dict[str, float]]:
+        kept, _ = load_model(self.path, device=self.context.device)
+        matrix = validate_split(kept, self.val, batch_size=self.params.batch_size, context=self.context)
+        names = get_label_space(self.val.label_space).names
+        metrics = {"miou/source_val": float(matrix.miou())}
+        metrics |= {
+            f"iou/source_val/{n}": float(v) for n, v in zip(names, matrix.iou(), strict=True) if v == v
+        }
+        self.path.unlink(missing_ok=True)
+        return kept, metrics

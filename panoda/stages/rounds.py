@@ -1,0 +1,81 @@
+"""Stage rounds: further rounds of pseudo-labels, prototypes and adaptation, each from the last model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from panoda.config import AdaptParams, PrototypeParams, PseudoLabelParams
+from panoda.files import staged_directory, write_json
+from panoda.stages.adapt import adapt as adapt_stage
+from panoda.stages.prototypes import prototypes as prototypes_stage
+from panoda.stages.pseudo_labels import pseudo_labels as pseudo_labels_stage
+from panoda.training.context import RunContext
+from panoda.training.seeds import stream_seed
+
+
+def rounds(
+    *,
+    adapted: Path,
+    source_train: Path,
+    target_train: Path,
+    out: Path,
+    rounds: int,
+    pseudo_labels: PseudoLabelParams,
+    prototypes: PrototypeParams,
+    adapt: AdaptParams,
+    seed: int,
+    context: RunContext,
+) -> dict[str, float]:
+    """Run rounds 2..N; with ``rounds`` = 1 only an empty metrics.json is written.
+
+    Args:
+        adapted: model.safetensors of round 1.
+        source_train: Prepared, labelled split.
+        target_train: Prepared split; its labels, if any, are never read.
+        out: Result folder (replaced): round2/{pseudo_labels,prototypes,adapt}/, ...
+        rounds: N, counting the first.
+        pseudo_labels: The pseudo_labels section.
+        prototypes: The prototypes section.
+        adapt: The adapt section.
+        seed: Run seed; each round draws from its own streams.
+        context: Device, precision, logger, resume folder.
+
+    Returns:
+        The metrics of every step, prefixed by ``round2/adapt/`` and so on.
+    """
+    metrics: dict[str, float] = {}
+    checkpoint = adapted
+    with staged_directory(out) as folder:
+        for number in range(2, rounds + 1):
+            name = f"round{number}"
+            here = folder / name
+            labels, banks, result = here / "pseudo_labels", here / "prototypes", here / "adapt"
+            common = {"checkpoint": checkpoint, "target_train": target_train}
+            state_dir = context.state_dir / name if context.state_dir else None
+            one = replace(context, state_dir=state_dir)
+            values = {
+                "pseudo_labels": pseudo_labels_stage(**common, out=labels, params=pseudo_labels, context=one),
+                "prototypes": prototypes_stage(
+                    **common,
+                    source_train=source_train,
+                    pseudo_labels=labels,
+                    out=banks,
+                    params=prototypes,
+                    context=one,
+                ),
+                "adapt": adapt_stage(
+                    **common,
+                    source_train=source_train,
+                    pseudo_labels=labels,
+                    prototypes=banks,
+                    out=result,
+                    params=adapt,
+                    seed=stream_seed(seed, name),
+                    context=one,
+                ),
+            }
+            metrics |= {f"{name}/{s}/{k}": v for s, found in values.items() for k, v in found.items()}
+            checkpoint = result / "model.safetensors"
+        write_json(folder / "metrics.json", metrics)
+    return metrics

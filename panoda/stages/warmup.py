@@ -1,0 +1,113 @@
+"""Stage warmup: adversarial output alignment of source and target; 0 iterations pass the model through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from panoda.adaptation.adversarial import Adversary
+from panoda.config import WarmupParams
+from panoda.data.prepared import PreparedSplit
+from panoda.files import staged_directory
+from panoda.labels import get_label_space
+from panoda.losses import class_weights
+from panoda.models.checkpoint import load_model, make_card
+from panoda.models.discriminator import Discriminator
+from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
+from panoda.training.alignment import AlignmentTask
+from panoda.training.context import RunContext
+from panoda.training.loop import LoopState, run_loop
+from panoda.training.seeds import stream_seed
+
+
+def warmup(
+    *,
+    checkpoint: Path,
+    source_train: Path,
+    target_train: Path,
+    out: Path,
+    params: WarmupParams,
+    seed: int,
+    context: RunContext,
+) -> dict[str, float]:
+    """Align target outputs with source outputs before self-training.
+
+    Args:
+        checkpoint: Source model.
+        source_train: Prepared, labelled split.
+        target_train: Prepared split; its labels, if any, are never read.
+        out: Result folder (replaced).
+        params: The warmup section.
+        seed: Run seed.
+        context: Device, precision, logger, resume folder.
+
+    Returns:
+        The last step's losses. The last weights are kept: no target label could select others.
+    """
+    source, target = PreparedSplit(source_train), PreparedSplit(target_train)
+    space = get_label_space(source.label_space)
+    net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
+    state = LoopState()
+    if params.iterations:
+        state = _align(net, source, target, params, seed, context)
+    card = make_card(
+        net,
+        label_space=space.name,
+        stage="warmup",
+        seed=seed,
+        params={**old.params, "warmup": section_dict(params)},
+    )
+    metrics = {k: v for k, v in (state.history[-1] if state.history else {}).items() if k.startswith("loss/")}
+    with staged_directory(out) as folder:
+        return save_training_result(
+            folder, model=net, card=card, state=state, metrics=metrics, split=target, context=context
+        )
+
+
+def _align(
+    net: torch.nn.Module,
+    source: PreparedSplit,
+    target: PreparedSplit,
+    params: WarmupParams,
+    seed: int,
+    context: RunContext,
+) -> LoopState:
+    torch.manual_seed(stream_seed(seed, "warmup"))
+    num_classes = get_label_space(source.label_space).num_classes
+    discriminator = Discriminator(num_classes).to(context.device)
+    weight = None
+    if params.class_weights.kind != "none":
+        pixels = torch.as_tensor(np.asarray(source.class_pixels))
+        weight = class_weights(pixels, kind=params.class_weights.kind, cap=params.class_weights.cap)
+        weight = weight.to(context.device)
+    common = {
+        "batch_size": params.batch_size,
+        "colour": True,
+        "num_steps": params.iterations,
+        "workers": context.workers,
+    }
+    task = AlignmentTask(
+        net,
+        Adversary(discriminator, lr=params.discriminator_lr),
+        batches(source, augment=params.augment_source, seed=stream_seed(seed, "source"), **common),
+        batches(target, augment=params.augment_target, seed=stream_seed(seed, "target"), **common),
+        weight=weight,
+        adversarial_weight=params.adversarial_weight,
+        device=context.device,
+    )
+    optimizer, scheduler = optimisation(net, params.optim, params.iterations)
+    with training_mode(net):
+        return run_loop(
+            task,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            num_steps=params.iterations,
+            seed=seed,
+            clip_norm=params.optim.clip_norm,
+            checkpoint_every=params.checkpoint_every,
+            log_every=params.log_every,
+            context=context,
+            description="warm-up",
+        )

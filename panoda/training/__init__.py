@@ -1,0 +1,1 @@
+"""The training engine: context, optimiser, loop, resume points, validation."""

@@ -1,0 +1,76 @@
+"""The warm-up task: supervised source loss plus adversarial alignment of target outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from panoda.adaptation.adversarial import Adversary
+from panoda.data.loader import Batch
+from panoda.data.transforms import normalise
+from panoda.losses import cross_entropy
+from panoda.training.checkpoint import Stateful
+
+
+class AlignmentTask:
+    """Source cross-entropy + weight * adversarial loss; the discriminator steps after the model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adversary: Adversary,
+        source: Callable[[int], Iterator[Batch]],
+        target: Callable[[int], Iterator[Batch]],
+        *,
+        weight: Tensor | None,
+        adversarial_weight: float,
+        device: torch.device,
+    ) -> None:
+        """Train ``model`` on pairs of source and target batches; target labels are never read."""
+        self.trained = model
+        self.adversary = adversary
+        self.source, self.target = source, target
+        self.weight = weight
+        self.adversarial_weight = adversarial_weight
+        self.device = device
+        self._outputs: tuple[Tensor, Tensor] | None = None
+
+    def batches(self, start_step: int) -> Iterator[tuple[Batch, Batch]]:
+        """Pairs of (source, target)."""
+        return zip(self.source(start_step), self.target(start_step), strict=False)
+
+    def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
+        """Source cross-entropy, adversarial loss and their weighted sum."""
+        source, target = batch
+        source_logits = self.trained(normalise(source.image.to(self.device, non_blocking=True)))
+        target_logits = self.trained(normalise(target.image.to(self.device, non_blocking=True)))
+        ce = cross_entropy(source_logits, source.label.to(self.device, non_blocking=True), self.weight)
+        adversarial = self.adversary.generator_loss(target_logits)
+        self._outputs = (source_logits.detach(), target_logits.detach())
+        return {
+            "loss/total": ce + self.adversarial_weight * adversarial,
+            "loss/source_ce": ce,
+            "loss/adversarial": adversarial,
+        }
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """One discriminator update on the outputs of this step."""
+        if self._outputs is None:
+            return {}
+        loss = self.adversary.step(*self._outputs)
+        self._outputs = None
+        return {"loss/discriminator": loss}
+
+    def describe(self, batch: tuple[Batch, Batch]) -> str:
+        """Sample ids of both domains."""
+        return "source " + ", ".join(batch[0].ids) + "; target " + ", ".join(batch[1].ids)
+
+    def components(self) -> dict[str, Stateful]:
+        """Model, discriminator and its optimiser."""
+        return {
+            "model": self.trained,
+            "discriminator": self.adversary.discriminator,
+            "discriminator_optimizer": self.adversary.optimizer,
+        }

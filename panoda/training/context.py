@@ -1,0 +1,100 @@
+"""What every stage is handed: device, precision, logger and the place for resume state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+class MetricLogger(Protocol):
+    """Where metrics, pictures and files go; ``panoda.tracking`` has the MLflow one."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log many values of one step in one call."""
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Log an (H, W, 3) uint8 RGB picture."""
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Log a matplotlib figure under a file name."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Log a file or folder."""
+
+
+class NullLogger:
+    """Keeps nothing."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Do nothing."""
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, path: Path) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """How a stage runs; none of it is part of the result's identity.
+
+    Attributes:
+        device: Where tensors live.
+        dtype: Autocast type, or None for plain float32.
+        logger: Metric sink.
+        state_dir: Folder for resume points, or None to keep none.
+        workers: Loader processes; 0 loads in the training process.
+        progress: Show a progress bar (it stays quiet when the output is not a terminal).
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype | None = None
+    logger: MetricLogger = field(default_factory=NullLogger)
+    state_dir: Path | None = None
+    workers: int = 0
+    progress: bool = False
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Autocast to ``dtype`` on ``device``; a no-op for float32."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` -> device.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"runtime.device is {name!r} but {torch.cuda.device_count()} GPU(s) are visible; use auto")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """``auto``, ``float32``, ``bfloat16`` or ``float16`` -> autocast dtype (None = float32)."""
+    if name == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def set_threads(count: int) -> None:
+    """Set torch's CPU threads; 0 = every core this process may use."""
+    torch.set_num_threads(count or len(os.sched_getaffinity(0)))

@@ -1,0 +1,169 @@
+"""The one training loop: guard, clip, step, log, resume.
+
+A step is a function of (seed, step, state): the loop seeds torch from both before every step, and batches
+depend on (seed, step) alone, so a killed run that resumes takes exactly the steps it would have taken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from panoda.progress import progress_bar
+from panoda.training.checkpoint import Stateful, load_resume, save_resume
+from panoda.training.context import RunContext
+from panoda.training.optim import gradient_norm
+from panoda.training.seeds import stream_seed
+
+
+class TrainingDiverged(ValueError):
+    """A loss or gradient is not finite; the step was not taken."""
+
+
+class Task(Protocol):
+    """What the loop trains."""
+
+    trained: nn.Module
+    """The module whose parameters the optimiser moves."""
+
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """Batches from ``start_step`` on; batch k depends on the seed and k alone."""
+
+    def losses(self, step: int, batch: Any) -> dict[str, Tensor]:
+        """Named scalar losses of one step; ``loss/total`` is minimised."""
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Update what follows the model (teacher, prototypes, discriminator); more named values."""
+
+    def describe(self, batch: Any) -> str:
+        """Sample ids of a batch, for error messages."""
+
+    def components(self) -> dict[str, Stateful]:
+        """Everything that must survive a restart, besides optimiser and scheduler."""
+
+
+@dataclass
+class LoopState:
+    """What a loop has done so far."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float = -math.inf
+
+
+def run_loop(
+    task: Task,
+    *,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    num_steps: int,
+    seed: int,
+    clip_norm: float,
+    checkpoint_every: int,
+    log_every: int,
+    context: RunContext,
+    description: str,
+    validate: Callable[[LoopState], dict[str, float]] | None = None,
+    validate_every: int = 0,
+) -> LoopState:
+    """Train for ``num_steps`` optimiser steps, resuming from ``context.state_dir`` when it holds a point.
+
+    Args:
+        task: What is trained.
+        optimizer: Over ``task.trained``.
+        scheduler: Stepped once per step.
+        num_steps: Steps in all.
+        seed: Run seed.
+        clip_norm: Gradient-norm limit; 0 = off.
+        checkpoint_every: Steps between resume points.
+        log_every: Steps between logged rows.
+        context: Device, precision, logger.
+        description: Progress bar text.
+        validate: Called every ``validate_every`` steps (when above 0) and at the end.
+        validate_every: See ``validate``.
+
+    Raises:
+        TrainingDiverged: a loss or gradient is not finite; the last resume point is kept.
+    """
+    scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
+    components = {**task.components(), "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    step, extra = load_resume(context.state_dir, components)
+    state = LoopState(step, list(extra.get("history", [])), float(extra.get("best", -math.inf)))
+    clock, clock_step = time.perf_counter(), state.step
+    with progress_bar(enabled=context.progress) as bar:
+        line = bar.add_task(description, total=num_steps, completed=state.step)
+        for batch in _take(task, state.step, num_steps):
+            values = _train_step(task, state.step, batch, optimizer, scaler, seed, clip_norm, context)
+            state.step += 1
+            last = state.step == num_steps
+            if state.step % log_every == 0 or last:
+                row = {k: float(v) for k, v in values.items()}
+                row["lr"] = float(scheduler.get_last_lr()[0])
+                row["steps_per_second"] = (state.step - clock_step) / (time.perf_counter() - clock)
+                clock, clock_step = time.perf_counter(), state.step
+                state.history.append({"step": float(state.step), **row})
+                context.logger.log_metrics(row, state.step)
+                bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
+            scheduler.step()
+            if validate is not None and (last or (validate_every and state.step % validate_every == 0)):
+                result = validate(state)
+                state.history.append({"step": float(state.step), **result})
+                context.logger.log_metrics(result, state.step)
+                clock, clock_step = time.perf_counter(), state.step
+            if state.step % checkpoint_every == 0 or last:
+                save_resume(
+                    context.state_dir,
+                    step=state.step,
+                    components=components,
+                    extra={"history": state.history, "best": state.best},
+                )
+            bar.update(line, completed=state.step)
+    return state
+
+
+def _take(task: Task, start: int, stop: int) -> Iterator[Any]:
+    if start < stop:
+        for _, batch in zip(range(start, stop), task.batches(start), strict=False):
+            yield batch
+
+
+def _train_step(
+    task: Task,
+    step: int,
+    batch: Any,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    seed: int,
+    clip_norm: float,
+    context: RunContext,
+) -> dict[str, Tensor]:
+    torch.manual_seed(stream_seed(seed, "step", step))
+    optimizer.zero_grad(set_to_none=True)
+    with context.autocast():
+        values = task.losses(step, batch)
+    total = values["loss/total"]
+    if not math.isfinite(float(total.detach())):
+        raise TrainingDiverged(_diverged("loss", total, values, task, step, batch))
+    scaler.scale(total).backward()
+    scaler.unscale_(optimizer)
+    norm = gradient_norm(task.trained.parameters(), clip_norm)
+    if not scaler.is_enabled() and not math.isfinite(float(norm)):
+        raise TrainingDiverged(_diverged("gradient norm", norm, values, task, step, batch))
+    scaler.step(optimizer)
+    scaler.update()
+    return {k: v.detach() for k, v in {**values, "grad_norm": norm, **task.after_step(step)}.items()}
+
+
+def _diverged(what: str, value: Tensor, values: dict[str, Tensor], task: Task, step: int, batch: Any) -> str:
+    terms = ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in values.items())
+    return (
+        f"{what} is {float(value.detach())} at step {step + 1} ({terms}); batch: {task.describe(batch)}. "
+        "The step was not taken and the last resume point is kept. Lower the learning rate, set clip_norm, "
+        "or look at these images."
+    )

@@ -1,0 +1,191 @@
+"""The adaptation task: self-training with pseudo-labels and mutual prototypes, plus what helps it.
+
+Total = source_weight * CE(source) + target_weight * CE(target, pseudo-label) + alpha * (MPA source + MPA
+target) + adversarial_weight * adversarial. The target cross-entropy is unweighted by class. Beyond the
+paper, each with its own switch: an EMA teacher that relabels the target online (Tarvainen & Valpola 2017),
+class-mix, colour transfer, pinholes warped onto the sphere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from panoda.adaptation.adversarial import Adversary
+from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, place
+from panoda.adaptation.mpa import mpa_loss
+from panoda.adaptation.prototypes import PrototypeBank
+from panoda.config import AdaptParams
+from panoda.data.loader import Batch
+from panoda.data.transforms import normalise, photometric
+from panoda.labels import IGNORE_INDEX
+from panoda.losses import cross_entropy
+from panoda.training.checkpoint import Stateful
+
+Warp = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class SelfTrainingTask:
+    """One adaptation run; the result is ``result()``."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bank: PrototypeBank,
+        source: Callable[[int], Iterator[Batch]],
+        target: Callable[[int], Iterator[Batch]],
+        *,
+        params: AdaptParams,
+        weight: Tensor | None,
+        adversary: Adversary | None,
+        warp: Warp | None,
+        device: torch.device,
+    ) -> None:
+        """Set up.
+
+        Args:
+            model: Student; starts as the warmed-up model.
+            bank: Prototypes.
+            source: Labelled source batches from a step on.
+            target: Target batches with stored pseudo-labels from a step on, without colour augmentation.
+            params: The adapt section.
+            weight: (K,) class weights of the source loss.
+            adversary: For the adversarial term, or None.
+            warp: Source image and label -> the target's ERP grid, or None where it makes no sense.
+            device: Where to compute.
+        """
+        self.trained, self.bank, self.adversary, self.warp = model, bank, adversary, warp
+        self.source, self.target = source, target
+        self.params, self.weight, self.device = params, weight, device
+        self.teacher: AveragedModel | None = None
+        if params.teacher.enabled:
+            average = get_ema_multi_avg_fn(params.teacher.ema_momentum)
+            self.teacher = AveragedModel(model, multi_avg_fn=average, use_buffers=True).eval()
+        self._outputs: tuple[Tensor, Tensor] | None = None
+
+    def batches(self, start_step: int) -> Iterator[tuple[Batch, Batch]]:
+        """Pairs of (source, target)."""
+        return zip(self.source(start_step), self.target(start_step), strict=False)
+
+    def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
+        """All terms; those that are switched off are neither computed nor reported."""
+        p = self.params
+        image, label = self._unpack(batch[0])
+        target_image, target_label = self._unpack(batch[1])
+        values: dict[str, Tensor] = {}
+        if self.teacher is not None and p.target_weight > 0:
+            target_label = self._relabel(target_image, target_label, batch[1].valid.to(self.device))
+            kept = (target_label != IGNORE_INDEX).float().mean()
+            values["teacher/kept_share"] = kept
+        styled = colour_transfer(image, target_image, p.colour_transfer)
+        student_image, student_label = target_image, target_label
+        if p.class_mix > 0:
+            student_image, student_label = self._mix(styled, label, target_image, target_label)
+        student_image = photometric(
+            student_image, jitter=p.augment_target.jitter, exposure=p.augment_target.exposure
+        )
+        logits, features = self.trained(normalise(styled), return_features=True)
+        ce = cross_entropy(logits, label, self.weight)
+        values["loss/source_ce"] = ce
+        total = p.source_weight * ce
+        if p.target_weight > 0 or p.mpa.weight > 0 or self.adversary is not None:
+            target_logits, target_features = self.trained(normalise(student_image), return_features=True)
+            total = total + self._target_terms(
+                values, target_logits, target_features, student_label, features, label
+            )
+            self._outputs = (logits.detach(), target_logits.detach())
+        values["loss/total"] = total
+        return values
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Teacher EMA, prototype refresh, discriminator update."""
+        values: dict[str, Tensor] = {}
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.trained)
+        if self.params.mpa.weight > 0 and (step + 1) % self.params.mpa.refresh_every == 0:
+            self.bank.refresh()
+        if self.adversary is not None and self._outputs is not None:
+            values["loss/discriminator"] = self.adversary.step(*self._outputs)
+        self._outputs = None
+        return values
+
+    def result(self) -> nn.Module:
+        """The kept weights: the teacher's or the student's."""
+        if self.params.keep == "teacher" and self.teacher is not None:
+            return self.teacher.module
+        return self.trained
+
+    def describe(self, batch: tuple[Batch, Batch]) -> str:
+        """Sample ids of both domains."""
+        return "source " + ", ".join(batch[0].ids) + "; target " + ", ".join(batch[1].ids)
+
+    def components(self) -> dict[str, Stateful]:
+        """Student, prototypes, and teacher and discriminator where there are any."""
+        parts: dict[str, Stateful] = {"model": self.trained, "prototypes": self.bank}
+        if self.teacher is not None:
+            parts["teacher"] = self.teacher
+        if self.adversary is not None:
+            parts["discriminator"] = self.adversary.discriminator
+            parts["discriminator_optimizer"] = self.adversary.optimizer
+        return parts
+
+    def _unpack(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        image = batch.image.to(self.device, non_blocking=True).float() / 255
+        return image, batch.label.to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def _relabel(self, image: Tensor, stored: Tensor, valid: Tensor) -> Tensor:
+        """The teacher's label where it is confident, the stored pseudo-label elsewhere."""
+        assert self.teacher is not None
+        confidence, online = self.teacher(normalise(image)).float().softmax(dim=1).max(dim=1)
+        sure = (confidence >= self.params.teacher.threshold) & valid
+        return torch.where(sure, online, stored)
+
+    def _mix(self, image: Tensor, label: Tensor, onto: Tensor, onto_label: Tensor) -> tuple[Tensor, Tensor]:
+        warped = self.warp is not None and bool(torch.rand(()) < self.params.erp_warp)
+        size = (onto.shape[-2], onto.shape[-1])
+        if warped and self.warp is not None:
+            placed, ids = self.warp(image, label)
+        else:
+            placed, ids = place(image, label, size)
+        index = torch.arange(onto.shape[0], device=onto.device) % placed.shape[0]
+        placed, ids = placed[index], ids[index]
+        mask = class_mix_mask(ids)
+        mask &= torch.rand(onto.shape[0], 1, 1, device=onto.device) < self.params.class_mix
+        return paste(placed, ids, onto, onto_label, mask)
+
+    def _target_terms(
+        self,
+        values: dict[str, Tensor],
+        logits: Tensor,
+        features: Tensor,
+        label: Tensor,
+        source_features: Tensor,
+        source_label: Tensor,
+    ) -> Tensor:
+        p = self.params
+        total = logits.new_zeros(())
+        if p.target_weight > 0:
+            values["loss/target_ce"] = cross_entropy(logits, label)
+            total = total + p.target_weight * values["loss/target_ce"]
+        if p.mpa.weight > 0:
+            pairs = (("source", source_features, source_label), ("target", features, label))
+            for domain, (name, feature, ids) in enumerate(pairs):
+                values[f"loss/mpa_{name}"] = mpa_loss(
+                    feature,
+                    ids,
+                    self.bank.prototypes,
+                    self.bank.seen,
+                    temperature=p.mpa.temperature,
+                    soft_share=p.mpa.soft_share,
+                    normaliser=p.mpa.normaliser,
+                )
+                self.bank.collect(feature.detach(), ids, domain=domain)
+                total = total + p.mpa.weight * values[f"loss/mpa_{name}"]
+        if self.adversary is not None:
+            values["loss/adversarial"] = self.adversary.generator_loss(logits)
+            total = total + p.adversarial_weight * values["loss/adversarial"]
+        return total

@@ -1,0 +1,57 @@
+"""Supervised training on labelled images: the source stage and the oracle of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from panoda.data.loader import Batch
+from panoda.data.transforms import normalise
+from panoda.losses import cross_entropy, ohem_cross_entropy
+from panoda.training.checkpoint import Stateful
+
+
+class SupervisedTask:
+    """Cross-entropy, class-weighted and with hard example mining when asked for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Callable[[int], Iterator[Batch]],
+        *,
+        weight: Tensor | None,
+        ohem: tuple[float, float] | None,
+        device: torch.device,
+    ) -> None:
+        """Train ``model`` on ``batches(start_step)``; ``ohem`` is (threshold, min_kept) or None."""
+        self.trained = model
+        self.batches = batches
+        self.weight = weight
+        self.ohem = ohem
+        self.device = device
+
+    def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """``loss/source_ce`` and the total, which is the same."""
+        logits = self.trained(normalise(batch.image.to(self.device, non_blocking=True)))
+        label = batch.label.to(self.device, non_blocking=True)
+        if self.ohem is None:
+            loss = cross_entropy(logits, label, self.weight)
+        else:
+            loss = ohem_cross_entropy(
+                logits, label, threshold=self.ohem[0], min_kept=self.ohem[1], weight=self.weight
+            )
+        return {"loss/total": loss, "loss/source_ce": loss}
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """Nothing follows the model."""
+        return {}
+
+    def describe(self, batch: Batch) -> str:
+        """Sample ids."""
+        return ", ".join(batch.ids)
+
+    def components(self) -> dict[str, Stateful]:
+        """The model."""
+        return {"model": self.trained}
