@@ -1,0 +1,58 @@
+# panoda: `make demo` goes from a fresh clone to the report; `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+# Telemetry of the tools is off (also set in .dvc/config and in flows/).
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+# Bytecode is written at set-up; without it every start of torch and mlflow costs seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+help: ## this list
+	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready ## create .venv from requirements.lock
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@command -v git >/dev/null || { echo "git is needed; install it first"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: setup ## set up and run the whole pipeline on the embedded city
+	$(BIN)/dvc repro
+	@$(BIN)/panoda summary
+
+test: setup ## set up and run all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## reformat and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+server: setup ## Prefect server, worker and MLflow UI on 127.0.0.1 (ctrl-C stops them)
+	$(BIN)/python -m flows.server
+
+benchmark: setup ## does it adapt? three seeds, all recipes, final looks (about an hour on 2 cores)
+	$(BIN)/python -m benchmarks.adaptation
+
+lock: ## compile requirements.lock anew
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+clean: ## remove hand-made runs and resume state (DVC outputs stay)
+	rm -rf runs .panoda/state
+
+.PHONY: help setup demo test lint format server benchmark lock clean
