@@ -1,0 +1,107 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from panoda.training.checkpoint import load_resume
+from panoda.training.context import RunContext
+from panoda.training.loop import LoopState, TrainingDiverged, run_loop
+from panoda.training.optim import build_optimizer, build_scheduler
+
+
+class _Task:
+    """Noisy regression with dropout: any slip in step, data or randomness changes the weights."""
+
+    def __init__(self, poison: int | None = None, kill: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.trained = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.poison, self.kill = poison, kill
+
+    def batches(self, start_step: int) -> Iterator[torch.Tensor]:
+        for step in range(start_step, 10**6):
+            yield torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+
+    def losses(self, step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if step == self.kill:
+            raise KeyboardInterrupt
+        loss = (self.trained(batch) - batch.sum(dim=1, keepdim=True)).square().mean()
+        return {"loss/total": loss * (float("nan") if step == self.poison else 1.0)}
+
+    def after_step(self, step: int) -> dict[str, torch.Tensor]:
+        return {}
+
+    def describe(self, batch: torch.Tensor) -> str:
+        return "image-a, image-b"
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"model": self.trained}
+
+
+def _run(task: _Task, folder: Path | None, steps: int = 20, validate=None) -> LoopState:
+    optimizer = build_optimizer(task.trained, name="adamw", lr=0.01, weight_decay=0.1)
+    scheduler = build_scheduler(optimizer, horizon=steps, warmup_iterations=2, poly_power=0.9)
+    return run_loop(
+        task,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        num_steps=steps,
+        seed=3,
+        clip_norm=1.0,
+        checkpoint_every=4,
+        log_every=5,
+        context=RunContext(state_dir=folder),
+        description="test",
+        validate=validate,
+        validate_every=10,
+    )
+
+
+@pytest.mark.parametrize("kill", [1, 4, 9, 19])
+def test_a_killed_run_ends_bit_identical(tmp_path, kill):
+    whole = _Task()
+    history = _run(whole, None).history
+    with pytest.raises(KeyboardInterrupt):
+        _run(_Task(kill=kill), tmp_path)
+    resumed = _Task()
+    again = _run(resumed, tmp_path).history
+    for one, two in zip(whole.trained.parameters(), resumed.trained.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert [row["loss/total"] for row in history] == [row["loss/total"] for row in again]
+
+
+def test_nan_stops_before_the_step_and_keeps_the_last_point(tmp_path):
+    task = _Task(poison=9)
+    with pytest.raises(TrainingDiverged, match="step 10.*image-a, image-b"):
+        _run(task, tmp_path)
+    assert all(torch.isfinite(p).all() for p in task.trained.parameters())
+    restored = _Task()
+    optimizer = build_optimizer(restored.trained, name="adamw", lr=0.01, weight_decay=0.1)
+    parts = {
+        "model": restored.trained,
+        "optimizer": optimizer,
+        "scheduler": build_scheduler(optimizer, horizon=20, warmup_iterations=2, poly_power=0.9),
+        "scaler": torch.amp.GradScaler("cpu", enabled=False),
+    }
+    step, _ = load_resume(tmp_path, parts)
+    assert step == 8
+    assert all(torch.isfinite(p).all() for p in restored.trained.parameters())
+
+
+def test_validation_runs_on_schedule_and_at_the_end(tmp_path):
+    seen = []
+
+    def validate(state: LoopState) -> dict[str, float]:
+        seen.append(state.step)
+        return {"miou/source_val": 0.5}
+
+    state = _run(_Task(), None, steps=25, validate=validate)
+    assert seen == [10, 20, 25]
+    assert sum("miou/source_val" in row for row in state.history) == 3
+
+
+def test_a_broken_resume_point_is_named(tmp_path):
+    (tmp_path / "resume.pt").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="resume.pt.*delete its folder"):
+        _run(_Task(), tmp_path)

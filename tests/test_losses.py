@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+
+from panoda.losses import class_weights, cross_entropy, ohem_cross_entropy
+
+
+def _two_pixels() -> tuple[torch.Tensor, torch.Tensor]:
+    logits = torch.zeros(1, 2, 1, 3)
+    logits[0, 0, 0, 0] = math.log(3.0)  # probabilities 3/4, 1/4
+    return logits, torch.tensor([[[0, 1, 255]]])
+
+
+def test_cross_entropy_is_the_mean_over_labelled_pixels():
+    logits, label = _two_pixels()
+    expected = (-math.log(0.75) - math.log(0.5)) / 2
+    assert cross_entropy(logits, label).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_weighted_cross_entropy_divides_by_the_weights_of_labelled_pixels():
+    logits, label = _two_pixels()
+    expected = (-3 * math.log(0.75) - math.log(0.5)) / 4
+    assert cross_entropy(logits, label, torch.tensor([3.0, 1.0])).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2.0])])
+def test_nothing_labelled_gives_zero_and_zero_gradients(weight):
+    logits = torch.randn(1, 2, 2, 2, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((1, 2, 2), 255), weight)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_ohem_keeps_pixels_below_the_threshold():
+    logits, label = _two_pixels()
+    assert ohem_cross_entropy(logits, label, threshold=0.6, min_kept=0.0).item() == pytest.approx(math.log(2))
+
+
+def test_ohem_fills_up_with_the_hardest_pixels():
+    logits, label = _two_pixels()
+    loss = ohem_cross_entropy(logits, label, threshold=0.1, min_kept=0.5)
+    assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_class_weights():
+    pixels = torch.tensor([81, 9, 0, 10])
+    weight = class_weights(pixels, kind="sqrt_inverse", cap=100)
+    raw = torch.tensor([0.81, 0.09, 0.10]).rsqrt()
+    assert torch.allclose(weight[[0, 1, 3]], raw / raw.mean())
+    assert weight[2] == 0
+    enet = class_weights(pixels, kind="enet")
+    assert (enet[0] / enet[1]).item() == pytest.approx(math.log(1.11) / math.log(1.83), rel=1e-4)
+    assert class_weights(pixels, kind="sqrt_inverse", cap=1.2).max() == pytest.approx(1.2)
+    assert torch.equal(class_weights(pixels, kind="none"), torch.ones(4))

@@ -1,0 +1,54 @@
+import torch
+
+from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, place
+
+
+def test_colour_transfer_takes_mean_and_deviation():
+    torch.manual_seed(0)
+    image = 0.4 + 0.2 * torch.rand(2, 3, 16, 16)
+    reference = 0.3 + 0.3 * torch.rand(1, 3, 8, 24)
+    moved = colour_transfer(image, reference, 1.0)
+    for statistic in (torch.mean, torch.std):
+        for b in range(2):
+            mine, theirs = statistic(moved[b], dim=(1, 2)), statistic(reference[0], dim=(1, 2))
+            assert torch.allclose(mine, theirs, atol=2e-3)
+    assert torch.equal(colour_transfer(image, reference, 0.0), image)
+
+
+def test_class_mix_picks_half_of_the_classes():
+    torch.manual_seed(1)
+    label = torch.tensor([[[0, 1, 2, 3, 255]], [[5, 5, 5, 7, 9]]])
+    picks = set()
+    for _ in range(20):
+        mask = class_mix_mask(label)
+        assert not mask[0, 0, 4]
+        assert mask[0].sum() == 2
+        chosen = set(label[1][mask[1]].tolist())
+        assert len(chosen) == 2
+        assert mask[1].tolist() == [[int(c) in chosen for c in label[1, 0]]]
+        picks.add(tuple(mask[0, 0].tolist()))
+    assert len(picks) > 2
+
+
+def test_paste():
+    image, onto = torch.ones(1, 3, 1, 2), torch.zeros(1, 3, 1, 2)
+    mask = torch.tensor([[[True, False]]])
+    mixed, ids = paste(image, torch.tensor([[[4, 4]]]), onto, torch.tensor([[[7, 8]]]), mask)
+    assert mixed[0, 0, 0].tolist() == [1, 0]
+    assert ids.tolist() == [[[4, 8]]]
+
+
+def test_place_keeps_every_pixel_and_wraps():
+    torch.manual_seed(2)
+    image, label = torch.rand(3, 3, 4, 6), torch.randint(0, 5, (3, 4, 6))
+    placed, ids = place(image, label, (8, 10))
+    assert placed.shape == (3, 3, 8, 10) and ids.shape == (3, 8, 10)
+    assert torch.allclose(placed.sum(dim=(1, 2, 3)), image.sum(dim=(1, 2, 3)))
+    assert torch.equal((ids != 255).sum(dim=(1, 2)), torch.full((3,), 24))
+    assert (ids[:, :2] == 255).all() and (ids[:, 6:] == 255).all()
+
+
+def test_place_cuts_what_is_too_large():
+    placed, ids = place(torch.rand(1, 3, 12, 20), torch.zeros(1, 12, 20, dtype=torch.long), (8, 10))
+    assert placed.shape[-2:] == (8, 10)
+    assert (ids == 0).all()
