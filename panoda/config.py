@@ -99,8 +99,16 @@ class LookParams(Section):
     """Sensor noise, standard deviation as a share of full scale, drawn per image."""
     building_styles: tuple[str, ...] = ("plaster",)
     """Facade styles to draw from: plaster, brick, glass, concrete, timber."""
+    palettes: tuple[str, ...] = ("pastel",)
+    """Facade palettes to draw from, per building: pastel, brick, earth, white, grey, vivid."""
     storeys: tuple[int, int] = (2, 6)
     """Fewest and most storeys of a building."""
+    trees: tuple[str, ...] = ("round",)
+    """Tree kinds to draw from: round, conifer, palm."""
+    dryness: Range = (0.0, 0.3)
+    """Leaves and grass: 0 = lush green, 1 = yellow-brown."""
+    road_albedo: Range = (0.09, 0.14)
+    """Reflectance of asphalt (linear)."""
 
 
 class CityDataset(Section):
