@@ -1,0 +1,265 @@
+"""Stage evaluate: every model on source val and target test, as tables for DVC and pictures for the report.
+
+The only stage that reads target labels. A target without labels gets pictures and prediction
+statistics instead of scores, and ``sets.json`` says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from panoda.config import EvaluateParams
+from panoda.data.prepared import PreparedSplit
+from panoda.evaluation import Evaluation, Region, evaluate_model, weighted_iou
+from panoda.files import staged_directory, write_json
+from panoda.labels import LabelSpace, get_label_space, shared_classes
+from panoda.models.checkpoint import load_model
+from panoda.report.figures import confusion_figure
+from panoda.training.context import RunContext
+from panoda.training.validation import picture_indices
+
+SETS = ("source_val", "target_test")
+PER_CLASS = ("model", "set", "class", "iou", "label_pixels", "predicted_pixels")
+BY_LATITUDE = ("model", "set", "lat_deg", "lat_bottom_deg", "lat_top_deg", "miou", "pixel_accuracy", "pixels")
+BY_AZIMUTH = ("model", "set", "azimuth_deg", "left_deg", "right_deg", "miou", "pixel_accuracy", "pixels")
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One evaluation set: its images, its classes, and why it has no scores if it has none."""
+
+    name: str
+    split: PreparedSplit
+    space: LabelSpace
+    shared: tuple[int, ...]
+    pictures: tuple[int, ...]
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.split.has_labels)
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says about the set."""
+        note = "" if self.labelled else "no labels: pictures and prediction statistics only, no mIoU"
+        return {
+            "images": len(self.split),
+            "labelled": self.labelled,
+            "projection": self.split.projection,
+            "full_circle": bool(self.split.full_circle),
+            "label_space": self.space.name,
+            "shared_classes": [self.space.names[i] for i in self.shared],
+            "digest": self.split.digest,
+            "note": note,
+        }
+
+
+def evaluate(
+    *,
+    models: Mapping[str, Path],
+    source_val: Path,
+    target_test: Path | None,
+    out: Path,
+    params: EvaluateParams,
+    context: RunContext,
+) -> dict[str, float]:
+    """Evaluate every model and write ``out``.
+
+    Args:
+        models: Name (source_only, warmup, round1, ...) -> model.safetensors, in training order;
+            metrics without a model prefix are those of the last one.
+        source_val: Prepared split with labels.
+        target_test: Prepared split, with or without labels; None when there is none.
+        out: Result folder; replaced as a whole.
+        params: Section evaluate.
+        context: Device, precision and logger.
+
+    Returns:
+        ``<model>/miou/<set>``, ``<model>/iou/<set>/<class>`` and so on; without prefix for the last model.
+
+    Raises:
+        ValueError: no model, a model with another number of classes, or sets that do not fit together.
+    """
+    if not models:
+        raise ValueError("evaluate: no model given; pass at least source_only")
+    sets = _open_sets(source_val, target_test, params.pictures)
+    flat: dict[str, float] = {}
+    with staged_directory(out) as folder:
+        writer = _Writer(folder, context)
+        writer.inputs(sets)
+        for step, (name, path) in enumerate(models.items()):
+            model, _ = load_model(path, num_classes=sets[0].space.num_classes, device=str(context.device))
+            own: dict[str, float] = {}
+            images, seconds = 0, 0.0
+            for current in sets:
+                result = evaluate_model(
+                    model,
+                    current.split,
+                    num_classes=current.space.num_classes,
+                    scales=params.scales,
+                    flip=params.flip,
+                    batch_size=params.batch_size,
+                    latitude_bands=params.latitude_bands,
+                    azimuth_sectors=params.azimuth_sectors,
+                    keep=current.pictures,
+                    device=context.device,
+                    dtype=context.dtype,
+                    progress=context.progress,
+                )
+                own |= writer.result(name, current, result)
+                images, seconds = images + result.images, seconds + result.seconds
+            flat |= {f"{name}/{key}": value for key, value in own.items()}
+            flat |= own
+            # Speed is logged but never written: the same inputs must give the same files.
+            speed = {"images_per_second": images / seconds}
+            context.logger.log_metrics(own | speed | {f"{name}/{k}": v for k, v in own.items()}, step)
+        writer.close(sets, last=len(models) - 1)
+    return flat
+
+
+def _open_sets(source_val: Path, target_test: Path | None, pictures: int) -> list[_Set]:
+    folders = {"source_val": source_val, "target_test": target_test}
+    splits = {name: PreparedSplit(folder) for name, folder in folders.items() if folder is not None}
+    source = splits["source_val"]
+    if not source.has_labels:
+        raise ValueError(f"{source_val}: source val has no labels; prepare a labelled split")
+    space = get_label_space(source.label_space)
+    shared = shared_classes(_native_space(source), space.name)
+    sets = []
+    for name, split in splits.items():
+        if split.has_labels and split.label_space != space.name:
+            raise ValueError(
+                f"{split.folder}: labels are {split.label_space}, those of {source_val} are {space.name}; "
+                "prepare both with the same label_space"
+            )
+        fixed = tuple(picture_indices(len(split), pictures)) if pictures else ()
+        sets.append(_Set(name, split, space, shared, fixed))
+    return sets
+
+
+def _native_space(split: PreparedSplit) -> str:
+    """Label space of the raw labels, from the dataset.json beside the split; its own without one."""
+    path = split.folder.parent / "dataset.json"
+    raw = json.loads(path.read_text(encoding="utf-8")).get("raw_label_space") if path.is_file() else None
+    return str(raw or split.label_space)
+
+
+class _Writer:
+    """Collects rows and pictures of all models and writes them into the result folder."""
+
+    def __init__(self, folder: Path, context: RunContext):
+        self.folder = folder
+        self.pictures = folder / "pictures"
+        self.pictures.mkdir()
+        self.logger = context.logger
+        self.metrics: dict[str, dict[str, Any]] = {}
+        self.per_class: list[dict[str, Any]] = []
+        self.by_latitude: list[dict[str, Any]] = []
+        self.by_azimuth: list[dict[str, Any]] = []
+        self.montages: dict[tuple[str, int], list[np.ndarray]] = {}
+
+    def inputs(self, sets: list[_Set]) -> None:
+        """Write the fixed images and, where known, their labels."""
+        for current in sets:
+            for number, index in enumerate(current.pictures):
+                sample = current.split[index]
+                image = np.ascontiguousarray(np.asarray(sample["image"]).transpose(1, 2, 0))
+                self.montages[current.name, number] = [image]
+                Image.fromarray(image).save(self._picture(current, number, "input"))
+                if current.labelled:
+                    self._label(current, number, "truth", np.asarray(sample["label"]))
+
+    def result(self, model: str, current: _Set, result: Evaluation) -> dict[str, float]:
+        """Write what belongs to one model and set; returns the flat metrics without the model's name."""
+        for number, index in enumerate(current.pictures):
+            self._label(current, number, model, result.predictions[index].numpy())
+        nested = _nested_metrics(current, result)
+        self.metrics.setdefault(model, {})[current.name] = nested
+        counts, iou = result.confusion.matrix.cpu(), result.confusion.iou()
+        for k, name in enumerate(current.space.names):
+            row = (model, current.name, name, float(iou[k]) if current.labelled else np.nan)
+            pixels = (int(counts[k].sum()), int(result.predicted_pixels[k]))
+            self.per_class.append(dict(zip(PER_CLASS, row + pixels, strict=True)))
+        if current.labelled:
+            self.by_latitude += [_region_row(BY_LATITUDE, model, current, r) for r in result.latitude]
+            self.by_azimuth += [_region_row(BY_AZIMUTH, model, current, r) for r in result.azimuth]
+            self._confusion(model, current, result)
+        return _flat_metrics(current.name, nested)
+
+    def close(self, sets: list[_Set], *, last: int) -> None:
+        """Write the collected tables and hand the montages to the logger."""
+        write_json(self.folder / "metrics.json", self.metrics)
+        described: dict[str, Any] = {current.name: current.describe() for current in sets}
+        for name in SETS:
+            described.setdefault(
+                name, {"images": 0, "labelled": False, "note": "not evaluated: there is no such set"}
+            )
+        write_json(self.folder / "sets.json", described)
+        tables = {
+            "per_class.csv": (self.per_class, PER_CLASS),
+            "by_latitude.csv": (self.by_latitude, BY_LATITUDE),
+            "by_azimuth.csv": (self.by_azimuth, BY_AZIMUTH),
+        }
+        for name, (rows, columns) in tables.items():
+            frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns))
+            frame.to_csv(self.folder / name, index=False, float_format="%.6f")
+        for (name, number), tiles in self.montages.items():
+            self.logger.log_image(f"pictures/{name}/{number:02d}", np.concatenate(tiles, axis=0), last)
+
+    def _confusion(self, model: str, current: _Set, result: Evaluation) -> None:
+        names = list(current.space.names)
+        frame = pd.DataFrame(result.confusion.matrix.cpu().numpy(), index=names, columns=names)
+        stem = f"confusion_{model}_{current.name}"
+        frame.to_csv(self.folder / f"{stem}.csv", index_label="label")
+        figure = confusion_figure(frame, title=f"{model} on {current.name}")
+        self.logger.log_figure(f"{stem}.png", figure)
+
+    def _picture(self, current: _Set, number: int, what: str) -> Path:
+        return self.pictures / f"{current.name}-{number:02d}-{what}.png"
+
+    def _label(self, current: _Set, number: int, what: str, label: np.ndarray) -> None:
+        image = Image.fromarray(label.astype(np.uint8), mode="P")
+        image.putpalette(current.space.colour_table().tobytes())
+        image.save(self._picture(current, number, what))
+        self.montages[current.name, number].append(current.space.colourise(label))
+
+
+def _nested_metrics(current: _Set, result: Evaluation) -> dict[str, Any]:
+    """One model and set in metrics.json; absent classes are left out, JSON knows no nan."""
+    predicted = result.predicted_pixels.double() / max(1, int(result.predicted_pixels.sum()))
+    values: dict[str, Any] = {
+        "images": result.images,
+        "mean_confidence": result.mean_confidence,
+        "predicted_share": {n: float(p) for n, p in zip(current.space.names, predicted, strict=True)},
+    }
+    if current.labelled:
+        iou = result.confusion.iou()
+        values["miou"] = result.confusion.miou()
+        values["pixel_accuracy"] = result.confusion.pixel_accuracy()
+        values["iou"] = {n: float(v) for n, v in zip(current.space.names, iou, strict=True) if v == v}
+        if len(current.shared) < current.space.num_classes:
+            values["miou_shared"] = result.confusion.miou(current.shared)
+        if result.solid_angle is not None:
+            values["miou_solid_angle"] = float(weighted_iou(result.solid_angle).nanmean())
+    return {k: v for k, v in values.items() if not (isinstance(v, float) and v != v)}
+
+
+def _flat_metrics(name: str, nested: Mapping[str, Any]) -> dict[str, float]:
+    scalars = {f"{key}/{name}": float(v) for key, v in nested.items() if not isinstance(v, Mapping)}
+    iou = {f"iou/{name}/{label}": float(v) for label, v in nested.get("iou", {}).items()}
+    return scalars | iou
+
+
+def _region_row(columns: tuple[str, ...], model: str, current: _Set, region: Region) -> dict[str, Any]:
+    counted = region.confusion
+    limits = (region.centre_deg, region.start_deg, region.stop_deg)
+    scores = (counted.miou(), counted.pixel_accuracy(), int(counted.matrix.sum()))
+    row = dict(zip(columns, (model, current.name, *limits, *scores), strict=True))
+    return row | {f"iou/{n}": float(v) for n, v in zip(current.space.names, counted.iou(), strict=True)}
