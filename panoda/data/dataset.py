@@ -1,0 +1,105 @@
+"""What every data set looks like to the rest of the project: raw items, and how they are found.
+
+A data set is one file of this package with two functions, ``download(dataset, out, *, progress)`` and
+``list_items(dataset, raw)``, one section of parameters in ``panoda/config.py`` and one line in ``ADAPTERS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from panoda.labels import IGNORE_INDEX
+
+Projection = Literal["pinhole", "erp"]
+
+ADAPTERS = {
+    "city": "panoda.data.city_raw",
+    "camvid": "panoda.data.camvid",
+    "folder": "panoda.data.folder",
+}
+"""Data set kind in params.yaml -> module that knows its layout."""
+
+
+class DataError(ValueError):
+    """A raw or prepared file is not what it should be; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One raw image with or without its label.
+
+    Attributes:
+        id: Name that is unique within the split.
+        split: Split name.
+        group: What the image has in common with others (city, look, sequence); for reports.
+        image: Image file.
+        label: File of single-channel class ids, or None.
+        projection: Camera model of the uncropped image.
+        fov_x_deg: Horizontal field of view in degrees; 360 for a full circle.
+        lat_top_deg: Latitude of the uncropped upper edge in degrees; nan for pinhole.
+        lat_bottom_deg: Latitude of the uncropped lower edge in degrees; nan for pinhole.
+        crop_top: Share of the height cut off at the top.
+        crop_bottom: Share of the height cut off at the bottom.
+        ignore_bottom: Share of the cropped height, at the bottom, where nothing is learned.
+        void_ids: Label ids that mean "unlabelled" in this data set.
+    """
+
+    id: str
+    split: str
+    group: str
+    image: Path
+    label: Path | None
+    projection: Projection
+    fov_x_deg: float
+    lat_top_deg: float = float("nan")
+    lat_bottom_deg: float = float("nan")
+    crop_top: float = 0.0
+    crop_bottom: float = 0.0
+    ignore_bottom: float = 0.0
+    void_ids: tuple[int, ...] = (IGNORE_INDEX,)
+
+
+class Adapter(Protocol):
+    """What the module of a data set provides."""
+
+    def download(self, dataset: Any, out: Path, *, progress: bool) -> None:
+        """Bring the raw files, or a pointer to them, into the existing empty folder ``out``."""
+        ...
+
+    def list_items(self, dataset: Any, raw: Path) -> list[RawItem]:
+        """List the items of what ``download`` left in ``raw``, in stable order."""
+        ...
+
+
+def adapter(kind: str) -> Adapter:
+    """The module of a data set kind; ValueError lists the known ones."""
+    if kind not in ADAPTERS:
+        raise ValueError(f"unknown data set kind {kind!r}; known: {', '.join(ADAPTERS)}")
+    return cast(Adapter, importlib.import_module(ADAPTERS[kind]))
+
+
+def list_items(dataset: Any, raw: Path) -> list[RawItem]:
+    """All raw items of a data set in stable order.
+
+    Args:
+        dataset: A data set section of params.yaml (``kind`` and ``splits`` are read here).
+        raw: Folder written by stage download.
+
+    Raises:
+        DataError: no such folder, or a split without images.
+    """
+    if not raw.is_dir():
+        raise DataError(f"{raw}: no such folder; run stage download first")
+    items = adapter(dataset.kind).list_items(dataset, raw)
+    found = Counter(item.split for item in items)
+    empty = [split for split in dataset.splits if not found[split]]
+    if empty:
+        raise DataError(
+            f"{raw}: split {', '.join(empty)} of data set {dataset.kind} has no images; "
+            "check its path and splits in params.yaml and run stage download again"
+        )
+    return items

@@ -1,0 +1,145 @@
+"""Batches of samples: random ones for training, ordered ones for evaluation.
+
+Training batch k depends on (seed, k) alone: the order of an epoch comes from (seed, epoch), the
+augmentation of a sample from (seed, k, position in the batch). So neither the number of workers nor the
+step a run was resumed at changes what is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NotRequired, Protocol, TypedDict, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from panoda.data.prepared import Sample
+from panoda.data.transforms import JointTransform
+
+_EPOCH_STREAM, _SAMPLE_STREAM = 0, 1
+
+
+class Batch(TypedDict):
+    """Stacked samples.
+
+    Attributes:
+        image: (B, 3, H, W) uint8 RGB.
+        label: (B, H, W) int64 train ids or 255.
+        valid: (B, H, W) bool, False in ignore bands and padding.
+        ids: B item ids.
+        indices: (B,) int64 positions in the split.
+        confidence: (B, H, W) uint8, confidence * 255; only from pseudo-labels.
+    """
+
+    image: Tensor
+    label: Tensor
+    valid: Tensor
+    ids: list[str]
+    indices: Tensor
+    confidence: NotRequired[Tensor]
+
+
+class SampleSource(Protocol):
+    """What the loaders need of a data set."""
+
+    full_circle: bool
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample."""
+        ...
+
+
+def training_batches(
+    dataset: SampleSource,
+    *,
+    batch_size: int,
+    augment: JointTransform,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """Yield the ``num_steps`` batches of steps start_step, start_step + 1, ...
+
+    Args:
+        dataset: A ``PreparedSplit`` or ``PseudoLabelSplit``.
+        batch_size: Images per batch.
+        augment: Joint transform of every sample.
+        seed: Seed of order and augmentation.
+        start_step: First step; above 0 when a run is resumed.
+        num_steps: Number of batches, counted from start_step.
+        workers: Loader processes; 0 = load in this process.
+
+    Raises:
+        ValueError: an impossible combination of augmentation and data set, or a negative number.
+    """
+    if batch_size < 1 or min(seed, start_step, num_steps, workers) < 0:
+        raise ValueError(
+            "batch_size must be positive, seed, start_step, num_steps and workers not negative; found "
+            f"{batch_size}, {seed}, {start_step}, {num_steps}, {workers}"
+        )
+    if augment.yaw_roll and not dataset.full_circle:
+        raise ValueError("yaw_roll needs panoramas of a full 360 degrees; set yaw_roll: false")
+    steps = _Steps(dataset, batch_size=batch_size, augment=augment, seed=seed)
+    wanted = range(start_step, start_step + num_steps)
+    if workers == 0:
+        return (steps[step] for step in wanted)
+    loader: DataLoader[Batch] = DataLoader(steps, batch_size=None, sampler=wanted, num_workers=workers)
+    return iter(loader)
+
+
+def ordered_batches(dataset: SampleSource, *, batch_size: int) -> Iterator[Batch]:
+    """Yield every sample once, in order, unchanged; the last batch may be smaller."""
+    for start in range(0, len(dataset), batch_size):
+        yield collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of one size."""
+    batch = Batch(
+        image=torch.stack([s["image"] for s in samples]),
+        label=torch.stack([s["label"] for s in samples]).long(),
+        valid=torch.stack([s["valid"] for s in samples]),
+        ids=[s["id"] for s in samples],
+        indices=torch.tensor([s["index"] for s in samples]),
+    )
+    if "confidence" in samples[0]:
+        batch["confidence"] = torch.stack([cast("dict[str, Tensor]", s)["confidence"] for s in samples])
+    return batch
+
+
+class _Steps(Dataset[Batch]):
+    """Step number -> batch."""
+
+    def __init__(self, dataset: SampleSource, *, batch_size: int, augment: JointTransform, seed: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.augment = augment
+        self.seed = seed
+
+    def __getitem__(self, step: int) -> Batch:
+        samples = []
+        for position in range(self.batch_size):
+            epoch, place = divmod(step * self.batch_size + position, len(self.dataset))
+            sample = self.dataset[_epoch_order(self.seed, epoch, len(self.dataset))[place]]
+            generator = _generator(self.seed, _SAMPLE_STREAM, step, position)
+            samples.append(self.augment(sample, generator, full_circle=self.dataset.full_circle))
+        return collate(samples)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, length: int) -> list[int]:
+    return torch.randperm(length, generator=_generator(seed, _EPOCH_STREAM, epoch)).tolist()
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A generator whose stream is independent for every key."""
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

@@ -1,0 +1,202 @@
+"""Arrow IPC shards of fixed-size uint8 arrays: written row by row, read back through a memory map.
+
+One record batch holds one row, so writing needs the memory of one row, and a row is found without an
+offset table. Each row has a CRC-32 in the index that refers to it; it is checked on the first read.
+"""
+
+from __future__ import annotations
+
+import errno
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TypedDict
+
+import numpy as np
+import pyarrow as pa
+
+from panoda.data.dataset import DataError
+from panoda.files import sha256_file
+
+Columns = dict[str, tuple[int, ...]]
+"""Column name -> shape of one row."""
+
+
+class ShardInfo(TypedDict):
+    """What an index remembers of one shard."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@contextmanager
+def explain_disk_full(path: Path) -> Iterator[None]:
+    """Turn "no space left on device" into an OSError that says what was written and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            errno.ENOSPC, f"disk full while writing {path}; nothing was kept: free some space and run again"
+        ) from error
+
+
+class ShardWriter:
+    """Append rows to ``shard-00000.arrow``, ``shard-00001.arrow``, ... of a folder.
+
+    Args:
+        folder: Existing folder; the caller stages it.
+        columns: Shapes of the uint8 arrays of one row.
+        rows_per_shard: Rows after which the next shard is begun.
+    """
+
+    def __init__(self, folder: Path, *, columns: Columns, rows_per_shard: int) -> None:
+        """Remember the layout; the first shard is created by the first row."""
+        self.folder = folder
+        self.columns = dict(columns)
+        self.rows_per_shard = rows_per_shard
+        self.shards: list[ShardInfo] = []
+        self._rows = 0
+        self._path: Path | None = None
+        self._sink: pa.OSFile | None = None
+        self._writer: pa.RecordBatchFileWriter | None = None
+        fields = [pa.field(n, pa.binary(int(np.prod(s))), nullable=False) for n, s in columns.items()]
+        self._schema = pa.schema(fields)
+
+    def __enter__(self) -> ShardWriter:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the open shard."""
+        self.close()
+
+    def append(self, row: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
+        """Write one row.
+
+        Args:
+            row: One uint8 array per column, of the column's shape.
+
+        Returns:
+            Shard number, row within the shard, CRC-32 of the row.
+
+        Raises:
+            ValueError: a column is missing, or its dtype or shape is wrong.
+        """
+        arrays = [self._checked(row, name) for name in self.columns]
+        if self._writer is None:
+            self._path = self.folder / f"shard-{len(self.shards):05d}.arrow"
+            self._sink = pa.OSFile(str(self._path), "wb")
+            self._writer = pa.ipc.new_file(self._sink, self._schema)
+        buffers = [pa.py_buffer(array) for array in arrays]
+        cells = [
+            pa.FixedSizeBinaryArray.from_buffers(field.type, 1, [None, buffer])
+            for field, buffer in zip(self._schema, buffers, strict=True)
+        ]
+        self._writer.write_batch(pa.record_batch(cells, schema=self._schema))
+        place = (len(self.shards), self._rows, _crc(arrays))
+        self._rows += 1
+        if self._rows == self.rows_per_shard:
+            self.close()
+        return place
+
+    def close(self) -> None:
+        """Finish the open shard, if any."""
+        if self._writer is None or self._sink is None or self._path is None:
+            return
+        writer, sink, path = self._writer, self._sink, self._path
+        self._writer = self._sink = self._path = None
+        try:
+            writer.close()
+        finally:
+            sink.close()
+        info = ShardInfo(file=path.name, rows=self._rows, bytes=path.stat().st_size, sha256=sha256_file(path))
+        self.shards.append(info)
+        self._rows = 0
+
+    def _checked(self, row: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+        array, shape = row.get(name), self.columns[name]
+        if array is None or array.dtype != np.uint8 or array.shape != shape:
+            found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+            raise ValueError(f"column {name!r}: expected uint8 {shape}, found {found}")
+        return np.ascontiguousarray(array)
+
+
+class ShardReader:
+    """Random access to the rows of the shards of a folder.
+
+    Opens lazily and once per process, so it can be pickled to loader workers.
+
+    Args:
+        folder: Folder with the shards.
+        columns: Shapes of the uint8 arrays of one row.
+        shards: What the index says about each shard.
+
+    Raises:
+        DataError: a shard is missing or has another size than the index says.
+    """
+
+    def __init__(self, folder: Path, *, columns: Columns, shards: list[ShardInfo]) -> None:
+        """Check the sizes of the shards."""
+        self.folder = folder
+        self.columns = dict(columns)
+        self.shards = shards
+        self._open: dict[int, pa.RecordBatchFileReader] = {}
+        self._seen: set[tuple[int, int]] = set()
+        for shard in shards:
+            path = folder / shard["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                found = "it is missing" if size is None else f"it has {size} bytes"
+                raise DataError(f"{path}: {found}, expected {shard['bytes']} bytes; {_REDO}")
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave open files behind."""
+        return {**self.__dict__, "_open": {}, "_seen": set()}
+
+    def read(self, shard: int, row: int, crc: int) -> dict[str, np.ndarray]:
+        """One row as writable copies.
+
+        Raises:
+            DataError: the shard cannot be read or the bytes are not those the index was written for.
+        """
+        path = self.folder / self.shards[shard]["file"]
+        try:
+            batch = self._reader(shard).get_batch(row)
+            names = batch.schema.names
+            views = {
+                name: np.frombuffer(
+                    batch.column(names.index(name)).buffers()[1], np.uint8, int(np.prod(shape))
+                ).reshape(shape)
+                for name, shape in self.columns.items()
+            }
+        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+            raise DataError(f"{path}: row {row} cannot be read ({error}); {_REDO}") from error
+        if (shard, row) not in self._seen:
+            if _crc(list(views.values())) != crc:
+                raise DataError(f"{path}: row {row} is corrupt (its checksum does not match); {_REDO}")
+            self._seen.add((shard, row))
+        return {name: view.copy() for name, view in views.items()}
+
+    def _reader(self, shard: int) -> pa.RecordBatchFileReader:
+        if shard not in self._open:
+            path = self.folder / self.shards[shard]["file"]
+            self._open[shard] = pa.ipc.open_file(pa.memory_map(str(path)))
+        return self._open[shard]
+
+
+_REDO = "run the stage that writes it again (dvc repro) or fetch it again (dvc checkout)"
+
+
+def _crc(arrays: list[np.ndarray]) -> int:
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(array.data, value)
+    return value
