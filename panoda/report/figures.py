@@ -28,7 +28,6 @@ from panoda.report.style import (
 )
 
 _HEAT = LinearSegmentedColormap.from_list("panoda", ["#f3f6f9", "#9cc7ea", "#2f86d1", "#0b3d6b"])
-_HEAT.set_bad("#e9ecef")
 
 
 def confusion_figure(counts: pd.DataFrame, *, title: str = "") -> Figure:

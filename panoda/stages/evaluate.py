@@ -225,7 +225,7 @@ class _Writer:
         return self.pictures / f"{current.name}-{number:02d}-{what}.png"
 
     def _label(self, current: _Set, number: int, what: str, label: np.ndarray) -> None:
-        image = Image.fromarray(label.astype(np.uint8), mode="P")
+        image = Image.fromarray(label.astype(np.uint8))
         image.putpalette(current.space.colour_table().tobytes())
         image.save(self._picture(current, number, what))
         self.montages[current.name, number].append(current.space.colourise(label))

@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from panoda.config import EvaluateParams
+from panoda.data.dataset import RawItem
+from panoda.data.prepare import prepare
+from panoda.models import create_model
+from panoda.models.checkpoint import make_card, save_model
+from panoda.stages.evaluate import evaluate
+from panoda.training.context import RunContext
+
+
+class Recorder:
+    def __init__(self):
+        self.metrics, self.images, self.figures = [], {}, []
+
+    def log_metrics(self, metrics, step):
+        self.metrics.append((step, dict(metrics)))
+
+    def log_image(self, key, image, step):
+        self.images[key] = image
+
+    def log_figure(self, name, figure):
+        self.figures.append(name)
+
+    def log_artifact(self, path):
+        raise AssertionError("evaluate logs no files; the flow does")
+
+
+def make_split(root: Path, role: str, split: str, *, projection, labelled=True, space="camvid11", count=3):
+    """A prepared split of random images, 32 x 64."""
+    generator = np.random.default_rng(0)
+    items = []
+    for i in range(count):
+        image, label = root / f"{role}{i}.png", root / f"{role}{i}_label.png"
+        Image.fromarray(generator.integers(0, 256, (32, 64, 3), dtype=np.uint8)).save(image)
+        Image.fromarray(generator.integers(0, 10, (32, 64), dtype=np.uint8)).save(label)
+        erp = projection == "erp"
+        items.append(
+            RawItem(
+                id=str(i),
+                split=split,
+                group="",
+                image=image,
+                label=label if labelled else None,
+                projection=projection,
+                fov_x_deg=360.0 if erp else 60.0,
+                lat_top_deg=35.0 if erp else float("nan"),
+                lat_bottom_deg=-35.0 if erp else float("nan"),
+            )
+        )
+    prepare(
+        items,
+        root / role,
+        height=32,
+        width=64,
+        label_space_from=space if labelled else None,
+        label_space_to="cs13",
+        shard_images=8,
+        progress=False,
+    )
+    return root / role / split
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluate")
+    models = {}
+    for seed, name in enumerate(("source_only", "round1")):
+        torch.manual_seed(seed)
+        model = create_model("trans4pass_nano", num_classes=13)
+        models[name] = root / f"{name}.safetensors"
+        save_model(models[name], model, make_card(model, label_space="cs13", stage=name, seed=seed))
+    return {
+        "models": models,
+        "source_val": make_split(root, "source", "val", projection="pinhole"),
+        "target_test": make_split(root, "target", "test", projection="erp"),
+        "unlabelled": make_split(root, "plain", "test", projection="erp", labelled=False),
+    }
+
+
+def run(inputs, out, *, target="target_test", **params):
+    logger = Recorder()
+    flat = evaluate(
+        models=inputs["models"],
+        source_val=inputs["source_val"],
+        target_test=inputs[target] if target else None,
+        out=out,
+        params=EvaluateParams(**{"pictures": 2, "latitude_bands": 3, **params}),
+        context=RunContext(logger=logger),
+    )
+    return flat, logger
+
+
+def test_writes_everything_the_report_and_dvc_read(inputs, tmp_path):
+    out = tmp_path / "evaluate"
+    flat, logger = run(inputs, out)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics) == ["round1", "source_only"]
+    scores = metrics["round1"]["target_test"]
+    assert scores["miou"] == pytest.approx(np.mean(list(scores["iou"].values())))
+    # CamVid reaches 10 of the 13 classes: wall, traffic light and terrain are not shared.
+    assert {"miou_shared", "miou_solid_angle"} <= set(scores) and "wall" not in scores["iou"]
+    assert "miou_solid_angle" not in metrics["round1"]["source_val"]
+    assert flat["miou/target_test"] == flat["round1/miou/target_test"] == scores["miou"]
+    assert flat["source_only/iou/source_val/road"] == metrics["source_only"]["source_val"]["iou"]["road"]
+    per_class = pd.read_csv(out / "per_class.csv")
+    assert len(per_class) == 2 * 2 * 13 and per_class["predicted_pixels"].sum() == 4 * 3 * 32 * 64
+    latitude, azimuth = pd.read_csv(out / "by_latitude.csv"), pd.read_csv(out / "by_azimuth.csv")
+    assert set(latitude["set"]) == {"target_test"} and len(latitude) == 2 * 3 and len(azimuth) == 2 * 8
+    confusion = pd.read_csv(out / "confusion_round1_target_test.csv", index_col="label")
+    assert confusion.shape == (13, 13) and confusion.to_numpy().sum() == latitude["pixels"].sum() / 2
+    assert {"confusion_round1_source_val.png", "confusion_source_only_target_test.png"} <= set(logger.figures)
+    (step, first), (last_step, last) = logger.metrics
+    assert (step, last_step) == (0, 1) and first["miou/target_test"] == flat["source_only/miou/target_test"]
+    assert last["images_per_second"] > 0 and "iou/target_test/road" in last
+
+
+def test_pictures_pair_up_and_show_train_ids(inputs, tmp_path):
+    out = tmp_path / "evaluate"
+    _, logger = run(inputs, out)
+    names = {p.name for p in (out / "pictures").iterdir()}
+    assert len(names) == 2 * 2 * 4
+    for what in ("input", "truth", "source_only", "round1"):
+        assert f"target_test-01-{what}.png" in names
+    ids = np.asarray(Image.open(out / "pictures" / "target_test-00-round1.png"))
+    assert ids.shape == (32, 64) and ids.max() < 13
+    assert logger.images["pictures/target_test/00"].shape == (4 * 32, 64, 3)
+
+
+def test_unlabelled_target_gives_pictures_and_statistics_only(inputs, tmp_path):
+    out = tmp_path / "evaluate"
+    flat, _ = run(inputs, out, target="unlabelled")
+    sets = json.loads((out / "sets.json").read_text())
+    assert not sets["target_test"]["labelled"] and "no labels" in sets["target_test"]["note"]
+    scores = json.loads((out / "metrics.json").read_text())["round1"]["target_test"]
+    assert "miou" not in scores and sum(scores["predicted_share"].values()) == pytest.approx(1)
+    assert "miou/target_test" not in flat and 0 < flat["mean_confidence/target_test"] <= 1
+    assert (out / "pictures" / "target_test-00-round1.png").exists()
+    assert not (out / "pictures" / "target_test-00-truth.png").exists()
+    assert (
+        pd.read_csv(out / "by_azimuth.csv").empty and not (out / "confusion_round1_target_test.csv").exists()
+    )
+
+
+def test_without_target_set_it_says_so(inputs, tmp_path):
+    out = tmp_path / "evaluate"
+    run(inputs, out, target=None, pictures=0)
+    assert "no such set" in json.loads((out / "sets.json").read_text())["target_test"]["note"]
+    assert not list((out / "pictures").iterdir())
+
+
+def test_same_inputs_same_files(inputs, tmp_path):
+    outs = [tmp_path / name for name in "ab"]
+    for out in outs:
+        run(inputs, out)
+    files = sorted(p.relative_to(outs[0]) for p in outs[0].rglob("*") if p.is_file())
+    assert files and all((outs[0] / f).read_bytes() == (outs[1] / f).read_bytes() for f in files)
+
+
+def test_an_error_leaves_the_old_result(inputs, tmp_path):
+    out = tmp_path / "evaluate"
+    out.mkdir()
+    (out / "old").write_text("kept")
+    broken = {**inputs, "models": {"source_only": tmp_path / "none.safetensors"}}
+    with pytest.raises(ValueError, match=r"none\.safetensors"):
+        run(broken, out)
+    assert [p.name for p in tmp_path.iterdir()] == ["evaluate"] and (out / "old").exists()
+
+
+def test_unlabelled_source_is_refused(inputs, tmp_path):
+    with pytest.raises(ValueError, match="source val has no labels"):
+        run({**inputs, "source_val": inputs["unlabelled"]}, tmp_path / "evaluate")
