@@ -1,0 +1,255 @@
+"""Does it adapt? Every recipe on fresh worlds, several seeds, from the demo settings of params.yaml.
+
+``python -m benchmarks.adaptation`` writes one JSON per (seed, look set, recipe) into a work folder (finished
+ones are not redone) and prints the table with means, standard errors and the share of the gap to the oracle
+that is closed. Target labels are read by the evaluation and by the oracle, nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from panoda.config import Params, parse_params, read_tree
+from panoda.data.prepared import PreparedSplit
+from panoda.data.pseudo import PseudoLabelSplit, PseudoLabelWriter
+from panoda.files import staged_directory, write_json
+from panoda.metrics import ConfusionMatrix
+from panoda.models.checkpoint import load_model
+from panoda.stages.adapt import adapt
+from panoda.stages.download import download
+from panoda.stages.preprocess import preprocess
+from panoda.stages.pretrain import pretrain
+from panoda.stages.prototypes import prototypes
+from panoda.stages.pseudo_labels import pseudo_labels
+from panoda.stages.warmup import warmup
+from panoda.training.context import RunContext
+from panoda.training.validation import validate_split
+
+HERE = Path(__file__).parent
+FREQUENT = 8
+WORLDS_PER_SEED = 100_000
+
+
+def settings(seed: int, looks: str, overrides: list[str]) -> Params:
+    """params.yaml with this seed, world seeds that no other seed uses, and the target looks of a file."""
+    tree = read_tree(HERE.parent / "params.yaml", [f"seed={seed}", *overrides])
+    target = tree["data"]["target"]["dataset"]
+    target["looks"] = yaml.safe_load((HERE / f"looks_{looks}.yaml").read_text())
+    offset = WORLDS_PER_SEED * (seed + 1) + (50_000 if looks == "final" else 0)
+    for domain in ("source", "target"):
+        for split in tree["data"][domain]["dataset"]["splits"].values():
+            split["seed"] += WORLDS_PER_SEED * (seed + 1) if domain == "source" else offset
+    target["splits"].pop("val", None)
+    target["splits"]["train"]["labels"] = True  # for the oracle; no other row reads them
+    return parse_params(tree)
+
+
+def data(params: Params, work: Path) -> None:
+    """Render and prepare both domains, unless they are there."""
+    for role in ("source", "target"):
+        domain = getattr(params.data, role)
+        folder = work / role
+        if not (folder / "dataset.json").exists():
+            raw = work / f"raw_{role}"
+            download(role=role, dataset=domain.dataset, out=raw, progress=True)
+            preprocess(
+                role=role, raw=raw, out=folder, domain=domain, label_space=params.label_space, progress=True
+            )
+            shutil.rmtree(raw)
+
+
+def source_model(seed: int, root: Path, overrides: list[str]) -> None:
+    """Train the source model of a seed, shared by all look sets."""
+    torch.set_num_threads(1)
+    params = settings(seed, "development", overrides)
+    work = root / f"seed{seed}"
+    out = work / "pretrain"
+    if not (out / "model.safetensors").exists():
+        pretrain(
+            source_train=work / "source/train",
+            source_val=work / "source/val",
+            out=out,
+            model=params.model,
+            params=params.pretrain,
+            seed=seed,
+            context=RunContext(),
+        )
+
+
+def recipes(seed: int, looks: str, names: list[str], root: Path, overrides: list[str]) -> None:
+    """Run the recipes of one seed on one look set; one JSON each."""
+    torch.set_num_threads(1)
+    base = settings(seed, looks, overrides)
+    work = root / f"seed{seed}"
+    here = work / looks
+    train = {"source_train": work / "source/train", "target_train": here / "target/train"}
+    source = work / "pretrain/model.safetensors"
+    _score(source, work, here, "source_only")
+    common: dict[str, Any] = {"context": RunContext()}
+    aligned = here / "warmup/model.safetensors"
+    if not aligned.exists():
+        warmup(checkpoint=source, **train, out=aligned.parent, params=base.warmup, seed=seed, **common)
+        labels, banks = here / "pseudo_labels", here / "prototypes"
+        pseudo_labels(
+            checkpoint=aligned,
+            target_train=train["target_train"],
+            out=labels,
+            params=base.pseudo_labels,
+            **common,
+        )
+        prototypes(
+            checkpoint=aligned, **train, pseudo_labels=labels, out=banks, params=base.prototypes, **common
+        )
+        _true_labels(train["target_train"], here / "true_labels")
+    _score(aligned, work, here, "warmup")
+    changes = yaml.safe_load((HERE / "recipes.yaml").read_text())
+    for name in names:
+        if (here / f"{name}.json").exists():
+            continue
+        change = [f"adapt.{k}={json.dumps(v)}" for k, v in changes[name].items()]
+        alone = name in ("control", "oracle")
+        if alone:
+            change.append(f"adapt.iterations={base.warmup.iterations + base.adapt.iterations}")
+        params = settings(seed, looks, [*overrides, *change])
+        adapt(
+            checkpoint=source if alone else aligned,
+            **train,
+            pseudo_labels=here / ("true_labels" if name == "oracle" else "pseudo_labels"),
+            prototypes=here / "prototypes",
+            out=here / f"run_{name}",
+            params=params.adapt,
+            seed=seed,
+            **common,
+        )
+        _score(here / f"run_{name}/model.safetensors", work, here, name)
+
+
+def _true_labels(target_train: Path, out: Path) -> None:
+    """The true labels in the layout of the pseudo-label stage, for the oracle."""
+    split = PreparedSplit(target_train)
+    with staged_directory(out) as folder, PseudoLabelWriter(folder, split) as writer:
+        for index in range(len(split)):
+            sample = split[index]
+            writer.add(sample["id"], sample["label"], torch.full_like(sample["label"], 255))
+
+
+def _score(checkpoint: Path, work: Path, here: Path, name: str) -> None:
+    path = here / f"{name}.json"
+    if path.exists():
+        return
+    model, _ = load_model(checkpoint)
+    result: dict[str, Any] = {}
+    for key, folder in (("target_test", here / "target/test"), ("source_val", work / "source/val")):
+        split = PreparedSplit(folder)
+        matrix = validate_split(model, split, batch_size=4, context=RunContext())
+        result[key] = _summary(matrix, split)
+    write_json(path, result)
+
+
+def _summary(matrix: ConfusionMatrix, split: PreparedSplit) -> dict[str, Any]:
+    iou = np.asarray(matrix.iou(), dtype=np.float64)
+    frequent = np.argsort(-np.asarray(split.class_pixels))[:FREQUENT]
+    return {
+        "miou": float(np.nanmean(iou)),
+        "miou_frequent": float(np.nanmean(iou[frequent])),
+        "iou": [None if np.isnan(v) else float(v) for v in iou],
+        "images": len(split),
+    }
+
+
+def table(root: Path, seeds: list[int], look_sets: list[str], names: list[str]) -> str:
+    """The result as a Markdown table per look set: mIoU in %, mean and standard error over seeds."""
+    parts = []
+    for looks in look_sets:
+        found = {n: [_read(root, s, looks, n) for s in seeds] for n in names}
+        control = found.get("control")
+        rows = []
+        for name, results in found.items():
+            row: dict[str, Any] = {"recipe": name}
+            for key, title in (("miou", "mIoU"), ("miou_frequent", "8 frequent")):
+                value = np.array([100 * r["target_test"][key] for r in results])
+                row[title] = _mean_error(value)
+                if control:
+                    reference = np.array([100 * r["target_test"][key] for r in control])
+                    row[f"{title} - control"] = _mean_error(value - reference)
+            row["source val"] = _mean_error(np.array([100 * r["source_val"]["miou"] for r in results]))
+            if control and "oracle" in found:
+                mean = {
+                    n: np.mean([r["target_test"]["miou"] for r in found[n]])
+                    for n in (name, "control", "oracle")
+                }
+                gap = mean["oracle"] - mean["control"]
+                row["gap closed %"] = f"{100 * (mean[name] - mean['control']) / gap:.0f}"
+            rows.append(row)
+        images = next(iter(found.values()))[0]["target_test"]["images"]
+        parts.append(f"Looks: {looks}; {len(seeds)} seeds; {images} test images each; mean +- standard error\n")
+        parts.append(_markdown(pd.DataFrame(rows)))
+    return "\n".join(parts)
+
+
+def _mean_error(value: np.ndarray) -> str:
+    error = value.std(ddof=1) / np.sqrt(len(value)) if len(value) > 1 else float("nan")
+    return f"{value.mean():.1f} +- {error:.1f}"
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _read(root: Path, seed: int, looks: str, name: str) -> dict[str, Any]:
+    return dict(json.loads((root / f"seed{seed}" / looks / f"{name}.json").read_text()))
+
+
+def main() -> None:
+    """Run everything that is not done yet and print the table."""
+    known = list(yaml.safe_load((HERE / "recipes.yaml").read_text()))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--looks", nargs="+", default=["development", "final"])
+    parser.add_argument("--recipes", nargs="+", default=known)
+    parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
+    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--work", type=Path, help="work folder; by default one per parameter set")
+    arguments = parser.parse_args()
+    overrides = arguments.set
+    identity = settings(0, "development", overrides).model_dump_json() + json.dumps(known)
+    key = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    root = arguments.work or HERE.parent / "runs" / f"benchmark-{key}"
+    for seed in arguments.seeds:
+        for looks in arguments.looks:
+            params = settings(seed, looks, overrides)
+            work = root / f"seed{seed}"
+            (work / looks).mkdir(parents=True, exist_ok=True)
+            if not (work / looks / "target").exists():
+                data(params, work)
+                (work / "target").rename(work / looks / "target")
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        for job in [pool.submit(source_model, s, root, overrides) for s in arguments.seeds]:
+            job.result()
+        jobs = [
+            pool.submit(recipes, s, looks, arguments.recipes, root, overrides)
+            for s in arguments.seeds
+            for looks in arguments.looks
+        ]
+        for job in jobs:
+            job.result()
+    text = table(root, arguments.seeds, arguments.looks, ["source_only", "warmup", *arguments.recipes])
+    (root / "table.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
