@@ -52,6 +52,7 @@ class PreparedSplit:
         index: One row per image: id, group, sizes, hashes (see ``prepare``).
         label_space: Name of the label space.
         num_classes: K.
+        ids: Item ids by position.
         height: Image height in pixels.
         width: Image width in pixels.
         projection: 'pinhole' or 'erp'.
@@ -90,7 +91,7 @@ class PreparedSplit:
         if self.has_labels:
             columns["label"] = (self.height, self.width)
         self._reader = ShardReader(folder, columns=columns, shards=metadata["shards"])
-        self._ids: list[str] = self.index["id"].to_list()
+        self.ids: list[str] = self.index["id"].to_list()
         # Plain lists: a pandas row lookup would cost more than reading the image.
         self._places: list[list[int]] = (
             self.index[["shard", "row", "crc32", "valid_rows"]].to_numpy().tolist()
@@ -98,7 +99,7 @@ class PreparedSplit:
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``; its tensors are copies that may be changed in place."""
@@ -117,7 +118,7 @@ class PreparedSplit:
             image=torch.from_numpy(arrays["image"]),
             label=label,
             valid=valid,
-            id=self._ids[index],
+            id=self.ids[index],
             index=index,
         )
 

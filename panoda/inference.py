@@ -1,0 +1,295 @@
+"""Prediction at several scales, without a seam at +-180 degrees, and of panoramas of any size.
+
+Convention: with ``wrap`` the width is a full circle. Images are then extended at both sides by a margin of
+their other end before the model sees them, and every resize treats columns as periodic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F  # noqa: N812
+
+from panoda.data.transforms import normalise
+
+MIN_SIDE = 32
+"""Smallest input side of the models in pixels."""
+MARGIN_UNIT = 32
+"""Margins are multiples of the models' largest stride, so that their grid stays in place."""
+WINDOW = 2048
+"""Widest piece in pixels that ``predict_image`` hands to the model at once, margins not counted."""
+_STRIP_PIXELS = 2**20
+
+
+def predict_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    wrap: bool,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Mean logits over scales and, on demand, the mirrored image; without gradients.
+
+    Args:
+        model: ``model(x) -> (B, K, h, w)``; in evaluation mode during the call, its mode is restored.
+        images: (B, 3, H, W) uint8 on the model's device.
+        scales: Factors on height and width.
+        flip: Also predict the mirrored image.
+        wrap: The width is a full circle.
+        dtype: Autocast type; None leaves autocast as it is.
+
+    Returns:
+        (B, K, H, W) float32.
+
+    Raises:
+        ValueError: images of another shape or dtype, no scales or one that is not positive.
+    """
+    _check(images, scales)
+    total: Tensor | None = None
+    with _inference(model, images, dtype):
+        for view, mirrored, size, margin in _views(images, scales, flip=flip, wrap=wrap):
+            logits = _crop(model(view).float(), margin, size[1])
+            logits = resize_linear(logits, (images.shape[-2], images.shape[-1]), wrap=wrap)
+            logits = logits.flip(-1) if mirrored else logits
+            total = logits if total is None else total + logits
+    assert total is not None
+    return total / (len(scales) * (2 if flip else 1))
+
+
+def predict_features(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    wrap: bool,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean logits and mean features over scales; arguments as in ``predict_logits``.
+
+    The model must answer ``model(x, return_features=True)`` with logits and features at stride 4.
+
+    Returns:
+        logits (B, K, H, W) and features (B, D, ceil(H / 4), ceil(W / 4)), float32.
+    """
+    _check(images, scales)
+    height, width = images.shape[-2:]
+    totals: list[Tensor] = []
+    with _inference(model, images, dtype):
+        for view, mirrored, size, margin in _views(images, scales, flip=flip, wrap=wrap):
+            logits, features = model(view, return_features=True)
+            logits = _crop(logits.float(), margin, size[1])
+            features = _crop(features.float(), margin // 4, -(-size[1] // 4))
+            parts = [
+                resize_linear(logits, (height, width), wrap=wrap),
+                resize_linear(features, (-(-height // 4), -(-width // 4)), wrap=wrap),
+            ]
+            parts = [part.flip(-1) for part in parts] if mirrored else parts
+            totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+    count = len(scales) * (2 if flip else 1)
+    return totals[0] / count, totals[1] / count
+
+
+def predict_image(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    height: int,
+    wrap: bool,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    dtype: torch.dtype | None = None,
+    window: int = WINDOW,
+) -> Tensor:
+    """Label one whole image of any size.
+
+    The image is brought to a working height; if that makes it wider than ``window``, overlapping pieces are
+    predicted one after the other. Logits are enlarged to the image's size strip by strip, so
+    memory depends on the working size and not on the size of the image (besides image and label themselves).
+
+    Args:
+        model: As in ``predict_logits``.
+        image: (3, H, W) uint8, on any device.
+        height: Working height in pixels; the working width keeps the aspect, in steps of 4 pixels.
+        wrap: The width is a full circle.
+        scales: As in ``predict_logits``.
+        flip: As in ``predict_logits``.
+        dtype: As in ``predict_logits``.
+        window: Widest piece in pixels.
+
+    Returns:
+        (H, W) uint8 train ids on the CPU.
+
+    Raises:
+        ValueError: not a (3, H, W) uint8 image, or a working height below 32 pixels.
+    """
+    if image.ndim != 3:
+        raise ValueError(f"expected one image (3, H, W), found shape {tuple(image.shape)}")
+    if height < MIN_SIDE or window < MIN_SIDE:
+        raise ValueError(f"working height and window must be at least {MIN_SIDE} pixels: {height}, {window}")
+    _check(image[None], scales)
+    device = next((p.device for p in model.parameters()), image.device)
+    full = (image.shape[1], image.shape[2])
+    width = max(MIN_SIDE, 4 * round(full[1] * height / full[0] / 4))
+    work = (
+        _resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
+    )
+    pieces = _pieces(model, work, wrap=wrap, window=window, scales=scales, flip=flip, dtype=dtype)
+    logits = torch.cat(list(pieces), dim=-1)
+    label = torch.empty(full, dtype=torch.uint8)
+    step = max(1, _STRIP_PIXELS // full[1])
+    for top in range(0, full[0], step):
+        rows = range(top, min(top + step, full[0]))
+        strip = resize_linear(logits, full, wrap=wrap, rows=rows)
+        label[rows.start : rows.stop] = strip.argmax(dim=1)[0].to(torch.uint8).cpu()
+    return label
+
+
+def resize_linear(x: Tensor, size: tuple[int, int], *, wrap: bool, rows: range | None = None) -> Tensor:
+    """Bilinear resize (pixel centres at +0.5) of (B, C, h, w) with, on demand, periodic columns.
+
+    Args:
+        x: (B, C, h, w) floating point.
+        size: Height and width of the whole result.
+        wrap: Columns are periodic; otherwise they are clamped, as rows always are.
+        rows: Rows of the result to compute; None = all.
+
+    Returns:
+        (B, C, rows or height, width).
+    """
+    wanted = rows if rows is not None else range(size[0])
+    if size[0] != x.shape[-2]:
+        x = _lerp(x, -2, size[0], wanted, wrap=False)
+    elif rows is not None:
+        x = x[..., rows.start : rows.stop, :]
+    return x if size[1] == x.shape[-1] else _lerp(x, -1, size[1], range(size[1]), wrap=wrap)
+
+
+def _lerp(x: Tensor, dim: int, size: int, wanted: range, *, wrap: bool) -> Tensor:
+    old = x.shape[dim]
+    # float64: in float32 positions past a few thousand pixels lose the last bits of the weight.
+    place = torch.arange(wanted.start, wanted.stop, dtype=torch.float64, device=x.device)
+    place = (place + 0.5) * old / size - 0.5
+    low = place.floor()
+    weight = (place - low).to(x.dtype)
+    first, second = low.long(), low.long() + 1
+    if wrap:
+        first, second = first % old, second % old
+    else:
+        first, second = first.clamp(0, old - 1), second.clamp(0, old - 1)
+    weight = weight if dim == -1 else weight[:, None]
+    return torch.lerp(x.index_select(dim, first), x.index_select(dim, second), weight)
+
+
+def _check(images: Tensor, scales: Sequence[float]) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be positive and at least one, found {tuple(scales)}")
+
+
+@contextmanager
+def _inference(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Iterator[None]:
+    """Evaluation mode, no gradients, autocast on demand."""
+    training = model.training
+    model.eval()
+    try:
+        # Not inference_mode: a teacher's predictions are targets of a loss with gradients.
+        with torch.no_grad():
+            if dtype is None:
+                yield
+            else:
+                with torch.autocast(images.device.type, dtype=dtype):
+                    yield
+    finally:
+        model.train(training)
+
+
+def _views(
+    images: Tensor, scales: Sequence[float], *, flip: bool, wrap: bool
+) -> Iterator[tuple[Tensor, bool, tuple[int, int], int]]:
+    """(normalised input, is it mirrored, its size without margins, its margin) per scale and side."""
+    height, width = images.shape[-2:]
+    for scale in scales:
+        size = (_scaled(height, scale), _scaled(width, scale))
+        margin = _margin(size[1]) if wrap else 0
+        view = normalise(_resize_image(images, size, wrap=wrap, margin=margin) / 255)
+        yield view, False, size, margin
+        if flip:
+            yield view.flip(-1), True, size, margin
+
+
+def _scaled(side: int, scale: float) -> int:
+    """Scaled side: untouched at scale 1, else a multiple of 4, which keeps the feature grid periodic."""
+    return max(MIN_SIDE, side if scale == 1 else 4 * round(side * scale / 4))
+
+
+def _margin(width: int) -> int:
+    """A sixteenth of the width, at least one unit, at most the width."""
+    return min(MARGIN_UNIT * math.ceil(width / (16 * MARGIN_UNIT)), width // 4 * 4)
+
+
+def _resize_image(images: Tensor, size: tuple[int, int], *, wrap: bool, margin: int) -> Tensor:
+    """Antialiased resize of (B, 3, H, W) uint8, extended by ``margin`` columns at both sides.
+
+    Returns:
+        (B, 3, h, w + 2 * margin) float32 in 0..255.
+    """
+    width = images.shape[-1]
+    if tuple(images.shape[-2:]) == size:
+        return _extended(images, margin).float()
+    if not wrap:
+        return F.resize(images, list(size), antialias=True).float()
+    # Columns are added in units that are whole pixels both before and after the resize, so it stays periodic;
+    # two pixels more than the margin keep the antialiasing filter away from the ends.
+    unit = math.gcd(width, size[1])
+    count = math.ceil((margin + 2) / (size[1] // unit))
+    raw, fine = count * (width // unit), count * (size[1] // unit)
+    result = F.resize(_extended(images, raw), [size[0], size[1] + 2 * fine], antialias=True)
+    return result[..., fine - margin : fine + size[1] + margin].float()
+
+
+def _extended(x: Tensor, margin: int) -> Tensor:
+    """Periodic continuation by ``margin`` columns at both sides; the margin may exceed the width."""
+    if margin == 0:
+        return x
+    columns = torch.arange(-margin, x.shape[-1] + margin, device=x.device) % x.shape[-1]
+    return x.index_select(-1, columns)
+
+
+def _crop(x: Tensor, margin: int, width: int) -> Tensor:
+    return x if margin == 0 else x[..., margin : margin + width]
+
+
+def _pieces(
+    model: nn.Module,
+    work: Tensor,
+    *,
+    wrap: bool,
+    window: int,
+    scales: Sequence[float],
+    flip: bool,
+    dtype: torch.dtype | None,
+) -> Iterator[Tensor]:
+    """Logits (1, K, h, piece) from left to right."""
+    width = work.shape[-1]
+    if width <= window:
+        yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype)
+        return
+    count = math.ceil(width / window)
+    margin = _margin(window) * 2
+    for k in range(count):
+        left, right = k * width // count, (k + 1) * width // count
+        start, stop = left - margin, right + margin
+        if not wrap:
+            start, stop = max(0, start), min(width, stop)
+        columns = torch.arange(start, stop, device=work.device) % width
+        part = work.index_select(-1, columns)
+        logits = predict_logits(model, part, scales=scales, flip=flip, wrap=False, dtype=dtype)
+        yield logits[..., left - start : right - start]
