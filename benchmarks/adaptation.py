@@ -23,7 +23,7 @@ import yaml
 
 from panoda.config import Params, parse_params, read_tree
 from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit, PseudoLabelWriter
+from panoda.data.pseudo import PseudoLabelWriter
 from panoda.files import staged_directory, write_json
 from panoda.metrics import ConfusionMatrix
 from panoda.models.checkpoint import load_model
@@ -194,7 +194,9 @@ def table(root: Path, seeds: list[int], look_sets: list[str], names: list[str]) 
                 row["gap closed %"] = f"{100 * (mean[name] - mean['control']) / gap:.0f}"
             rows.append(row)
         images = next(iter(found.values()))[0]["target_test"]["images"]
-        parts.append(f"Looks: {looks}; {len(seeds)} seeds; {images} test images each; mean +- standard error\n")
+        parts.append(
+            f"Looks: {looks}; {len(seeds)} seeds; {images} test images each; mean +- standard error\n"
+        )
         parts.append(_markdown(pd.DataFrame(rows)))
     return "\n".join(parts)
 

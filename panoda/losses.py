@@ -47,9 +47,7 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
         label: (B, H, W) int64, 255 = ignored.
         weight: (K,) class weights.
     """
-    total = F.cross_entropy(
-        logits.float(), label, weight=weight, ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+    total = F.cross_entropy(logits.float(), label, weight=weight, ignore_index=IGNORE_INDEX, reduction="sum")
     labelled = label != IGNORE_INDEX
     if weight is None:
         return total / labelled.sum().clamp(min=1)

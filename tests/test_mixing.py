@@ -1,6 +1,6 @@
 import torch
 
-from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, place
+from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, photometric, place
 
 
 def test_colour_transfer_takes_mean_and_deviation():
@@ -52,3 +52,12 @@ def test_place_cuts_what_is_too_large():
     placed, ids = place(torch.rand(1, 3, 12, 20), torch.zeros(1, 12, 20, dtype=torch.long), (8, 10))
     assert placed.shape[-2:] == (8, 10)
     assert (ids == 0).all()
+
+
+def test_photometric_moves_each_image_differently_and_stays_in_range():
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 8, 8).repeat(3, 1, 1, 1)
+    moved = photometric(image, jitter=0.4, exposure=0.8)
+    assert moved.min() >= 0 and moved.max() <= 1
+    assert not torch.allclose(moved[0], moved[1], atol=1e-2)
+    assert photometric(image, jitter=0.0, exposure=0.0) is image

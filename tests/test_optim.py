@@ -26,4 +26,6 @@ def test_linear_warmup_then_poly():
     assert rates[:3] == pytest.approx([0.25, 0.5, 0.75])
     assert rates[5] == pytest.approx(0.25)
     assert scheduler.get_last_lr()[0] == 0
-    assert isinstance(build_optimizer(nn.Linear(2, 2), name="adamw", lr=1.0, weight_decay=0.1), torch.optim.AdamW)
+    assert isinstance(
+        build_optimizer(nn.Linear(2, 2), name="adamw", lr=1.0, weight_decay=0.1), torch.optim.AdamW
+    )

@@ -43,4 +43,6 @@ class Adversary:
 
 
 def _bce(score: Tensor, value: float) -> Tensor:
-    return F.binary_cross_entropy_with_logits(score.float(), torch.full_like(score, value, dtype=torch.float32))
+    return F.binary_cross_entropy_with_logits(
+        score.float(), torch.full_like(score, value, dtype=torch.float32)
+    )

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from panoda.labels import IGNORE_INDEX
 
+_DISPLAY_GAMMA = 2.2
+
 
 def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Tensor:
     """Give each image the RGB mean and deviation of a reference image, with a probability per image.
@@ -33,6 +35,34 @@ def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Ten
     return torch.where(chosen, moved, image)
 
 
+def photometric(image: Tensor, *, jitter: float, exposure: float) -> Tensor:
+    """Random exposure, tone curve, brightness, contrast and saturation, drawn for each image.
+
+    The same ranges as ``panoda.data.transforms.JointTransform``, on whole batches on any device.
+
+    Args:
+        image: (B, 3, H, W) in 0..1.
+        jitter: factors are drawn from 1 - jitter to 1 + jitter.
+        exposure: stops; the tone exponent is drawn from 2 to the power of half as much.
+    """
+    if jitter <= 0 and exposure <= 0:
+        return image
+    draw = torch.rand(5, image.shape[0], 1, 1, 1, device=image.device) * 2 - 1
+    ev, curve, bright, contrast, saturation = draw
+    image = (image * 2 ** (exposure * ev / _DISPLAY_GAMMA)).clamp(0, 1)
+    image = image.clamp(min=1e-4) ** (2 ** (exposure * curve / 2))
+    image = (image * (1 + jitter * bright).clamp(min=0)).clamp(0, 1)
+    pivot = _grey(image).mean(dim=(2, 3), keepdim=True)
+    image = (pivot + (1 + jitter * contrast).clamp(min=0) * (image - pivot)).clamp(0, 1)
+    grey = _grey(image)
+    return (grey + (1 + jitter * saturation).clamp(min=0) * (image - grey)).clamp(0, 1)
+
+
+def _grey(image: Tensor) -> Tensor:
+    weight = torch.tensor((0.299, 0.587, 0.114), device=image.device, dtype=image.dtype)
+    return (image * weight.view(3, 1, 1)).sum(dim=1, keepdim=True)
+
+
 def class_mix_mask(label: Tensor) -> Tensor:
     """Pick half of the classes of each label map.
 
@@ -45,7 +75,9 @@ def class_mix_mask(label: Tensor) -> Tensor:
     table = torch.zeros(label.shape[0], 256, dtype=torch.bool, device=label.device)
     table.scatter_(1, label.flatten(1), True)
     table[:, IGNORE_INDEX] = False
-    order = torch.rand(table.shape, device=label.device).masked_fill(~table, 2.0).argsort(dim=1).argsort(dim=1)
+    order = (
+        torch.rand(table.shape, device=label.device).masked_fill(~table, 2.0).argsort(dim=1).argsort(dim=1)
+    )
     picked = order < ((table.sum(dim=1, keepdim=True) + 1) // 2)
     return (picked & table).gather(1, label.flatten(1)).view_as(label)
 

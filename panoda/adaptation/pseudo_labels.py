@@ -59,7 +59,9 @@ class ConfidenceHistogram:
         """Count pixels; ``label`` integer ids (255 skipped), ``level`` uint8, of one shape."""
         k = self.counts.shape[0]
         slot = torch.where(label == IGNORE_INDEX, k, label).long() * LEVELS + level.long()
-        self.counts += torch.bincount(slot.flatten(), minlength=(k + 1) * LEVELS)[: k * LEVELS].view(k, LEVELS)
+        self.counts += torch.bincount(slot.flatten(), minlength=(k + 1) * LEVELS)[: k * LEVELS].view(
+            k, LEVELS
+        )
 
     def thresholds(self, *, quantile: float, cap: float) -> ClassThresholds:
         """Per-class thresholds.

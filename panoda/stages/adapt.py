@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from panoda.labels import get_label_space
 from panoda.losses import class_weights
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
+from panoda.models.segmenter import Segmenter
 from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState, run_loop
@@ -97,7 +99,13 @@ def adapt(
         tensors = {"mutual": bank.prototypes.cpu(), "seen": bank.seen.cpu()}
         save_file(tensors, folder / "prototypes.safetensors", {"label_space": space.name})
         return save_training_result(
-            folder, model=result, card=card, state=state, metrics=metrics, split=target.prepared, context=context
+            folder,
+            model=result,
+            card=card,
+            state=state,
+            metrics=metrics,
+            split=target.prepared,
+            context=context,
         )
 
 
@@ -115,8 +123,8 @@ def read_prototypes(folder: Path, *, num_classes: int, dim: int) -> tuple[Tensor
     mean, seen = tensors["mutual"], tensors["seen"]
     if mean.shape != (num_classes, dim):
         raise ValueError(
-            f"{path}: prototypes of shape {tuple(mean.shape)}, the model needs {(num_classes, dim)}; they belong to "
-            "another model, run the prototypes stage again"
+            f"{path}: prototypes of shape {tuple(mean.shape)}, the model needs {(num_classes, dim)}; "
+            "they belong to another model, run the prototypes stage again"
         )
     return mean, seen
 
@@ -127,7 +135,7 @@ def _moved(bank: PrototypeBank, mean: Tensor, seen: Tensor) -> float:
 
 
 def _task(
-    net: torch.nn.Module,
+    net: Segmenter,
     bank: PrototypeBank,
     source: PreparedSplit,
     target: PseudoLabelSplit,
@@ -144,7 +152,11 @@ def _task(
     adversary = None
     if params.adversarial_weight > 0:
         adversary = Adversary(Discriminator(num_classes).to(context.device), lr=params.discriminator_lr)
-    common = {"batch_size": params.batch_size, "num_steps": params.iterations, "workers": context.workers}
+    common: dict[str, Any] = {
+        "batch_size": params.batch_size,
+        "num_steps": params.iterations,
+        "workers": context.workers,
+    }
     source_seed, target_seed = stream_seed(seed, "adapt source"), stream_seed(seed, "adapt target")
     return SelfTrainingTask(
         net,

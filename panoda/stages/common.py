@@ -18,6 +18,7 @@ from panoda.data.prepared import PreparedSplit
 from panoda.data.transforms import JointTransform
 from panoda.files import write_json
 from panoda.models.checkpoint import ModelCard, save_model
+from panoda.models.segmenter import Segmenter
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState
 from panoda.training.optim import build_optimizer, build_scheduler
@@ -67,7 +68,7 @@ def batches(
             augment=transform,
             seed=seed,
             start_step=step,
-            num_steps=num_steps,
+            num_steps=num_steps - step,
             workers=workers,
         )
 
@@ -77,7 +78,7 @@ def batches(
 def save_training_result(
     out: Path,
     *,
-    model: nn.Module,
+    model: Segmenter,
     card: ModelCard,
     state: LoopState,
     metrics: Mapping[str, float],

@@ -14,6 +14,7 @@ from panoda.labels import get_label_space
 from panoda.losses import class_weights
 from panoda.models import create_model
 from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
+from panoda.models.segmenter import Segmenter
 from panoda.models.weights import load_mit_imagenet, read_state_dict
 from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
 from panoda.training.context import RunContext
@@ -70,7 +71,11 @@ def pretrain(
         device=context.device,
     )
     card = make_card(
-        net, label_space=space.name, stage="pretrain", seed=seed, params={"model": section_dict(model), "pretrain": section_dict(params)}
+        net,
+        label_space=space.name,
+        stage="pretrain",
+        seed=seed,
+        params={"model": section_dict(model), "pretrain": section_dict(params)},
     )
     keeper = _Keeper(net, val, params, card, context, out)
     optimizer, scheduler = optimisation(net, params.optim, params.iterations)
@@ -109,7 +114,7 @@ class _Keeper:
 
     def __init__(
         self,
-        net: torch.nn.Module,
+        net: Segmenter,
         val: PreparedSplit,
         params: PretrainParams,
         card: ModelCard,
@@ -128,7 +133,7 @@ class _Keeper:
             save_model(self.path, self.net, self.card)
         return {"miou/source_val": miou}
 
-    def result(self) -> tuple[torch.nn.Module, dict[str, float]]:
+    def result(self) -> tuple[Segmenter, dict[str, float]]:
         kept, _ = load_model(self.path, device=self.context.device)
         matrix = validate_split(kept, self.val, batch_size=self.params.batch_size, context=self.context)
         names = get_label_space(self.val.label_space).names

@@ -51,7 +51,9 @@ def prototypes(
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
     space = get_label_space(source.label_space)
     model, _ = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
-    domains = [_domain(model, s, name, params, context) for s, name in ((source, "source"), (target, "target"))]
+    domains = [
+        _domain(model, s, name, params, context) for s, name in ((source, "source"), (target, "target"))
+    ]
     (s_mean, s_seen, s_images), (t_mean, t_seen, t_images) = domains
     mean, seen = mutual(s_mean, s_seen, t_mean, t_seen)
     both = s_seen & t_seen

@@ -60,7 +60,11 @@ def pseudo_labels(
                 raw = PseudoLabelSplit(split, Path(scratch))
                 for index in range(len(split)):
                     sample = raw[index]
-                    writer.add(sample["id"], limits.apply(sample["label"], sample["confidence"]), sample["confidence"])
+                    writer.add(
+                        sample["id"],
+                        limits.apply(sample["label"], sample["confidence"]),
+                        sample["confidence"],
+                    )
             return _finish(folder, split, limits, context)
 
 
@@ -102,7 +106,9 @@ def _finish(
         "classes_predicted": float((limits.predicted > 0).sum()),
     }
     present = table[table.predicted_pixels > 0]
-    metrics |= {f"kept_share/{c}": float(s) for c, s in zip(present["class"], present.kept_share, strict=True)}
+    metrics |= {
+        f"kept_share/{c}": float(s) for c, s in zip(present["class"], present.kept_share, strict=True)
+    }
     write_json(folder / "metrics.json", metrics)
     stored = PseudoLabelSplit(split, folder)
     (folder / "pictures").mkdir()

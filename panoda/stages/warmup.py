@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from panoda.labels import get_label_space
 from panoda.losses import class_weights
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
+from panoda.models.segmenter import Segmenter
 from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
 from panoda.training.alignment import AlignmentTask
 from panoda.training.context import RunContext
@@ -67,7 +69,7 @@ def warmup(
 
 
 def _align(
-    net: torch.nn.Module,
+    net: Segmenter,
     source: PreparedSplit,
     target: PreparedSplit,
     params: WarmupParams,
@@ -82,7 +84,7 @@ def _align(
         pixels = torch.as_tensor(np.asarray(source.class_pixels))
         weight = class_weights(pixels, kind=params.class_weights.kind, cap=params.class_weights.cap)
         weight = weight.to(context.device)
-    common = {
+    common: dict[str, Any] = {
         "batch_size": params.batch_size,
         "colour": True,
         "num_steps": params.iterations,

@@ -44,9 +44,9 @@ class AlignmentTask:
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
         """Source cross-entropy, adversarial loss and their weighted sum."""
         source, target = batch
-        source_logits = self.trained(normalise(source.image.to(self.device, non_blocking=True)))
-        target_logits = self.trained(normalise(target.image.to(self.device, non_blocking=True)))
-        ce = cross_entropy(source_logits, source.label.to(self.device, non_blocking=True), self.weight)
+        source_logits = self.trained(normalise(source["image"].to(self.device, non_blocking=True)))
+        target_logits = self.trained(normalise(target["image"].to(self.device, non_blocking=True)))
+        ce = cross_entropy(source_logits, source["label"].to(self.device, non_blocking=True), self.weight)
         adversarial = self.adversary.generator_loss(target_logits)
         self._outputs = (source_logits.detach(), target_logits.detach())
         return {
@@ -65,7 +65,7 @@ class AlignmentTask:
 
     def describe(self, batch: tuple[Batch, Batch]) -> str:
         """Sample ids of both domains."""
-        return "source " + ", ".join(batch[0].ids) + "; target " + ", ".join(batch[1].ids)
+        return "source " + ", ".join(batch[0]["ids"]) + "; target " + ", ".join(batch[1]["ids"])
 
     def components(self) -> dict[str, Stateful]:
         """Model, discriminator and its optimiser."""

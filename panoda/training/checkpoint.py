@@ -54,7 +54,9 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = state["components"]
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: resume point is unreadable ({error}); delete its folder to start clean") from error
+        raise ValueError(
+            f"{path}: resume point is unreadable ({error}); delete its folder to start clean"
+        ) from error
     if set(saved) != set(components):
         raise ValueError(
             f"{path}: resume point holds {sorted(saved)}, this stage needs {sorted(components)}; "

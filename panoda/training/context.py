@@ -82,7 +82,9 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"runtime.device is {name!r} but {torch.cuda.device_count()} GPU(s) are visible; use auto")
+        raise ValueError(
+            f"runtime.device is {name!r} but {torch.cuda.device_count()} GPU(s) are visible; use auto"
+        )
     return device
 
 

@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups, decayed matrices and undecayed vectors; each trainable parameter is in exactly one."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for parameter in module.parameters():  # nn.Module yields shared parameters once
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else plain).append(parameter)

@@ -9,20 +9,22 @@ class-mix, colour transfer, pinholes warped onto the sphere.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from panoda.adaptation.adversarial import Adversary
-from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, place
+from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, photometric, place
 from panoda.adaptation.mpa import mpa_loss
 from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config import AdaptParams
 from panoda.data.loader import Batch
-from panoda.data.transforms import normalise, photometric
+from panoda.data.transforms import normalise
 from panoda.labels import IGNORE_INDEX
 from panoda.losses import cross_entropy
+from panoda.models.segmenter import Segmenter
 from panoda.training.checkpoint import Stateful
 
 Warp = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -33,7 +35,7 @@ class SelfTrainingTask:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Segmenter,
         bank: PrototypeBank,
         source: Callable[[int], Iterator[Batch]],
         target: Callable[[int], Iterator[Batch]],
@@ -77,7 +79,7 @@ class SelfTrainingTask:
         target_image, target_label = self._unpack(batch[1])
         values: dict[str, Tensor] = {}
         if self.teacher is not None and p.target_weight > 0:
-            target_label = self._relabel(target_image, target_label, batch[1].valid.to(self.device))
+            target_label = self._relabel(target_image, target_label, batch[1]["valid"].to(self.device))
             kept = (target_label != IGNORE_INDEX).float().mean()
             values["teacher/kept_share"] = kept
         styled = colour_transfer(image, target_image, p.colour_transfer)
@@ -112,15 +114,15 @@ class SelfTrainingTask:
         self._outputs = None
         return values
 
-    def result(self) -> nn.Module:
+    def result(self) -> Segmenter:
         """The kept weights: the teacher's or the student's."""
         if self.params.keep == "teacher" and self.teacher is not None:
-            return self.teacher.module
+            return cast(Segmenter, self.teacher.module)
         return self.trained
 
     def describe(self, batch: tuple[Batch, Batch]) -> str:
         """Sample ids of both domains."""
-        return "source " + ", ".join(batch[0].ids) + "; target " + ", ".join(batch[1].ids)
+        return "source " + ", ".join(batch[0]["ids"]) + "; target " + ", ".join(batch[1]["ids"])
 
     def components(self) -> dict[str, Stateful]:
         """Student, prototypes, and teacher and discriminator where there are any."""
@@ -133,8 +135,8 @@ class SelfTrainingTask:
         return parts
 
     def _unpack(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        image = batch.image.to(self.device, non_blocking=True).float() / 255
-        return image, batch.label.to(self.device, non_blocking=True)
+        image = batch["image"].to(self.device, non_blocking=True).float() / 255
+        return image, batch["label"].to(self.device, non_blocking=True)
 
     @torch.no_grad()
     def _relabel(self, image: Tensor, stored: Tensor, valid: Tensor) -> Tensor:

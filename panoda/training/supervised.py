@@ -34,8 +34,8 @@ class SupervisedTask:
 
     def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """``loss/source_ce`` and the total, which is the same."""
-        logits = self.trained(normalise(batch.image.to(self.device, non_blocking=True)))
-        label = batch.label.to(self.device, non_blocking=True)
+        logits = self.trained(normalise(batch["image"].to(self.device, non_blocking=True)))
+        label = batch["label"].to(self.device, non_blocking=True)
         if self.ohem is None:
             loss = cross_entropy(logits, label, self.weight)
         else:
@@ -50,7 +50,7 @@ class SupervisedTask:
 
     def describe(self, batch: Batch) -> str:
         """Sample ids."""
-        return ", ".join(batch.ids)
+        return ", ".join(batch["ids"])
 
     def components(self) -> dict[str, Stateful]:
         """The model."""
