@@ -1,0 +1,1 @@
+"""Measurements that docs/ quotes; none of them is a test."""

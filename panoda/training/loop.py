@@ -29,8 +29,9 @@ class TrainingDiverged(ValueError):
 class Task(Protocol):
     """What the loop trains."""
 
-    trained: nn.Module
-    """The module whose parameters the optimiser moves."""
+    @property
+    def trained(self) -> nn.Module:
+        """The module whose parameters the optimiser moves."""
 
     def batches(self, start_step: int) -> Iterator[Any]:
         """Batches from ``start_step`` on; batch k depends on the seed and k alone."""
