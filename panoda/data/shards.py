@@ -42,7 +42,8 @@ def explain_disk_full(path: Path) -> Iterator[None]:
         if error.errno != errno.ENOSPC:
             raise
         raise OSError(
-            errno.ENOSPC, f"disk full while writing {path}; nothing was kept: free some space and run again"
+            errno.ENOSPC,
+            f"disk full while writing {path}; no half-written file was kept: free some space and run again",
         ) from error
 
 

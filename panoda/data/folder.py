@@ -1,0 +1,74 @@
+"""A plain folder of unlabelled panoramas of any sizes, used in place.
+
+Every image is a full circle in width. Crop and ignore band are the same share of every image.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+from panoda.config import FolderDataset
+from panoda.data.dataset import DataError, RawItem
+from panoda.data.images import IMAGE_SUFFIXES, is_image_name
+from panoda.data.pointer import existing_folder, read_pointer, write_pointer
+
+
+def download(dataset: FolderDataset, out: Path, *, progress: bool) -> None:
+    """Find the images of every split and write a pointer to the folder.
+
+    Raises:
+        DataError: no such folder, an empty split, or splits other than test that share images.
+    """
+    if dataset.crop_top + dataset.crop_bottom >= 1:
+        raise DataError(
+            f"crop_top {dataset.crop_top} and crop_bottom {dataset.crop_bottom} leave nothing of the images"
+        )
+    folder = existing_folder(dataset.path)
+    splits = {split: _find(folder, patterns, split) for split, patterns in dataset.splits.items()}
+    for one, two in combinations((name for name in splits if name != "test"), 2):
+        shared = set(splits[one]) & set(splits[two])
+        if shared:
+            raise DataError(
+                f"{folder / min(shared)}: in splits {one} and {two}; make their patterns disjoint"
+            )
+    write_pointer(out, dataset.path, splits=splits, progress=progress)
+
+
+def list_items(dataset: FolderDataset, raw: Path) -> list[RawItem]:
+    """Items in order of split and path; the group is the subfolder."""
+    pointer = read_pointer(raw)
+    return [
+        RawItem(
+            id=Path(name).with_suffix("").as_posix(),
+            split=split,
+            group=Path(name).parent.as_posix(),
+            image=pointer.folder / name,
+            label=None,
+            projection="erp",
+            fov_x_deg=360.0,
+            lat_top_deg=dataset.lat_top_deg,
+            lat_bottom_deg=dataset.lat_bottom_deg,
+            crop_top=dataset.crop_top,
+            crop_bottom=dataset.crop_bottom,
+            ignore_bottom=dataset.ignore_bottom,
+        )
+        for split, names in pointer.splits.items()
+        for name in names
+    ]
+
+
+def _find(folder: Path, patterns: list[str], split: str) -> list[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            paths = [path for path in folder.glob(pattern) if path.is_file() and is_image_name(path)]
+        except (ValueError, NotImplementedError) as error:
+            raise DataError(f"split {split}: {pattern!r} is not a pattern relative to {folder}") from error
+        found |= {path.relative_to(folder).as_posix() for path in paths}
+    if not found:
+        raise DataError(
+            f"{folder}: split {split} is empty: no image matches {', '.join(patterns)} "
+            f"(images end in {', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    return sorted(found)

@@ -1,0 +1,182 @@
+"""Label panoramas from files: palette PNGs at the original size, overlays and class shares.
+
+A file that cannot be read is skipped and named in the result; everything else is still predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from panoda.data.dataset import DataError
+from panoda.data.images import IMAGE_SUFFIXES, is_image_name, read_rgb
+from panoda.data.shards import explain_disk_full
+from panoda.files import staged_file
+from panoda.inference import MIN_SIDE, predict_image
+from panoda.labels import LabelSpace, get_label_space
+from panoda.models.checkpoint import ModelCard, load_model
+from panoda.progress import track
+
+DEFAULT_HEIGHT = 512
+"""Working height when neither the caller nor the checkpoint says one."""
+FULL_CIRCLE_ASPECT = 1.9
+"""Images at least this many times wider than high are taken for full circles."""
+OVERLAY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What ``predict_files`` did.
+
+    Attributes:
+        labels: Written label files, in the order of the images that could be read.
+        shares: Table of class shares, one row per image.
+        failures: (image, reason) of every image that was skipped; empty when all went well.
+    """
+
+    labels: list[Path]
+    shares: Path
+    failures: list[tuple[Path, str]]
+
+
+def predict_files(
+    checkpoint: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    height: int | None = None,
+    wrap: bool | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> PredictResult:
+    """Write ``labels/*.png``, ``overlays/*.jpg`` and ``class_shares.csv`` into ``out``.
+
+    Label PNGs hold train ids with the palette of the label space. Shares are shares of pixels.
+
+    Args:
+        checkpoint: A ``model.safetensors``.
+        images: Image files of any size.
+        out: Result folder; files of other images that lie there stay.
+        height: Working height in pixels; None = as in training when the checkpoint's card says it
+            (``params["prepared"]`` with height, width, full_circle), else 512; never above the image's own.
+        wrap: The images are full circles; None = those at least 1.9 times wider than high.
+        device: Where to compute.
+        dtype: Autocast type, or None.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: no images, or arguments that are not image files.
+        OSError: disk full.
+    """
+    images = list(dict.fromkeys(images))
+    _check_arguments(images)
+    if height is not None and height < MIN_SIDE:
+        raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
+    model, card = load_model(checkpoint, device=device)
+    space = get_label_space(card.label_space)
+    names = _output_names(images)
+    written: list[Path] = []
+    rows: list[dict[str, object]] = []
+    failures: list[tuple[Path, str]] = []
+    with explain_disk_full(out):
+        for path in track(images, "predicting", enabled=progress):
+            try:
+                rgb = _read(path)
+            except DataError as error:
+                failures.append((path, str(error)))
+                continue
+            full = wrap if wrap is not None else rgb.shape[1] >= FULL_CIRCLE_ASPECT * rgb.shape[0]
+            label = predict_image(
+                model,
+                torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
+                height=_working_height(card, rgb.shape, asked=height, full=full),
+                wrap=full,
+                dtype=dtype,
+            ).numpy()
+            written.append(_write(out, names[path], rgb, label, space))
+            rows.append({"image": str(path), "label": names[path], **_shares(label, space)})
+        shares = out / "class_shares.csv"
+        with staged_file(shares) as aside:
+            columns = ["image", "label", *space.names]
+            pd.DataFrame(rows, columns=columns).to_csv(aside, index=False, float_format="%.6f")
+    return PredictResult(labels=written, shares=shares, failures=failures)
+
+
+def _check_arguments(images: Sequence[Path]) -> None:
+    """Refuse what cannot be meant as an image, before any work."""
+    if not images:
+        raise ValueError("no images given; name at least one image file")
+    problems = []
+    for path in images:
+        if not path.is_file():
+            problems.append(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
+        elif not is_image_name(path):
+            problems.append(f"{path}: not the name of an image")
+    if problems:
+        raise ValueError(
+            "not image files:\n  "
+            + "\n  ".join(problems)
+            + f"\nexpected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}; "
+            "name the files of a folder with folder/*"
+        )
+
+
+def _read(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8."""
+    rgb = np.asarray(read_rgb(path))
+    if min(rgb.shape[:2]) < MIN_SIDE:
+        raise DataError(
+            f"{path}: too small: {rgb.shape[0]} x {rgb.shape[1]} pixels (height x width), "
+            f"expected at least {MIN_SIDE} x {MIN_SIDE}"
+        )
+    return rgb
+
+
+def _working_height(card: ModelCard, shape: tuple[int, ...], *, asked: int | None, full: bool) -> int:
+    height, width = shape[:2]
+    wanted = asked
+    if wanted is None:
+        prepared = card.params.get("prepared") or {}
+        if full and prepared.get("full_circle"):
+            # Pixels of the angular size seen in training, whatever part of the sphere the image shows.
+            wanted = round(int(prepared["width"]) * height / width)
+        else:
+            wanted = int(prepared.get("height", DEFAULT_HEIGHT))
+    return max(MIN_SIDE, min(wanted, height))
+
+
+def _output_names(images: Sequence[Path]) -> dict[Path, str]:
+    """A unique name without suffix per image; a number is added where names repeat."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in images:
+        name, number = path.stem, 2
+        while name in taken:
+            name, number = f"{path.stem}-{number}", number + 1
+        taken.add(name)
+        names[path] = name
+    return names
+
+
+def _write(out: Path, name: str, rgb: np.ndarray, label: np.ndarray, space: LabelSpace) -> Path:
+    path = out / "labels" / f"{name}.png"
+    image = Image.fromarray(label)
+    image.putpalette(space.colour_table().tobytes())
+    with staged_file(path) as aside:
+        image.save(aside, format="PNG")
+    with staged_file(out / "overlays" / f"{name}.jpg") as aside:
+        overlay = Image.blend(Image.fromarray(rgb), Image.fromarray(space.colourise(label)), OVERLAY_SHARE)
+        overlay.save(aside, format="JPEG", quality=90)
+    return path
+
+
+def _shares(label: np.ndarray, space: LabelSpace) -> dict[str, float]:
+    counts = np.bincount(label.ravel(), minlength=space.num_classes)
+    return {name: counts[i] / label.size for i, name in enumerate(space.names)}
