@@ -1,0 +1,166 @@
+"""Read what the stages wrote into one value the report is made of.
+
+Only the evaluation is required; everything else may be missing and the report says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from panoda.files import sha256_file
+from panoda.labels import LabelSpace, get_label_space
+
+_PICTURE = re.compile(r"(?P<set>\w+)-(?P<number>\d+)-(?P<what>\w+)\.png")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One fixed image: ``files`` maps input, truth and model names to PNG files."""
+
+    set_name: str
+    number: int
+    files: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Round:
+    """Pseudo-labels and prototypes of one round of adaptation; None where the stage left no table."""
+
+    number: int
+    pseudo_labels: pd.DataFrame | None
+    prototypes: pd.DataFrame | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the stages left behind.
+
+    Attributes:
+        models: Evaluated models in training order; the first is source-only.
+        metrics: evaluate/metrics.json.
+        sets: evaluate/sets.json: images, labelled, projection, digest, note of each set.
+        space: Label space of the scores.
+        per_class: evaluate/per_class.csv.
+        by_latitude: evaluate/by_latitude.csv.
+        by_azimuth: evaluate/by_azimuth.csv.
+        confusion: (model, set) -> (K, K) pixel counts.
+        pictures: Fixed images, target first.
+        histories: Stage -> history.csv.
+        rounds: Rounds of adaptation.
+        checkpoints: Stage -> SHA-256 of its model.safetensors.
+    """
+
+    models: list[str]
+    metrics: dict[str, dict[str, dict[str, Any]]]
+    sets: dict[str, dict[str, Any]]
+    space: LabelSpace
+    per_class: pd.DataFrame
+    by_latitude: pd.DataFrame
+    by_azimuth: pd.DataFrame
+    confusion: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    histories: dict[str, pd.DataFrame] = field(default_factory=dict)
+    rounds: list[Round] = field(default_factory=list)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+
+    def labelled(self, name: str) -> bool:
+        """Whether a set has scores."""
+        return bool(self.sets.get(name, {}).get("labelled"))
+
+
+def collect(outputs: Path) -> Results:
+    """Read ``outputs``.
+
+    Raises:
+        ValueError: there is no readable evaluation.
+    """
+    folder = outputs / "evaluate"
+    metrics, sets = _json(folder / "metrics.json"), _json(folder / "sets.json")
+    per_class = _csv(folder / "per_class.csv")
+    models = list(dict.fromkeys(per_class["model"]))
+    if not models or set(models) != set(metrics):
+        raise ValueError(
+            f"{folder}: metrics.json has models {sorted(metrics)}, per_class.csv has {models}; "
+            "run the stage evaluate again"
+        )
+    return Results(
+        models=models,
+        metrics=metrics,
+        sets=sets,
+        space=get_label_space(sets["source_val"]["label_space"]),
+        per_class=per_class,
+        by_latitude=_csv(folder / "by_latitude.csv"),
+        by_azimuth=_csv(folder / "by_azimuth.csv"),
+        confusion=dict(_confusion(folder, models, list(sets))),
+        pictures=_pictures(folder / "pictures"),
+        histories={name: _csv(path) for name, path in _stage_files(outputs, "history.csv")},
+        rounds=_rounds(outputs),
+        checkpoints={name: sha256_file(path) for name, path in _stage_files(outputs, "model.safetensors")},
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; run the stage evaluate first") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); run the stage evaluate again") from error
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; run the stage that writes it") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not a readable table ({error}); run the stage that writes it again"
+        ) from error
+
+
+def _confusion(
+    folder: Path, models: list[str], sets: list[str]
+) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    for model in models:
+        for name in sets:
+            path = folder / f"confusion_{model}_{name}.csv"
+            if path.is_file():
+                yield (model, name), _csv(path).set_index("label")
+
+
+def _pictures(folder: Path) -> list[Picture]:
+    found: dict[tuple[str, int], dict[str, Path]] = {}
+    for path in sorted(folder.glob("*.png")):
+        if match := _PICTURE.fullmatch(path.name):
+            found.setdefault((match["set"], int(match["number"])), {})[match["what"]] = path
+    pictures = [Picture(*key, files) for key, files in found.items() if "input" in files]
+    return sorted(pictures, key=lambda p: (p.set_name != "target_test", p.set_name, p.number))
+
+
+def _round_folders(outputs: Path) -> list[tuple[int, Path]]:
+    further = [p for p in (outputs / "rounds").glob("round*") if p.name[5:].isdigit()]
+    return [(1, outputs), *sorted((int(p.name[5:]), p) for p in further)]
+
+
+def _stage_files(outputs: Path, name: str) -> Iterator[tuple[str, Path]]:
+    places = [(stage, outputs / stage) for stage in ("pretrain", "warmup")]
+    for number, folder in _round_folders(outputs):
+        places.append(("adapt" if number == 1 else f"adapt, round {number}", folder / "adapt"))
+    yield from ((stage, folder / name) for stage, folder in places if (folder / name).is_file())
+
+
+def _rounds(outputs: Path) -> list[Round]:
+    rounds = []
+    for number, folder in _round_folders(outputs):
+        paths = (folder / stage / "classes.csv" for stage in ("pseudo_labels", "prototypes"))
+        tables = [_csv(path) if path.is_file() else None for path in paths]
+        rounds.append(Round(number, *tables))
+    return rounds

@@ -1,0 +1,269 @@
+"""``reports/index.html``: one self-contained page, offline, light and dark, on a phone and in print.
+
+Figures are inline SVG that take the page's colours, pictures are data URIs; nothing is requested from outside.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+
+from panoda.report import figures, tables, words
+from panoda.report.collect import Picture, Results
+from panoda.report.style import model_colours, to_svg
+
+MAX_WIDTH = 1440
+"""Pictures wider than this many pixels are scaled down."""
+PICTURE_BUDGET = 10_000_000
+"""Bytes of encoded pictures after which further ones are left out."""
+OPEN_PICTURES = 3
+"""Pictures shown at once; the others fold away."""
+
+_SCORES = {
+    "miou": "mIoU",
+    "frequent": f"{tables.FREQUENT} most frequent",
+    "shared": "shared classes",
+    "accuracy": "pixel accuracy",
+    "solid_angle": "mIoU by solid angle",
+}
+
+
+def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """The whole page as text.
+
+    Args:
+        results: What the stages left (``panoda.report.collect.collect``).
+        params: The parameters of the run, shown as YAML; sentences are made from them where they have
+            scenario, seed, data, model, pretrain, warmup and adapt.
+        provenance: Any nested mapping; ``git_commit`` and ``git_dirty`` also enter the instructions.
+    """
+    environment = Environment(
+        loader=PackageLoader("panoda.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": tables.number, "signed": tables.signed}
+    environment.globals |= {"model_label": tables.model_label, "set_label": tables.set_label}
+    table = tables.result_table(results.metrics, results.per_class, models=results.models)
+    return environment.get_template("report.html.j2").render(
+        scenario=params.get("scenario", "report"),
+        task=words.task_sentence(params, results),
+        headline=words.headline(results, table),
+        caution=words.caution(params, table),
+        selection=words.selection_sentences(params),
+        target_note="" if results.labelled("target_test") else words.target_note(results),
+        sets=results.sets,
+        models=results.models,
+        colours=model_colours(results.models),
+        scores=_score_table(table),
+        shared_note=words.shared_note(results),
+        recipe=tables.recipe_table(params).to_dict("records"),
+        pictures=_pictures(results),
+        legend=_legend(results),
+        per_class=list(_per_class(results)),
+        predictions=_predictions(results),
+        directions=_directions(results),
+        rounds=list(_rounds(results)),
+        curves=list(_curves(results)),
+        confusion=list(_confusion(results)),
+        params_yaml=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True, width=100),
+        provenance=list(_flatten(_with_digests(results, provenance))),
+        commit=str(provenance.get("git_commit") or ""),
+        dirty=bool(provenance.get("git_dirty")),
+    )
+
+
+def _score_table(table: pd.DataFrame) -> dict[str, Any]:
+    """Header groups and rows of the result table."""
+    groups: list[dict[str, Any]] = []
+    for name in ("target_test", "source_val"):
+        keys = [k for k in _SCORES if f"{name}/{k}" in table.columns]
+        if keys:
+            groups.append({"set": name, "columns": [{"key": k, "title": _SCORES[k]} for k in keys]})
+    rows = []
+    for model, values in table.iterrows():
+        cells = [
+            {
+                "value": values[f"{g['set']}/{c['key']}"],
+                "gap": values[f"{g['set']}/{c['key']}/gap"],
+                "main": c["key"] == "miou",
+            }
+            for g in groups
+            for c in g["columns"]
+        ]
+        rows.append({"model": str(model), "cells": cells})
+    return {"groups": groups, "rows": rows}
+
+
+def _figure(figure: Figure | None, name: str, alt: str, caption: str = "") -> dict[str, Any] | None:
+    if figure is None:
+        return None
+    # The SVG comes from matplotlib, which escapes every text it draws.
+    return {"svg": Markup(to_svg(figure, name=name)), "alt": alt, "caption": caption}
+
+
+def _labels(results: Results) -> dict[str, str]:
+    return {m: tables.model_label(m) for m in results.models}
+
+
+def _per_class(results: Results) -> Iterator[dict[str, Any]]:
+    palette = dict(zip(results.space.names, results.space.palette, strict=True))
+    for name in ("target_test", "source_val"):
+        if not results.labelled(name):
+            continue
+        rows = results.per_class[results.per_class["set"] == name]
+        title = tables.set_label(name)
+        yield {
+            "set": name,
+            "note": words.absent_note(results, name),
+            "table": tables.per_class_table(rows, models=results.models),
+            "figure": _figure(
+                figures.per_class_figure(rows, models=_labels(results), colours=palette),
+                f"classes-{name}",
+                f"Bars of IoU per class on {title}, one bar per model; the numbers are in the table below.",
+            ),
+        }
+
+
+def _predictions(results: Results) -> dict[str, Any] | None:
+    """Prediction statistics of a target without labels."""
+    if results.labelled("target_test") or not results.sets.get("target_test", {}).get("images"):
+        return None
+    rows = results.per_class[results.per_class["set"] == "target_test"]
+    confidence = {m: 100 * results.metrics[m]["target_test"]["mean_confidence"] for m in results.models}
+    return {"table": tables.prediction_table(rows, models=results.models), "confidence": confidence}
+
+
+def _directions(results: Results) -> list[dict[str, Any]]:
+    found = []
+    for rows, draw, name, alt in (
+        (results.by_latitude, figures.latitude_figure, "latitude", "mIoU by latitude band on target test"),
+        (results.by_azimuth, figures.azimuth_figure, "azimuth", "mIoU by viewing direction on target test"),
+    ):
+        rows = rows[rows["set"] == "target_test"]
+        if not rows.empty:
+            place = "lat_deg" if name == "latitude" else "azimuth_deg"
+            table = rows.pivot_table(index=place, columns="model", values="miou", dropna=False, sort=False)
+            alt = f"{alt}, one line per model; the numbers are in the table."
+            figure = _figure(draw(rows, models=_labels(results)), name, alt)
+            found.append({"name": name, "figure": figure, "table": 100 * table[results.models]})
+    return found
+
+
+def _rounds(results: Results) -> Iterator[dict[str, Any]]:
+    for one in results.rounds:
+        labels, prototypes = one.pseudo_labels, one.prototypes
+        entry: dict[str, Any] = {"number": one.number, "pseudo_labels": None, "prototypes": None}
+        if labels is not None:
+            alt = f"Share of pixels kept and confidence threshold per class, round {one.number}."
+            drawn = _figure(figures.pseudo_label_figure(labels), f"pseudo-{one.number}", alt)
+            entry["pseudo_labels"] = {
+                "note": words.pseudo_label_note(labels),
+                "figure": drawn,
+                "table": labels,
+            }
+        if prototypes is not None:
+            alt = f"Cosine similarity of source and target prototypes per class, round {one.number}."
+            drawn = _figure(figures.prototype_figure(prototypes), f"prototypes-{one.number}", alt)
+            entry["prototypes"] = {
+                "note": words.prototype_note(prototypes),
+                "figure": drawn,
+                "table": prototypes,
+            }
+        if labels is not None or prototypes is not None:
+            yield entry
+
+
+def _curves(results: Results) -> Iterator[dict[str, Any]]:
+    for number, (stage, history) in enumerate(results.histories.items()):
+        drawn = _figure(
+            figures.curves_figure(history), f"curves-{number}", f"Loss and learning rate of {stage}."
+        )
+        if drawn is not None:
+            yield {"stage": stage, **drawn}
+
+
+def _confusion(results: Results) -> Iterator[dict[str, Any]]:
+    for name in ("target_test", "source_val"):
+        for model in dict.fromkeys((results.models[0], results.models[-1])):
+            counts = results.confusion.get((model, name))
+            if counts is not None:
+                title = f"{tables.model_label(model)}, {tables.set_label(name)}"
+                alt = f"Confusion matrix, {title}, each row normalised to 100 %."
+                drawn = _figure(figures.confusion_figure(counts), f"confusion-{model}-{name}", alt)
+                yield {"title": title, "set": name, **(drawn or {})}
+
+
+def _pictures(results: Results) -> dict[str, Any]:
+    """Encoded pictures, target first, up to the budget."""
+    entries: list[dict[str, Any]] = []
+    spent = left_out = 0
+    for picture in results.pictures:
+        whats = [w for w in ("input", "truth", *results.models) if w in picture.files]
+        images = [(w, *_data_uri(picture, w)) for w in whats]
+        size = sum(len(uri) for _, uri, _ in images)
+        if spent + size > PICTURE_BUDGET:
+            left_out += 1
+            continue
+        spent += size
+        tiles = [{"what": w, "title": _tile_title(w), "uri": uri, "size": wh} for w, uri, wh in images]
+        entries.append({"set": picture.set_name, "number": picture.number, "tiles": tiles})
+    target = [e for e in entries if e["set"] == "target_test"]
+    shown = (target or entries)[:OPEN_PICTURES]
+    return {"shown": shown, "folded": [e for e in entries if e not in shown], "left_out": left_out}
+
+
+def _tile_title(what: str) -> str:
+    return {"input": "Input", "truth": "Truth"}.get(what, tables.model_label(what))
+
+
+def _data_uri(picture: Picture, what: str) -> tuple[str, tuple[int, int]]:
+    """Data URI and (width, height): photographs as JPEG, label maps as palette PNG."""
+    buffer = io.BytesIO()
+    with Image.open(picture.files[what]) as image:
+        size = image.size
+        if image.width > MAX_WIDTH:
+            size = (MAX_WIDTH, round(image.height * MAX_WIDTH / image.width))
+        if what == "input":
+            image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
+            kind = "jpeg"
+        else:
+            image.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+            kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", size
+
+
+def _legend(results: Results) -> list[dict[str, str]]:
+    """Colours of the classes that are predicted or labelled anywhere, most frequent first."""
+    pixels = (
+        results.per_class.groupby("class", sort=False)[["label_pixels", "predicted_pixels"]].max().max(axis=1)
+    )
+    order = pixels[pixels > 0].sort_values(ascending=False, kind="stable").index
+    palette = dict(zip(results.space.names, results.space.palette, strict=True))
+    return [{"name": n, "colour": "rgb({} {} {})".format(*palette[n])} for n in order if n in palette]
+
+
+def _with_digests(results: Results, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    data = {name: about["digest"] for name, about in results.sets.items() if about.get("digest")}
+    found = {"data digest (SHA-256 of the index)": data, "checkpoint SHA-256": results.checkpoints}
+    return {**provenance, **{k: v for k, v in found.items() if v}}
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, item in value.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(item, Mapping):
+            yield from _flatten(item, f"{name} · ")
+        else:
+            yield name, str(item)

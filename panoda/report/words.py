@@ -1,0 +1,149 @@
+"""The sentences of the report, made from params and results; none says more than the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from panoda.report.collect import Results
+from panoda.report.tables import model_label, number, signed
+
+_SINGLE_SEED = 2.0
+"""Differences below this many points are called small: they vary with the seed."""
+
+
+def domain_name(domain: Mapping[str, Any], *, fallback: str) -> str:
+    """What a domain's images are, from params.data.<role>; ``fallback`` when params say nothing."""
+    dataset = domain.get("dataset") or {}
+    kind = str(dataset.get("kind") or "")
+    if kind == "city":
+        panorama = (dataset.get("camera") or {}).get("projection") == "erp"
+        looks = ", ".join(dataset.get("looks") or {})
+        return f"rendered {'panoramas' if panorama else 'pinhole images'}" + (f" ({looks})" if looks else "")
+    known = {"camvid": "CamVid street images", "folder": "unlabelled panoramas", "": fallback}
+    return known.get(kind, kind)
+
+
+def task_sentence(params: Mapping[str, Any], results: Results) -> str:
+    """What was adapted to what."""
+    data = params.get("data") or {}
+    source = domain_name(data.get("source") or {}, fallback="labelled pinhole images")
+    target = domain_name(data.get("target") or {}, fallback="unlabelled panoramas")
+    model = (params.get("model") or {}).get("name")
+    named = f"A {model} model" if model else "A segmentation model"
+    return (
+        f"{named} with {results.space.num_classes} classes, trained on {source} and adapted to {target} "
+        "without target labels."
+    )
+
+
+def headline(results: Results, table: pd.DataFrame) -> str:
+    """The main result in a sentence with numbers."""
+    source, target = _ends(table, "source_val/miou"), _ends(table, "target_test/miou")
+    if target is None:
+        score = f" After the last stage source val is at {number(source[1])} % mIoU." if source else ""
+        return f"No target score: {target_note(results)}.{score}"
+    if len(results.models) == 1:
+        return f"{model_label(results.models[0])}: {number(target[0])} % mIoU on target test."
+    gap = target[1] - target[0]
+    text = (
+        f"Adaptation {'raised' if gap > 0 else 'lowered'} mIoU on target test from {number(target[0])} % to "
+        f"{number(target[1])} % ({signed(gap)} points)"
+    )
+    if source is not None:
+        text += f", while source val went from {number(source[0])} % to {number(source[1])} %"
+    return text + "."
+
+
+def caution(params: Mapping[str, Any], table: pd.DataFrame) -> str:
+    """How far the headline carries."""
+    seed = params.get("seed")
+    text = f"This is one run{'' if seed is None else f' (seed {seed})'}"
+    target = _ends(table, "target_test/miou")
+    if target is None:
+        return f"{text}; another seed gives other predictions."
+    small = "as small as this one" if abs(target[1] - target[0]) < _SINGLE_SEED else "smaller than this one"
+    return f"{text}: gaps under {_SINGLE_SEED:.0f} points, {small}, can come from the seed alone."
+
+
+def _ends(table: pd.DataFrame, column: str) -> tuple[float, float] | None:
+    """First and last value of a column of the result table; None without the column."""
+    if column not in table.columns:
+        return None
+    values = table[column].to_numpy(dtype=float)
+    return float(values[0]), float(values[-1])
+
+
+def target_note(results: Results) -> str:
+    """Why the target has no scores."""
+    return str(results.sets.get("target_test", {}).get("note") or "the target test set has no labels")
+
+
+def selection_sentences(params: Mapping[str, Any]) -> list[str]:
+    """How the checkpoint of each stage was chosen."""
+    select = (params.get("pretrain") or {}).get("select", "best_source_val")
+    chosen = {
+        "best_source_val": "keeps the weights with the highest mIoU on source val",
+        "last": "keeps the weights of its last step",
+    }
+    adapt = params.get("adapt") or {}
+    kept = "the averaged (EMA) teacher" if adapt.get("keep") == "teacher" else "the student"
+    return [
+        f"Source training {chosen.get(select, f'selects by {select}')}.",
+        "Warm-up keeps the weights of its last step.",
+        f"Adaptation keeps {kept} after its last step.",
+        "No target label took part in any choice: target test labels are first read by the evaluation, after "
+        "the last model was written, and the target train split has none.",
+    ]
+
+
+def shared_note(results: Results) -> str:
+    """Which classes have no source labels; empty when all have."""
+    shared = set(results.sets.get("source_val", {}).get("shared_classes") or results.space.names)
+    missing = [name for name in results.space.names if name not in shared]
+    if not missing:
+        return ""
+    return (
+        f"The source labels know no {', '.join(missing)}; the columns named shared leave "
+        f"{'it' if len(missing) == 1 else 'them'} out."
+    )
+
+
+def absent_note(results: Results, name: str) -> str:
+    """Which classes do not occur in a labelled set; empty when all do."""
+    rows = results.per_class[results.per_class["set"] == name]
+    pixels = rows.groupby("class", sort=False)["label_pixels"].max()
+    absent = list(pixels[pixels == 0].index)
+    if not absent or not results.labelled(name):
+        return ""
+    verb, counts = ("does", "counts") if len(absent) == 1 else ("do", "count")
+    where = name.replace("_", " ")
+    return f"{', '.join(absent).capitalize()} {verb} not occur in {where} and {counts} for nothing."
+
+
+def prototype_note(classes: pd.DataFrame) -> str:
+    """Which classes have a prototype in which domain."""
+    seen = {d: classes[f"{d}_seen"].astype(bool) for d in ("source", "target")}
+    names = classes["class"]
+    source, target = int(seen["source"].sum()), int(seen["target"].sum())
+    text = f"{source} classes have a source prototype, {target} a target one."
+    groups = (
+        ("source only", seen["source"] & ~seen["target"]),
+        ("target only", seen["target"] & ~seen["source"]),
+        ("neither", ~seen["source"] & ~seen["target"]),
+    )
+    for label, chosen in groups:
+        if chosen.any():
+            text += f" In {label}: {', '.join(names[chosen])}."
+    return text
+
+
+def pseudo_label_note(classes: pd.DataFrame) -> str:
+    """How much was kept, and which classes were never predicted."""
+    predicted, kept = classes["predicted_pixels"], classes["kept_pixels"]
+    share = 100.0 * kept.sum() / max(1, predicted.sum())
+    text = f"{share:.0f} % of the pixels of target train carry a pseudo-label."
+    never = list(classes.loc[predicted == 0, "class"])
+    return text + (f" Never predicted: {', '.join(never)}." if never else "")

@@ -1,0 +1,35 @@
+"""Stage report: one self-contained HTML page about everything the other stages wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from panoda.files import staged_directory
+from panoda.report.collect import collect
+from panoda.report.html import render
+
+
+def report(
+    *, outputs: Path, params: Mapping[str, Any], provenance: Mapping[str, Any], out: Path
+) -> dict[str, float]:
+    """Write ``out/index.html``.
+
+    Args:
+        outputs: Folder with evaluate/ and, where they ran, pretrain/, warmup/, pseudo_labels/, prototypes/,
+            adapt/ and rounds/.
+        params: All parameters of the run.
+        provenance: Where the run comes from: ``git_commit``, ``git_dirty`` and anything else worth showing.
+        out: Folder of the page; replaced as a whole.
+
+    Returns:
+        ``bytes``, the size of the page.
+
+    Raises:
+        ValueError: the evaluation is missing or unreadable.
+    """
+    page = render(collect(outputs), params=params, provenance=provenance).encode()
+    with staged_directory(out) as folder:
+        (folder / "index.html").write_bytes(page)
+    return {"bytes": float(len(page))}
