@@ -116,6 +116,8 @@ class CityDataset(Section):
 
     kind: Literal["city"]
     """Data set type."""
+    path: str = "panoda/data/city"
+    """Folder the images are made from: the code that renders them. dvc.yaml watches every data set's path."""
     camera: CameraParams
     """The camera."""
     looks: dict[str, LookParams | None]

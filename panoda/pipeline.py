@@ -1,0 +1,218 @@
+"""The stages of the pipeline as a table: which parameters, inputs and output each one has.
+
+The flows, ``panoda promote`` and the tests read it; ``dvc.yaml`` says the same to DVC and a test holds the
+two together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from panoda.config import Params
+
+ROLES = ("source", "target")
+
+_PREPARED = "data/prepared"
+_SOURCE_TRAIN = f"{_PREPARED}/source/train"
+_TARGET_TRAIN = f"{_PREPARED}/target/train"
+_SOURCE_VAL = f"{_PREPARED}/source/val"
+_TARGET_TEST = f"{_PREPARED}/target/test"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: Name of the stage, of its module in ``panoda.stages`` and of its flow.
+        sections: Dotted paths into params.yaml that make up its identity; ``{role}`` is filled in.
+        inputs: Input name -> default path, relative to the project root; ``{role}`` is filled in.
+        out: Output of the pipeline's run, relative to the project root.
+        per_role: There is one such stage for each of ``ROLES``.
+        on_gpu: It computes on the device of ``runtime.device``.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    out: str = ""
+    per_role: bool = False
+    on_gpu: bool = True
+
+    @property
+    def module(self) -> str:
+        """Module with the stage function."""
+        return f"panoda.stages.{self.name}"
+
+    @property
+    def registries(self) -> bool:
+        """It picks a data set's module by name, so all of them belong to its code."""
+        return self.per_role
+
+    def label(self, role: str | None = None) -> str:
+        """Name in dvc.yaml, such as ``pretrain`` or ``download@source``."""
+        self._check(role)
+        return f"{self.name}@{role}" if self.per_role else self.name
+
+    def folder_name(self, role: str | None = None) -> str:
+        """Name for folders, such as ``pretrain`` or ``download-source``."""
+        return self.label(role).replace("@", "-")
+
+    def input_paths(self, role: str | None = None) -> dict[str, Path]:
+        """The pipeline's inputs by name."""
+        self._check(role)
+        return {name: Path(path.format(role=role)) for name, path in self.inputs.items()}
+
+    def out_path(self, role: str | None = None) -> Path:
+        """The pipeline's output folder."""
+        self._check(role)
+        return Path(self.out.format(role=role))
+
+    def params(self, params: Params, role: str | None = None) -> dict[str, Any]:
+        """The stage's own parameters as plain JSON values, nested as in params.yaml."""
+        self._check(role)
+        tree = params.model_dump(mode="json")
+        own: dict[str, Any] = {}
+        for section in self.sections:
+            *parents, leaf = section.format(role=role).split(".")
+            source, target = tree, own
+            for part in parents:
+                source, target = source[part], target.setdefault(part, {})
+            target[leaf] = source[leaf]
+        return own
+
+    def _check(self, role: str | None) -> None:
+        if self.per_role and role not in ROLES:
+            raise ValueError(f"stage {self.name} needs --role, one of {', '.join(ROLES)}; got {role!r}")
+        if not self.per_role and role is not None:
+            raise ValueError(f"stage {self.name} has no roles; leave --role out")
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("download", ("data.{role}.dataset",), {}, "data/raw/{role}", per_role=True, on_gpu=False),
+        Stage(
+            "preprocess",
+            ("data.{role}", "label_space"),
+            {"raw": "data/raw/{role}"},
+            "data/prepared/{role}",
+            per_role=True,
+            on_gpu=False,
+        ),
+        Stage(
+            "pretrain",
+            ("model", "pretrain", "seed"),
+            {"source_train": _SOURCE_TRAIN, "source_val": _SOURCE_VAL},
+            "outputs/pretrain",
+        ),
+        Stage(
+            "warmup",
+            ("warmup", "seed"),
+            {
+                "checkpoint": "outputs/pretrain/model.safetensors",
+                "source_train": _SOURCE_TRAIN,
+                "target_train": _TARGET_TRAIN,
+            },
+            "outputs/warmup",
+        ),
+        Stage(
+            "pseudo_labels",
+            ("pseudo_labels",),
+            {"checkpoint": "outputs/warmup/model.safetensors", "target_train": _TARGET_TRAIN},
+            "outputs/pseudo_labels",
+        ),
+        Stage(
+            "prototypes",
+            ("prototypes",),
+            {
+                "checkpoint": "outputs/warmup/model.safetensors",
+                "source_train": _SOURCE_TRAIN,
+                "target_train": _TARGET_TRAIN,
+                "pseudo_labels": "outputs/pseudo_labels",
+            },
+            "outputs/prototypes",
+        ),
+        Stage(
+            "adapt",
+            ("adapt", "seed"),
+            {
+                "checkpoint": "outputs/warmup/model.safetensors",
+                "source_train": _SOURCE_TRAIN,
+                "target_train": _TARGET_TRAIN,
+                "pseudo_labels": "outputs/pseudo_labels",
+                "prototypes": "outputs/prototypes",
+            },
+            "outputs/adapt",
+        ),
+        Stage(
+            "rounds",
+            ("rounds", "pseudo_labels", "prototypes", "adapt", "seed"),
+            {
+                "adapted": "outputs/adapt/model.safetensors",
+                "source_train": _SOURCE_TRAIN,
+                "target_train": _TARGET_TRAIN,
+            },
+            "outputs/rounds",
+        ),
+        Stage(
+            "evaluate",
+            ("evaluate",),
+            {
+                "source_only": "outputs/pretrain/model.safetensors",
+                "warmup": "outputs/warmup/model.safetensors",
+                "round1": "outputs/adapt/model.safetensors",
+                "rounds": "outputs/rounds",
+                "source_val": _SOURCE_VAL,
+                "target_test": _TARGET_TEST,
+            },
+            "outputs/evaluate",
+        ),
+        Stage(
+            "report",
+            (
+                "scenario",
+                "seed",
+                "label_space",
+                "rounds",
+                "data",
+                "model",
+                "pretrain",
+                "warmup",
+                "pseudo_labels",
+                "prototypes",
+                "adapt",
+                "evaluate",
+            ),
+            {"outputs": "outputs"},
+            "reports",
+            on_gpu=False,
+        ),
+    )
+}
+
+
+def get_stage(name: str) -> Stage:
+    """The stage called ``name``; ValueError lists the known ones."""
+    if name not in STAGES:
+        raise ValueError(f"unknown stage {name!r}; known: {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one level with dotted keys; lists stay values.
+
+    Example:
+        >>> flatten({"optim": {"lr": 0.1}, "scales": [1.0]})
+        {'optim.lr': 0.1, 'scales': [1.0]}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
