@@ -1,0 +1,284 @@
+"""The training stages on tiny data: what they write, what they read, and what survives a kill."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_data import prepared
+
+from panoda.config import (
+    AdaptParams,
+    AugmentParams,
+    ModelParams,
+    MPAParams,
+    OptimParams,
+    PretrainParams,
+    PrototypeParams,
+    PseudoLabelParams,
+    TeacherParams,
+    WarmupParams,
+)
+from panoda.data.prepared import PreparedSplit
+from panoda.data.pseudo import PseudoLabelSplit
+from panoda.models.checkpoint import load_model
+from panoda.stages.adapt import adapt, read_prototypes
+from panoda.stages.pretrain import pretrain
+from panoda.stages.prototypes import prototypes
+from panoda.stages.pseudo_labels import pseudo_labels
+from panoda.stages.rounds import rounds
+from panoda.stages.warmup import warmup
+from panoda.training.context import RunContext
+
+OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
+PRETRAIN = PretrainParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10, checkpoint_every=5)
+LABELS = PseudoLabelParams(scales=(1.0,), batch_size=2)
+PROTOTYPES = PrototypeParams(scales=(1.0,), batch_size=2)
+
+
+def adapt_params(**changes) -> AdaptParams:
+    base = {
+        "iterations": 4,
+        "batch_size": 2,
+        "optim": OptimParams(lr=5e-4),
+        "augment_target": AugmentParams(yaw_roll=True, jitter=0.2),
+        "mpa": MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
+        "erp_warp": 0.5,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
+    return AdaptParams(**{**base, **changes})
+
+
+@dataclass
+class World:
+    source: Path
+    target: Path
+    out: Path
+
+    @property
+    def train(self) -> dict[str, Path]:
+        return {"source_train": self.source / "train", "target_train": self.target / "train"}
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "pretrain" / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("stages")
+    source = prepared(root / "source", {"train": 6, "val": 2}, erp=False)
+    target = prepared(root / "target", {"train": 4}, erp=True, labels=False, shade=25)
+    here = World(source, target, root / "out")
+    metrics = pretrain(
+        source_train=source / "train",
+        source_val=source / "val",
+        out=here.out / "pretrain",
+        model=ModelParams(),
+        params=PRETRAIN,
+        seed=0,
+        context=RunContext(state_dir=root / "state"),
+    )
+    assert metrics["miou/source_val"] > 0.35  # chance is about 0.1: it learned
+    pseudo_labels(
+        checkpoint=here.checkpoint,
+        target_train=here.train["target_train"],
+        out=here.out / "pseudo_labels",
+        params=LABELS,
+        context=RunContext(),
+    )
+    prototypes(
+        checkpoint=here.checkpoint,
+        **here.train,
+        pseudo_labels=here.out / "pseudo_labels",
+        out=here.out / "prototypes",
+        params=PROTOTYPES,
+        context=RunContext(),
+    )
+    return here
+
+
+def _adapt(world: World, out: Path, params: AdaptParams, **changes) -> dict[str, float]:
+    keywords = {
+        "checkpoint": world.checkpoint,
+        **world.train,
+        "pseudo_labels": world.out / "pseudo_labels",
+        "prototypes": world.out / "prototypes",
+        "out": out,
+        "params": params,
+        "seed": 0,
+        "context": RunContext(),
+    }
+    return adapt(**{**keywords, **changes})
+
+
+def _same_weights(one: Path, two: Path) -> bool:
+    first, second = load_file(one), load_file(two)
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_pretrain_writes_what_it_promises_and_keeps_the_best(world):
+    out = world.out / "pretrain"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "history.csv",
+        "metrics.json",
+        "model.safetensors",
+        "pictures",
+    ]
+    history = pd.read_csv(out / "history.csv")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert history["miou/source_val"].max() == pytest.approx(metrics["miou/source_val"], abs=1e-5)
+    assert {"step", "loss/total", "lr", "grad_norm"} <= set(history)
+    model, card = load_model(world.checkpoint, num_classes=13)
+    assert card.stage == "pretrain" and card.params["pretrain"]["iterations"] == 30
+
+
+def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
+    from panoda.training import loop
+
+    keywords = {
+        "source_train": world.source / "train",
+        "source_val": world.source / "val",
+        "out": tmp_path / "out",
+        "model": ModelParams(),
+        "params": PRETRAIN,
+        "seed": 0,
+        "context": RunContext(state_dir=tmp_path / "state"),
+    }
+    original = loop._train_step
+
+    def dying(task, step, *rest):
+        if step == 17:
+            raise KeyboardInterrupt
+        return original(task, step, *rest)
+
+    monkeypatch.setattr(loop, "_train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(**keywords)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(loop, "_train_step", original)
+    pretrain(**keywords)
+    assert _same_weights(tmp_path / "out/model.safetensors", world.checkpoint)
+
+
+def test_warmup_aligns_or_passes_through(world, tmp_path):
+    params = WarmupParams(iterations=2, batch_size=2, optim=OPTIM, log_every=1)
+    keywords = {"checkpoint": world.checkpoint, **world.train, "seed": 0, "context": RunContext()}
+    metrics = warmup(**keywords, out=tmp_path / "one", params=params)
+    assert {"loss/source_ce", "loss/adversarial", "loss/discriminator"} <= set(metrics)
+    assert not _same_weights(tmp_path / "one/model.safetensors", world.checkpoint)
+    warmup(**keywords, out=tmp_path / "none", params=params.model_copy(update={"iterations": 0}))
+    assert _same_weights(tmp_path / "none/model.safetensors", world.checkpoint)
+
+
+def test_pseudo_labels_keep_the_confident_half(world):
+    folder = world.out / "pseudo_labels"
+    table = pd.read_csv(folder / "classes.csv")
+    seen = table[table.predicted_pixels > 0]
+    assert (seen.kept_share >= 0.5).all() and (seen.threshold <= 0.9).all()
+    split = PseudoLabelSplit(PreparedSplit(world.target / "train"), folder)
+    labels = torch.stack([split[i]["label"] for i in range(len(split))])
+    confidence = torch.stack([split[i]["confidence"] for i in range(len(split))])
+    counts = torch.bincount(labels.flatten().long(), minlength=256)[:13]
+    assert counts.tolist() == table.kept_pixels.tolist()
+    for k in torch.unique(labels[labels != 255]).tolist():
+        assert confidence[labels == k].min() >= round(255 * table.threshold[k])
+
+
+def test_prototypes_are_the_means_and_missing_classes_stay_missing(world):
+    tensors = load_file(world.out / "prototypes/prototypes.safetensors")
+    assert not tensors["seen"][3]  # no wall anywhere
+    assert tensors["mutual"][3].abs().sum() == 0
+    both = tensors["source_seen"] & tensors["target_seen"]
+    assert both.any()
+    expected = (tensors["source"][both] + tensors["target"][both]) / 2
+    assert torch.allclose(tensors["mutual"][both], expected)
+
+
+def test_prototypes_of_another_model_are_refused(world):
+    with pytest.raises(ValueError, match="belong to another model"):
+        read_prototypes(world.out / "prototypes", num_classes=13, dim=7)
+
+
+def test_adapt_with_everything_on(world, tmp_path):
+    metrics = _adapt(world, tmp_path / "out", adapt_params(adversarial_weight=0.001))
+    assert {"loss/source_ce", "loss/target_ce", "loss/mpa_source", "loss/mpa_target"} <= set(metrics)
+    assert metrics["prototypes/moved"] > 0
+    assert not _same_weights(tmp_path / "out/model.safetensors", world.checkpoint)
+
+
+def test_the_control_does_not_see_the_target(world, tmp_path):
+    params = adapt_params(
+        target_weight=0.0,
+        mpa=MPAParams(weight=0.0),
+        class_mix=0.0,
+        colour_transfer=0.0,
+        teacher=TeacherParams(enabled=False),
+        keep="student",
+    )
+    other = prepared(tmp_path / "other", {"train": 4}, erp=True, labels=False, shade=-60)
+    labels = tmp_path / "labels"
+    pseudo_labels(
+        checkpoint=world.checkpoint,
+        target_train=other / "train",
+        out=labels,
+        params=LABELS,
+        context=RunContext(),
+    )
+    _adapt(world, tmp_path / "one", params)
+    _adapt(world, tmp_path / "two", params, target_train=other / "train", pseudo_labels=labels)
+    assert _same_weights(tmp_path / "one/model.safetensors", tmp_path / "two/model.safetensors")
+
+
+def test_adapt_is_deterministic_and_resumes(world, tmp_path, monkeypatch):
+    from panoda.training import loop
+
+    _adapt(world, tmp_path / "whole", adapt_params())
+    original = loop._train_step
+
+    def dying(task, step, *rest):
+        if step == 3:
+            raise KeyboardInterrupt
+        return original(task, step, *rest)
+
+    context = RunContext(state_dir=tmp_path / "state")
+    monkeypatch.setattr(loop, "_train_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        _adapt(world, tmp_path / "killed", adapt_params(), context=context)
+    monkeypatch.setattr(loop, "_train_step", original)
+    _adapt(world, tmp_path / "killed", adapt_params(), context=context)
+    for name in ("model.safetensors", "prototypes.safetensors"):
+        assert _same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
+
+
+def test_rounds_go_on_from_the_last_model(world, tmp_path):
+    keywords = {
+        "adapted": world.checkpoint,
+        **world.train,
+        "pseudo_labels": LABELS,
+        "prototypes": PROTOTYPES,
+        "adapt": adapt_params(),
+        "seed": 0,
+        "context": RunContext(),
+    }
+    assert rounds(**keywords, out=tmp_path / "one", rounds=1) == {}
+    metrics = rounds(**keywords, out=tmp_path / "two", rounds=2)
+    assert np.isfinite(metrics["round2/adapt/loss/total"])
+    assert (tmp_path / "two/round2/adapt/model.safetensors").exists()
+
+
+def test_a_checkpoint_of_another_label_space_is_refused(world, tmp_path):
+    from panoda.models import create_model
+    from panoda.models.checkpoint import make_card, save_model
+
+    other = create_model("trans4pass_nano", num_classes=19)
+    card = make_card(other, label_space="cs19", stage="pretrain", seed=0)
+    save_model(tmp_path / "other.safetensors", other, card)
+    with pytest.raises(ValueError, match="19.*13|13.*19"):
+        _adapt(world, tmp_path / "out", adapt_params(), checkpoint=tmp_path / "other.safetensors")
