@@ -148,9 +148,9 @@ def _sets(target: str) -> dict:
     }
     sets = {"source_val": common | source, "target_test": common | erp}
     if target == "unlabelled":
-        sets["target_test"]["note"] = "no labels: pictures and prediction statistics only, no mIoU"
+        sets["target_test"]["note"] = "the target test images have no labels"
     if target == "missing":
-        sets["target_test"] = {"images": 0, "labelled": False, "note": "not evaluated: there is no such set"}
+        sets["target_test"] = {"images": 0, "labelled": False, "note": "there is no target test set"}
     return sets
 
 

@@ -138,7 +138,7 @@ def test_unlabelled_target_gives_pictures_and_statistics_only(inputs, tmp_path):
     out = tmp_path / "evaluate"
     flat, _ = run(inputs, out, target="unlabelled")
     sets = json.loads((out / "sets.json").read_text())
-    assert not sets["target_test"]["labelled"] and "no labels" in sets["target_test"]["note"]
+    assert not sets["target_test"]["labelled"] and "have no labels" in sets["target_test"]["note"]
     scores = json.loads((out / "metrics.json").read_text())["round1"]["target_test"]
     assert "miou" not in scores and sum(scores["predicted_share"].values()) == pytest.approx(1)
     assert "miou/target_test" not in flat and 0 < flat["mean_confidence/target_test"] <= 1
@@ -152,7 +152,7 @@ def test_unlabelled_target_gives_pictures_and_statistics_only(inputs, tmp_path):
 def test_without_target_set_it_says_so(inputs, tmp_path):
     out = tmp_path / "evaluate"
     run(inputs, out, target=None, pictures=0)
-    assert "no such set" in json.loads((out / "sets.json").read_text())["target_test"]["note"]
+    assert "there is no target test set" in json.loads((out / "sets.json").read_text())["target_test"]["note"]
     assert not list((out / "pictures").iterdir())
 
 

@@ -77,7 +77,7 @@ def per_class_figure(
     iou = per_class.pivot_table(index="class", columns="model", values="iou", sort=False, dropna=False)
     height = 0.8 / max(1, len(models))
     with figure_style():
-        figure, axes = new_figure(8.2, 1.1 + len(classes) * (0.17 + 0.115 * len(models)))
+        figure, axes = new_figure(8.2, 0.9 + len(classes) * (0.13 + 0.075 * len(models)))
         for i, (model, label) in enumerate(models.items()):
             places = np.arange(len(classes)) - 0.4 + (i + 0.5) * height
             values = 100 * iou[model].reindex(classes).fillna(0.0).to_numpy()
@@ -165,7 +165,7 @@ def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> 
             )
         axes.set(xlabel="mIoU in %", ylabel="latitude in degrees", xlim=(0, None))
         axes.set_yticks(sorted({*by_latitude["lat_bottom_deg"], *by_latitude["lat_top_deg"]}))
-        axes.yaxis.set_major_formatter("{x:+.0f}°")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}°".replace("-", "−"))
         axes.grid(axis="x")
         legend_below(figure, axes, 2)
     return figure
@@ -212,11 +212,11 @@ def pseudo_label_figure(classes: pd.DataFrame) -> Figure:
     )
     places = np.arange(len(present))
     with figure_style():
-        figure, axes = new_figure(8.2, 1.1 + 0.25 * max(1, len(present)))
+        figure, axes = new_figure(8.2, 0.9 + 0.2 * max(1, len(present)))
         axes.barh(
             places, 100 * present["kept_share"], 0.62, color=SERIES_COLOURS[0], label="kept share of pixels"
         )
-        axes.plot(100 * present["threshold"], places, "|", ms=12, mew=2.2, color="#e09a12", label="threshold")
+        axes.plot(100 * present["threshold"], places, "|", ms=9, mew=2.2, color="#e09a12", label="threshold")
         axes.set_yticks(places, list(present["class"]))
         axes.tick_params(axis="y", length=0)
         axes.set(ylim=(len(present) - 0.4, -0.6), xlim=(0, 100), xlabel="% of pixels kept, confidence in %")
@@ -233,7 +233,7 @@ def prototype_figure(classes: pd.DataFrame) -> Figure | None:
         return None
     places = np.arange(len(both))
     with figure_style():
-        figure, axes = new_figure(8.2, 0.9 + 0.25 * len(both))
+        figure, axes = new_figure(8.2, 0.7 + 0.2 * len(both))
         axes.barh(places, both["cosine"], 0.62, color=SERIES_COLOURS[2])
         for place, value in zip(places, both["cosine"], strict=True):
             axes.text(max(value, 0) + 0.01, place, f"{value:.3f}", va="center", fontsize=7.5, color=MUTED)

@@ -1,6 +1,6 @@
 """``reports/index.html``: one self-contained page, offline, light and dark, on a phone and in print.
 
-Figures are inline SVG that take the page's colours, pictures are data URIs; nothing is requested from outside.
+Figures are inline SVG that take the page's colours, pictures are data URIs; nothing is fetched from outside.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         lstrip_blocks=True,
     )
     environment.filters |= {"number": tables.number, "signed": tables.signed}
-    environment.globals |= {"model_label": tables.model_label, "set_label": tables.set_label}
+    labels = {f.__name__: f for f in (tables.model_label, tables.set_label, tables.stage_label)}
+    environment.globals |= labels
     table = tables.result_table(results.metrics, results.per_class, models=results.models)
     return environment.get_template("report.html.j2").render(
         scenario=params.get("scenario", "report"),

@@ -25,6 +25,13 @@ def model_label(name: str) -> str:
     return known.get(name, name.replace("_", " ").capitalize())
 
 
+def stage_label(name: str) -> str:
+    """Name shown for a training stage, as in ``adapt, round 2`` -> Adaptation, round 2."""
+    stage, comma, rest = name.partition(",")
+    known = {"pretrain": "Source training", "warmup": "Warm-up", "adapt": "Adaptation"}
+    return known.get(stage, stage) + comma + rest
+
+
 def set_label(name: str) -> str:
     """Name shown for an evaluation set, as in ``target_test`` -> target test."""
     return name.replace("_", " ")

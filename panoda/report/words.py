@@ -43,8 +43,7 @@ def headline(results: Results, table: pd.DataFrame) -> str:
     """The main result in a sentence with numbers."""
     source, target = _ends(table, "source_val/miou"), _ends(table, "target_test/miou")
     if target is None:
-        score = f" After the last stage source val is at {number(source[1])} % mIoU." if source else ""
-        return f"No target score: {target_note(results)}.{score}"
+        return f"No score on the target: {target_note(results)}." + _without_target(results, source)
     if len(results.models) == 1:
         return f"{model_label(results.models[0])}: {number(target[0])} % mIoU on target test."
     gap = target[1] - target[0]
@@ -57,6 +56,18 @@ def headline(results: Results, table: pd.DataFrame) -> str:
     return text + "."
 
 
+def _without_target(results: Results, source: tuple[float, float] | None) -> str:
+    """What can be said when the target has no labels."""
+    text = ""
+    if source is not None:
+        text += f" Source val went from {number(source[0])} % to {number(source[1])} % mIoU."
+    ends = [results.metrics[m].get("target_test", {}) for m in (results.models[0], results.models[-1])]
+    if all("mean_confidence" in scores for scores in ends):
+        before, after = (number(100 * scores["mean_confidence"]) for scores in ends)
+        text += f" Mean confidence on the target went from {before} % to {after} %, which is no accuracy."
+    return text
+
+
 def caution(params: Mapping[str, Any], table: pd.DataFrame) -> str:
     """How far the headline carries."""
     seed = params.get("seed")
@@ -64,8 +75,8 @@ def caution(params: Mapping[str, Any], table: pd.DataFrame) -> str:
     target = _ends(table, "target_test/miou")
     if target is None:
         return f"{text}; another seed gives other predictions."
-    small = "as small as this one" if abs(target[1] - target[0]) < _SINGLE_SEED else "smaller than this one"
-    return f"{text}: gaps under {_SINGLE_SEED:.0f} points, {small}, can come from the seed alone."
+    text += f". Gaps under {_SINGLE_SEED:.0f} points can come from the seed alone"
+    return text + (", and this one is." if abs(target[1] - target[0]) < _SINGLE_SEED else ".")
 
 
 def _ends(table: pd.DataFrame, column: str) -> tuple[float, float] | None:
@@ -78,7 +89,7 @@ def _ends(table: pd.DataFrame, column: str) -> tuple[float, float] | None:
 
 def target_note(results: Results) -> str:
     """Why the target has no scores."""
-    return str(results.sets.get("target_test", {}).get("note") or "the target test set has no labels")
+    return str(results.sets.get("target_test", {}).get("note") or "the target test images have no labels")
 
 
 def selection_sentences(params: Mapping[str, Any]) -> list[str]:

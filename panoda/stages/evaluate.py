@@ -48,7 +48,7 @@ class _Set:
 
     def describe(self) -> dict[str, Any]:
         """What the report says about the set."""
-        note = "" if self.labelled else "no labels: pictures and prediction statistics only, no mIoU"
+        note = "" if self.labelled else f"the {self.name.replace('_', ' ')} images have no labels"
         return {
             "images": len(self.split),
             "labelled": self.labelled,
@@ -198,9 +198,8 @@ class _Writer:
         write_json(self.folder / "metrics.json", self.metrics)
         described: dict[str, Any] = {current.name: current.describe() for current in sets}
         for name in SETS:
-            described.setdefault(
-                name, {"images": 0, "labelled": False, "note": "not evaluated: there is no such set"}
-            )
+            note = f"there is no {name.replace('_', ' ')} set"
+            described.setdefault(name, {"images": 0, "labelled": False, "note": note})
         write_json(self.folder / "sets.json", described)
         tables = {
             "per_class.csv": (self.per_class, PER_CLASS),

@@ -1,5 +1,6 @@
 // Puts a comparison over the plain pictures: input below, two label maps wiped against each other.
 "use strict";
+for (const node of document.querySelectorAll(".with-js")) node.hidden = false;
 for (const sample of document.querySelectorAll(".sample")) {
   const tiles = [...sample.querySelectorAll("figure")];
   const input = tiles.find((t) => t.dataset.what === "input");
