@@ -1,0 +1,219 @@
+"""The data sets' layouts, through the stages download and preprocess."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from raw_data import write_pair
+
+from panoda.config import CamVidDataset, CityDataset, DomainParams, FolderDataset, PrepareParams
+from panoda.data.dataset import DataError, adapter, list_items
+from panoda.data.prepared import PreparedSplit
+from panoda.stages.download import download
+from panoda.stages.preprocess import preprocess
+
+REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real images on this machine")
+
+
+def run(dataset, tmp_path, *, height=64, width=128, label_space="cs13"):
+    domain = DomainParams(dataset=dataset, prepare=PrepareParams(height=height, width=width))
+    download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
+    result = preprocess(
+        role="target",
+        raw=tmp_path / "raw",
+        out=tmp_path / "prepared",
+        domain=domain,
+        label_space=label_space,
+        progress=False,
+    )
+    return result, {p.name: PreparedSplit(p) for p in (tmp_path / "prepared").iterdir() if p.is_dir()}
+
+
+# --- camvid ----------------------------------------------------------------------------------------
+
+
+def camvid(tmp_path: Path, counts=(3, 2)) -> CamVidDataset:
+    for split, count in zip(("train", "val"), counts, strict=True):
+        for i in range(count):
+            image, label = write_pair(tmp_path / "x", f"seq{i % 2}_{split}{i}", classes=12)
+            for part, source in ((split, image), (f"{split}annot", label)):
+                (tmp_path / "camvid" / part).mkdir(parents=True, exist_ok=True)
+                source.rename(tmp_path / "camvid" / part / image.name)
+    return CamVidDataset(kind="camvid", path=str(tmp_path / "camvid"))
+
+
+def test_camvid(tmp_path):
+    result, splits = run(camvid(tmp_path), tmp_path)
+    assert result == {"images/train": 3.0, "images/val": 2.0}
+    train = splits["train"]
+    assert train.ids == ["seq0_train0", "seq0_train2", "seq1_train1"] and train.label_space == "cs13"
+    assert train.index.group.tolist() == ["seq0", "seq0", "seq1"] and train.fov_x_deg == 60.0
+    raw = np.asarray(Image.open(tmp_path / "camvid" / "trainannot" / "seq0_train0.png"))
+    assert (train[0]["label"].numpy()[raw == 11] == 255).all()
+    assert (train[0]["label"].numpy()[raw == 3] == 0).all()  # road
+    assert not train.class_pixels[[3, 6, 9]].any()  # wall, traffic light, terrain do not exist in CamVid
+
+
+def test_camvid_unmatched_names(tmp_path):
+    dataset = camvid(tmp_path)
+    (tmp_path / "camvid" / "valannot" / "seq0_val0.png").unlink()
+    with pytest.raises(DataError, match=r"target: .*val.seq0_val0\.png: no file of this name in .*valannot"):
+        download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_camvid_missing_folder(tmp_path):
+    dataset = camvid(tmp_path).model_copy(update={"splits": {"train": "train", "val": "valid"}})
+    with pytest.raises(DataError, match=r"valid: no such folder"):
+        download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
+
+
+# --- folder ----------------------------------------------------------------------------------------
+
+
+def panoramas(tmp_path: Path) -> Path:
+    root = tmp_path / "panoramas"
+    for name, size in (("a", (64, 128)), ("b", (70, 160)), ("sub/a", (100, 200))):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        image, _ = write_pair(tmp_path / "x", "p", size=size)
+        Image.open(image).save(root / f"{name}.JPG", format="JPEG")
+    (root / "notes.txt").write_text("x")
+    (root / "._a.jpg").write_text("x")
+    return root
+
+
+def test_folder(tmp_path):
+    dataset = FolderDataset(
+        kind="folder",
+        path=str(panoramas(tmp_path)),
+        splits={"train": ["**/*"], "test": ["sub/*"]},
+        crop_bottom=0.25,
+        ignore_bottom=0.5,
+    )
+    result, splits = run(dataset, tmp_path)
+    assert result == {"images/train": 3.0, "images/test": 1.0}
+    train = splits["train"]
+    assert train.ids == ["a", "b", "sub/a"] and train.full_circle and not train.has_labels
+    assert train.index.raw_width.tolist() == [128, 160, 200]
+    assert (train.lat_top_deg, train.lat_bottom_deg) == (90.0, -45.0)
+    assert train[2]["valid"][:32].all() and not train[2]["valid"][32:].any()
+
+
+def test_pointer_follows_the_folder(tmp_path, monkeypatch):
+    root = panoramas(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    dataset = FolderDataset(kind="folder", path=str(root))
+
+    def pointer() -> dict:
+        download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
+        return json.loads((tmp_path / "raw" / "source.json").read_text())
+
+    first = pointer()
+    assert first["path"] == "panoramas" and first["splits"]["train"] == ["a.JPG", "b.JPG", "sub/a.JPG"]
+    assert pointer() == first
+    data = bytearray((root / "b.JPG").read_bytes())
+    data[-5] ^= 1
+    (root / "b.JPG").write_bytes(data)
+    assert pointer()["files"]["b.JPG"] != first["files"]["b.JPG"]
+    (root / "b.JPG").write_bytes(bytes(data) + b"x")
+    with pytest.raises(
+        DataError, match=r"1 files changed since stage download \(0 of them missing\).*b\.JPG"
+    ):
+        list_items(dataset, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"path": "nowhere"}, "nowhere: no such folder"),
+        ({"splits": {"train": ["**/*"], "val": ["*.png"]}}, "split val is empty: no image matches"),
+        ({"splits": {"train": ["**/*"], "val": ["a*"]}}, "in splits train and val"),
+        ({"splits": {"train": ["/etc/*"]}}, "not a pattern relative to"),
+        ({"crop_top": 0.6, "crop_bottom": 0.4}, "leave nothing"),
+    ],
+)
+def test_folder_errors(tmp_path, changes, match):
+    dataset = FolderDataset(**{"kind": "folder", "path": str(panoramas(tmp_path))} | changes)
+    with pytest.raises(DataError, match=match):
+        download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_preprocess_before_download(tmp_path):
+    dataset = FolderDataset(kind="folder", path=str(tmp_path))
+    with pytest.raises(DataError, match="run stage download first"):
+        list_items(dataset, tmp_path / "raw")
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(DataError, match=r"source\.json: cannot be read"):
+        list_items(dataset, tmp_path / "raw")
+
+
+# --- city ------------------------------------------------------------------------------------------
+
+CITY = {
+    "kind": "city",
+    "camera": {"projection": "erp", "height": 32, "width": 128, "lat_top_deg": 30, "lat_bottom_deg": -30},
+    "looks": {"southern": None},
+    "splits": {"train": {"images": 2, "seed": 1, "labels": False}, "test": {"images": 1, "seed": 9}},
+}
+
+
+def city_raw(tmp_path: Path) -> None:
+    for split, count in (("train", 2), ("test", 1)):
+        folder = tmp_path / "raw" / split
+        for i in range(count):
+            image, label = write_pair(tmp_path / "x", f"{i:05d}", size=(32, 128))
+            for part, source in (("images", image), ("labels", label)):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                source.rename(folder / part / f"{i:05d}.png")
+        (folder / "meta.csv").write_text("id,look\n" + "".join(f"{i:05d},southern\n" for i in range(count)))
+
+
+def test_city(tmp_path):
+    city_raw(tmp_path)
+    dataset = CityDataset.model_validate(CITY)
+    items = list_items(dataset, tmp_path / "raw")
+    assert [(i.split, i.id, i.group, i.label is None) for i in items] == [
+        ("train", "00000", "southern", True),
+        ("train", "00001", "southern", True),
+        ("test", "00000", "southern", False),
+    ]
+    assert (items[0].projection, items[0].fov_x_deg, items[0].lat_top_deg) == ("erp", 360.0, 30.0)
+    (tmp_path / "raw" / "test" / "meta.csv").write_text("id,look\n")
+    with pytest.raises(DataError, match=r"meta\.csv: 0 images, expected 1"):
+        list_items(dataset, tmp_path / "raw")
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="unknown data set kind 'kitti'; known: city, camvid, folder"):
+        adapter("kitti")
+
+
+# --- real images -----------------------------------------------------------------------------------
+
+
+@needs_real
+def test_real_camvid(tmp_path):
+    dataset = CamVidDataset(kind="camvid", path=str(REAL / "camvid"), splits={"val": "val"})
+    result, splits = run(dataset, tmp_path, height=90, width=120)
+    assert result == {"images/val": 40.0}
+    shares = splits["val"].class_pixels / splits["val"].class_pixels.sum()
+    assert shares[[0, 2, 10]].sum() > 0.6  # road, building and sky dominate a street
+    assert shares[[3, 6, 9]].sum() == 0
+
+
+@needs_real
+def test_real_panoramas(tmp_path):
+    dataset = FolderDataset(
+        kind="folder", path=str(REAL / "panoramas"), crop_top=0.2, crop_bottom=0.2, splits={"test": ["*.jpg"]}
+    )
+    result, splits = run(dataset, tmp_path, height=64, width=256)
+    assert result == {"images/test": 17.0}
+    assert set(splits["test"].index.raw_height) == {1024, 692, 960}
+    assert all(s["image"].float().std() > 10 for s in splits["test"])

@@ -1,0 +1,150 @@
+"""Files in, palette PNGs, overlays and class shares out; bad files do not stop the good ones."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from panoda.labels import get_label_space
+from panoda.models import create_model
+from panoda.models.checkpoint import load_model, make_card, save_model
+from panoda.predict import predict_files
+
+SPACE = get_label_space("cs13")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    model = create_model("trans4pass_nano", num_classes=13)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(path, model, make_card(model, label_space="cs13", stage="pretrain", seed=0))
+    return path
+
+
+def picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = size
+    values = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    Image.fromarray(values).resize((width, height)).convert(mode).save(path)
+    return path
+
+
+def test_outputs(tmp_path, checkpoint):
+    files = [
+        picture(tmp_path / "in" / "a.png", (50, 101)),
+        picture(tmp_path / "in" / "b.jpg", (80, 64), "CMYK"),
+        picture(tmp_path / "in" / "sub" / "a.png", (64, 192), "L"),
+    ]
+    result = predict_files(checkpoint, files, tmp_path / "out", height=48)
+    assert result.failures == [] and [p.name for p in result.labels] == ["a.png", "b.png", "a-2.png"]
+    for file, label in zip(files, result.labels, strict=True):
+        with Image.open(label) as written, Image.open(file) as raw:
+            assert written.mode == "P" and written.size == raw.size
+            assert written.getpalette()[: 3 * 13] == [c for colour in SPACE.palette for c in colour]
+            assert np.asarray(written).max() < 13
+        with Image.open(tmp_path / "out" / "overlays" / f"{label.stem}.jpg") as overlay:
+            assert overlay.size == written.size
+    table = pd.read_csv(result.shares)
+    assert table.image.tolist() == [str(f) for f in files] and table.label.tolist() == ["a", "b", "a-2"]
+    shares = table[list(SPACE.names)].to_numpy()
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    counts = np.bincount(np.asarray(Image.open(result.labels[0])).ravel(), minlength=13)
+    np.testing.assert_allclose(shares[0], counts / (50 * 101), atol=1e-6)
+
+
+def test_bad_files_are_reported_and_the_rest_is_predicted(tmp_path, checkpoint):
+    good = picture(tmp_path / "good.png", (40, 80))
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    cut = picture(tmp_path / "cut.png", (64, 128))
+    cut.write_bytes(cut.read_bytes()[:100])
+    small = picture(tmp_path / "small.png", (20, 200))
+    result = predict_files(checkpoint, [empty, cut, small, good], tmp_path / "out")
+    assert [p.name for p in result.labels] == ["good.png"]
+    reasons = {path.name: reason for path, reason in result.failures}
+    assert list(reasons) == ["empty.jpg", "cut.png", "small.png"]
+    assert "not a readable image" in reasons["cut.png"] and "too small: 20 x 200" in reasons["small.png"]
+    assert len(pd.read_csv(result.shares)) == 1
+    assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["good.png"]
+
+
+def test_all_bad_still_gives_a_table(tmp_path, checkpoint):
+    (tmp_path / "a.png").touch()
+    result = predict_files(checkpoint, [tmp_path / "a.png"], tmp_path / "out")
+    assert result.labels == [] and len(result.failures) == 1 and len(pd.read_csv(result.shares)) == 0
+
+
+def test_arguments_that_are_no_images(tmp_path, checkpoint):
+    (tmp_path / "notes.txt").touch()
+    files = [picture(tmp_path / "a.png", (40, 80)), tmp_path / "notes.txt", tmp_path, tmp_path / "no.png"]
+    with pytest.raises(ValueError, match="not image files") as caught:
+        predict_files(checkpoint, files, tmp_path / "out")
+    message = str(caught.value)
+    assert "notes.txt: not the name of an image" in message and "no.png: no such file" in message
+    assert f"{tmp_path}: a folder" in message and "a.png" not in message
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="no images given"):
+        predict_files(checkpoint, [], tmp_path / "out")
+    with pytest.raises(ValueError, match="at least 32"):
+        predict_files(checkpoint, files[:1], tmp_path / "out", height=8)
+
+
+def test_other_files_in_the_folder_stay(tmp_path, checkpoint):
+    out = tmp_path / "out"
+    (out / "labels").mkdir(parents=True)
+    (out / "labels" / "mine.png").touch()
+    one = picture(tmp_path / "a.png", (40, 80))
+    predict_files(checkpoint, [one, one], out)
+    assert sorted(p.name for p in (out / "labels").iterdir()) == ["a.png", "mine.png"]
+    assert len(pd.read_csv(out / "class_shares.csv")) == 1
+
+
+def test_working_height_and_wrap(tmp_path, checkpoint, monkeypatch):
+    asked: list[tuple[int, bool]] = []
+
+    def spy(model, image, *, height, wrap, dtype):
+        asked.append((height, wrap))
+        return torch.zeros(image.shape[1:], dtype=torch.uint8)
+
+    monkeypatch.setattr("panoda.predict.predict_image", spy)
+    files = [picture(tmp_path / "pano.png", (600, 1200)), picture(tmp_path / "photo.png", (60, 80))]
+    predict_files(checkpoint, files, tmp_path / "out")
+    predict_files(checkpoint, files, tmp_path / "out", height=96, wrap=True)
+    assert asked == [(512, True), (60, False), (96, True), (60, True)]
+
+
+def test_card_says_how_large_pixels_were_in_training(tmp_path, checkpoint, monkeypatch):
+    model, card = load_model(checkpoint)
+    prepared = {"height": 96, "width": 512, "full_circle": True}
+    card = card.model_copy(update={"params": {"prepared": prepared}})
+    save_model(tmp_path / "model.safetensors", model, card)
+    asked: list[int] = []
+
+    def spy(model, image, *, height, wrap, dtype):
+        asked.append(height)
+        return torch.zeros(image.shape[1:], dtype=torch.uint8)
+
+    monkeypatch.setattr("panoda.predict.predict_image", spy)
+    files = [picture(tmp_path / "full.png", (600, 1200)), picture(tmp_path / "photo.png", (300, 400))]
+    predict_files(tmp_path / "model.safetensors", files, tmp_path / "out")
+    assert asked == [256, 96]  # a full sphere 512 pixels around is 256 high; others take the prepared height
+
+
+def test_disk_full(tmp_path, checkpoint, monkeypatch):
+    path = picture(tmp_path / "a.png", (40, 80))
+
+    def full(self, target, **options):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="disk full while writing .*out"):
+        predict_files(checkpoint, [path], tmp_path / "out")
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
