@@ -67,6 +67,12 @@ def prepare_environment() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def preload() -> None:
+    """Import mlflow (seconds), for a thread that has nothing else to do."""
+    prepare_environment()
+    import mlflow  # noqa: F401
+
+
 def tracking_uri(uri: str, root: Path = Path()) -> str:
     """``MLFLOW_TRACKING_URI`` when set, else ``uri``; a relative sqlite path becomes absolute.
 

@@ -1,0 +1,48 @@
+"""Stage download: raw files of one domain, rendered or used in place."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefect import flow
+
+from flows.command import main
+from flows.execution import HERE, Job, stage_run
+from panoda.config import DataParams, RuntimeParams, TrackingParams
+
+Role = Literal["source", "target"]
+
+
+@flow(name="download")
+def download(
+    role: Role,
+    data: DataParams | None = None,
+    runtime: RuntimeParams | None = None,
+    tracking: TrackingParams | None = None,
+    job: Job = HERE,
+) -> dict[str, float]:
+    """Stage download: raw files of one domain, rendered or used in place.
+
+    Args:
+        role: Which domain.
+        data: Section data; null takes the params file's.
+        runtime: Section runtime; null takes the params file's.
+        tracking: Section tracking; null takes the params file's.
+        job: Where parameters and inputs come from, where the result goes.
+    """
+    with stage_run("download", job, role=role, data=data, runtime=runtime, tracking=tracking) as run:
+        # Imported here: torch loads while the server starts.
+        from panoda.stages.download import download as stage
+
+        return run.finish(
+            stage(
+                role=role,
+                dataset=getattr(run.params.data, role).dataset,
+                out=run.out,
+                progress=run.context.progress,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main(download)

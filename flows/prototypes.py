@@ -1,0 +1,42 @@
+"""Stage prototypes: mean features per class of both domains."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.command import main
+from flows.execution import HERE, Job, stage_run
+from panoda.config import PrototypeParams, RuntimeParams, TrackingParams
+
+
+@flow(name="prototypes")
+def prototypes(
+    prototypes: PrototypeParams | None = None,
+    runtime: RuntimeParams | None = None,
+    tracking: TrackingParams | None = None,
+    job: Job = HERE,
+) -> dict[str, float]:
+    """Stage prototypes: mean features per class of both domains.
+
+    Args:
+        prototypes: Section prototypes; null takes the params file's.
+        runtime: Section runtime; null takes the params file's.
+        tracking: Section tracking; null takes the params file's.
+        job: Where parameters and inputs come from, where the result goes.
+    """
+    with stage_run("prototypes", job, prototypes=prototypes, runtime=runtime, tracking=tracking) as run:
+        # Imported here: torch loads while the server starts.
+        from panoda.stages.prototypes import prototypes as stage
+
+        return run.finish(
+            stage(
+                **run.inputs,
+                out=run.out,
+                params=run.params.prototypes,
+                context=run.context,
+            )
+        )
+
+
+if __name__ == "__main__":
+    main(prototypes)
