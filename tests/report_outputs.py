@@ -71,6 +71,18 @@ PROVENANCE = {
     "dvc_lock_sha256": "5f" * 32,
     "versions": {"python": "3.12.3", "torch": "2.11.0"},
     "device": "cpu",
+    "pretrain": {
+        "started": "2026-01-31T12:00:00+00:00",
+        "seconds": 231.5,
+        "git_commit": "0123456789abcdef",
+        "device": "cpu",
+    },
+    "adapt": {
+        "started": "2026-01-31T12:09:00+00:00",
+        "seconds": None,
+        "git_dirty": True,
+        "mlflow_run_id": None,
+    },
 }
 
 

@@ -113,6 +113,8 @@ def test_says_how_it_was_selected_trained_and_how_to_repeat_it(pages):
         "b2" * 32,
         "iterations: 800",
         "In neither: train.",
+        "pretrain 2026-01-31T12:00:00+00:00 231.5 cpu 0123456789",
+        "adapt 2026-01-31T12:09:00+00:00 – – – + changes –",
     ):
         assert phrase in page.text, phrase
     assert "uncommitted" not in page.text

@@ -44,7 +44,8 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         results: What the stages left (``panoda.report.collect.collect``).
         params: The parameters of the run, shown as YAML; sentences are made from them where they have
             scenario, seed, data, model, pretrain, warmup and adapt.
-        provenance: Any nested mapping; ``git_commit`` and ``git_dirty`` also enter the instructions.
+        provenance: Any nested mapping; ``git_commit`` and ``git_dirty`` also enter the instructions, and
+            mappings with ``started`` are runs of stages and share one table.
     """
     environment = Environment(
         loader=PackageLoader("panoda.report"),
@@ -80,6 +81,7 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         confusion=list(_confusion(results)),
         params_yaml=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True, width=100),
         provenance=list(_flatten(_with_digests(results, provenance))),
+        runs=[{"stage": k, **v} for k, v in provenance.items() if _is_run(v)],
         commit=str(provenance.get("git_commit") or ""),
         dirty=bool(provenance.get("git_dirty")),
     )
@@ -258,7 +260,12 @@ def _legend(results: Results) -> list[dict[str, str]]:
 def _with_digests(results: Results, provenance: Mapping[str, Any]) -> dict[str, Any]:
     data = {name: about["digest"] for name, about in results.sets.items() if about.get("digest")}
     found = {"data digest (SHA-256 of the index)": data, "checkpoint SHA-256": results.checkpoints}
-    return {**provenance, **{k: v for k, v in found.items() if v}}
+    rest = {k: v for k, v in provenance.items() if not _is_run(v)}
+    return {**rest, **{k: v for k, v in found.items() if v}}
+
+
+def _is_run(value: Any) -> bool:
+    return isinstance(value, Mapping) and "started" in value
 
 
 def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -266,5 +273,5 @@ def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
         name = f"{prefix}{str(key).replace('_', ' ')}"
         if isinstance(item, Mapping):
             yield from _flatten(item, f"{name} · ")
-        else:
+        elif item is not None:
             yield name, str(item)
