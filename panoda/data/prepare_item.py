@@ -1,0 +1,126 @@
+"""One raw image and its label -> fixed-size arrays and a row of the index."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from panoda.data.dataset import DataError, RawItem
+from panoda.data.images import read_ids, read_rgb
+from panoda.files import sha256_file
+from panoda.labels import IGNORE_INDEX
+
+MIN_SIDE = 32
+"""Smallest height or width in pixels of an image after its crop."""
+MAX_ENLARGEMENT = 4.0
+"""An image that would have to be enlarged more than this is refused: it holds no detail to learn."""
+
+
+@dataclass(frozen=True)
+class ItemSpec:
+    """What is the same for every item.
+
+    Attributes:
+        height: Prepared height in pixels.
+        width: Prepared width in pixels.
+        num_classes_from: Classes of the raw label space; 0 without labels.
+        num_classes: K of the prepared label space.
+        table: (256,) uint8 from raw to prepared ids; None without labels.
+    """
+
+    height: int
+    width: int
+    num_classes_from: int
+    num_classes: int
+    table: np.ndarray | None
+
+
+def prepare_item(item: RawItem, spec: ItemSpec) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Decode, check, crop, resize.
+
+    Returns:
+        The arrays image (3, H, W) and, with a label, label (H, W), both uint8; and the fields of the
+        index that depend on the item alone.
+
+    Raises:
+        DataError: unreadable or too small image, label of another size or with ids outside its space.
+    """
+    image = read_rgb(item.image)
+    box = _crop_box(item, image.size, spec)
+    size = (spec.width, spec.height)
+    pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
+    arrays = {"image": np.ascontiguousarray(pixels.transpose(2, 0, 1))}
+    valid_rows = math.floor(spec.height * (1 - item.ignore_bottom) + 1e-9)
+    class_pixels = None
+    if item.label is not None:
+        label = _read_label(item, image.size, box, spec)
+        label[valid_rows:] = IGNORE_INDEX
+        arrays["label"] = label
+        class_pixels = np.bincount(label.ravel(), minlength=256)[: spec.num_classes].tolist()
+    span = item.lat_top_deg - item.lat_bottom_deg
+    row = {
+        "id": item.id,
+        "split": item.split,
+        "group": item.group,
+        "projection": item.projection,
+        "fov_x_deg": item.fov_x_deg,
+        "lat_top_deg": item.lat_top_deg - item.crop_top * span,
+        "lat_bottom_deg": item.lat_bottom_deg + item.crop_bottom * span,
+        "raw_height": image.height,
+        "raw_width": image.width,
+        "height": spec.height,
+        "width": spec.width,
+        "valid_rows": valid_rows,
+        "image_sha256": sha256_file(item.image),
+        "label_sha256": sha256_file(item.label) if item.label is not None else None,
+        "class_pixels": class_pixels,
+    }
+    return arrays, row
+
+
+def _crop_box(item: RawItem, size: tuple[int, int], spec: ItemSpec) -> tuple[int, int, int, int]:
+    """Pillow box (left, top, right, bottom) of what remains after the vertical crop."""
+    width, height = size
+    top, bottom = round(height * item.crop_top), height - round(height * item.crop_bottom)
+    kept = bottom - top
+    least_h = max(MIN_SIDE, math.ceil(spec.height / MAX_ENLARGEMENT))
+    least_w = max(MIN_SIDE, math.ceil(spec.width / MAX_ENLARGEMENT))
+    if kept < least_h or width < least_w:
+        raise DataError(
+            f"{item.image}: too small: {max(kept, 0)} x {width} pixels (height x width) after the crop, "
+            f"expected at least {least_h} x {least_w} for a prepared size of {spec.height} x {spec.width}; "
+            "use a larger image, a smaller prepared size or a smaller crop"
+        )
+    return (0, top, width, bottom)
+
+
+def _read_label(
+    item: RawItem, size: tuple[int, int], box: tuple[int, int, int, int], spec: ItemSpec
+) -> np.ndarray:
+    assert item.label is not None and spec.table is not None
+    ids = read_ids(item.label)
+    if ids.shape != (size[1], size[0]):
+        raise DataError(
+            f"{item.label}: label of {ids.shape[0]} x {ids.shape[1]} pixels (height x width), but its image "
+            f"{item.image} has {size[1]} x {size[0]}; both must have one size"
+        )
+    known = np.zeros(65536, dtype=bool)
+    known[: spec.num_classes_from] = True
+    known[list(item.void_ids)] = True
+    bad = (ids < 0) | (ids > 65535) | ~known[ids & 0xFFFF]
+    if bad.any():
+        values, counts = np.unique(ids[bad], return_counts=True)
+        listed = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:10], counts[:10], strict=True))
+        void = ", ".join(str(v) for v in item.void_ids)
+        raise DataError(
+            f"{item.label}: label ids outside the space: {listed}; expected 0..{spec.num_classes_from - 1}, "
+            f"or {void} for unlabelled"
+        )
+    table = np.full(65536, IGNORE_INDEX, dtype=np.uint8)
+    table[: spec.num_classes_from] = spec.table[: spec.num_classes_from]
+    image = Image.fromarray(table[ids])
+    return np.array(image.resize((spec.width, spec.height), Image.Resampling.NEAREST, box=box))
