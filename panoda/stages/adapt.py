@@ -24,7 +24,14 @@ from panoda.losses import class_weights
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
-from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
+from panoda.stages.common import (
+    batches,
+    optimisation,
+    prepared_size,
+    save_training_result,
+    section_dict,
+    training_mode,
+)
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
@@ -90,7 +97,7 @@ def adapt(
         label_space=space.name,
         stage="adapt",
         seed=seed,
-        params={**old.params, "adapt": section_dict(params)},
+        params={**old.params, "adapt": section_dict(params), "prepared": prepared_size(target.prepared)},
     )
     last = next((row for row in reversed(state.history) if "loss/total" in row), {})
     metrics = {k: v for k, v in last.items() if k.startswith("loss/")}

@@ -102,6 +102,11 @@ def save_training_result(
     return values
 
 
+def prepared_size(split: PreparedSplit) -> dict[str, Any]:
+    """Size and shape of the images a model was made for; ``panoda predict`` works at this height."""
+    return {"height": split.height, "width": split.width, "full_circle": split.full_circle}
+
+
 def section_dict(section: Section) -> dict[str, Any]:
     """A params section as plain JSON values, for the model card."""
     return section.model_dump(mode="json")

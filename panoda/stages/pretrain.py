@@ -16,7 +16,14 @@ from panoda.models import create_model
 from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.segmenter import Segmenter
 from panoda.models.weights import load_mit_imagenet, read_state_dict
-from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
+from panoda.stages.common import (
+    batches,
+    optimisation,
+    prepared_size,
+    save_training_result,
+    section_dict,
+    training_mode,
+)
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
@@ -75,7 +82,11 @@ def pretrain(
         label_space=space.name,
         stage="pretrain",
         seed=seed,
-        params={"model": section_dict(model), "pretrain": section_dict(params)},
+        params={
+            "model": section_dict(model),
+            "pretrain": section_dict(params),
+            "prepared": prepared_size(train),
+        },
     )
     keeper = _Keeper(net, val, params, card, context, out)
     optimizer, scheduler = optimisation(net, params.optim, params.iterations)

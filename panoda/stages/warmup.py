@@ -17,7 +17,14 @@ from panoda.losses import class_weights
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
-from panoda.stages.common import batches, optimisation, save_training_result, section_dict, training_mode
+from panoda.stages.common import (
+    batches,
+    optimisation,
+    prepared_size,
+    save_training_result,
+    section_dict,
+    training_mode,
+)
 from panoda.training.alignment import AlignmentTask
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState, run_loop
@@ -59,7 +66,7 @@ def warmup(
         label_space=space.name,
         stage="warmup",
         seed=seed,
-        params={**old.params, "warmup": section_dict(params)},
+        params={**old.params, "warmup": section_dict(params), "prepared": prepared_size(target)},
     )
     metrics = {k: v for k, v in (state.history[-1] if state.history else {}).items() if k.startswith("loss/")}
     with staged_directory(out) as folder:
