@@ -30,11 +30,12 @@ OPEN_PICTURES = 3
 
 _SCORES = {
     "miou": "mIoU",
-    "frequent": f"{tables.FREQUENT} most frequent",
+    "frequent": f"{tables.FREQUENT} frequent",
     "shared": "shared classes",
-    "accuracy": "pixel accuracy",
-    "solid_angle": "mIoU by solid angle",
+    "accuracy": "accuracy",
+    "solid_angle": "by solid angle",
 }
+_SOURCE_SCORES = ("miou", "shared")
 
 
 def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
@@ -91,7 +92,8 @@ def _score_table(table: pd.DataFrame) -> dict[str, Any]:
     """Header groups and rows of the result table."""
     groups: list[dict[str, Any]] = []
     for name in ("target_test", "source_val"):
-        keys = [k for k in _SCORES if f"{name}/{k}" in table.columns]
+        wanted = _SCORES if name == "target_test" else _SOURCE_SCORES
+        keys = [k for k in wanted if f"{name}/{k}" in table.columns]
         if keys:
             groups.append({"set": name, "columns": [{"key": k, "title": _SCORES[k]} for k in keys]})
     rows = []
