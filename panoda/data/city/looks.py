@@ -7,6 +7,7 @@ they differ from the others in palette, light and building style.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -243,22 +244,19 @@ def palette_colour(
 ) -> tuple[float, float, float]:
     """A linear RGB colour of a palette, varied a little, under the look's hue shift and saturation."""
     choices = _PALETTE_SRGB[palette]
-    srgb = np.asarray(choices[int(rng.integers(len(choices)))], dtype=np.float64) / 255
-    srgb = np.clip(srgb * rng.uniform(0.88, 1.08) + rng.normal(0, 0.012, 3), 0.02, 0.98)
-    linear = srgb**2.2
+    base = choices[int(rng.integers(len(choices)))]
+    tone, (dr, dg, db) = rng.uniform(0.88, 1.08), rng.normal(0, 0.012, 3)
+    rgb = [min(max(v / 255 * tone + d, 0.02), 0.98) ** 2.2 for v, d in zip(base, (dr, dg, db), strict=True)]
     if shift:
-        linear = _turn_hue(linear, look.hue_shift, look.saturation)
-    r, g, b = (float(v) for v in np.clip(linear, 0.005, 0.95))
+        rgb = _turn_hue(rgb, look.hue_shift, look.saturation)
+    r, g, b = (float(min(max(v, 0.005), 0.95)) for v in rgb)
     return r, g, b
 
 
-def _turn_hue(rgb: np.ndarray, angle: float, saturation: float) -> np.ndarray:
+def _turn_hue(rgb: list[float], angle: float, saturation: float) -> list[float]:
     """Rotate about the grey axis, then scale the distance from grey."""
-    axis = np.full(3, 3**-0.5)
-    turned = (
-        rgb * np.cos(angle)
-        + np.cross(axis, rgb) * np.sin(angle)
-        + axis * np.dot(axis, rgb) * (1 - np.cos(angle))
-    )
-    grey = turned.mean()
-    return grey + (turned - grey) * saturation
+    r, g, b = rgb
+    grey = (r + g + b) / 3
+    cos, sin = math.cos(angle), math.sin(angle) / math.sqrt(3)
+    cross = (b - g, r - b, g - r)
+    return [grey + saturation * ((v - grey) * cos + k * sin) for v, k in zip(rgb, cross, strict=True)]

@@ -28,19 +28,21 @@ class Occupied:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._discs: list[tuple[float, float, float]] = []
+        self._discs = np.zeros((256, 3))
+        self._count = 0
 
     def free(self, frame: Frame, radius: float) -> bool:
         """Whether a disc around the frame's origin touches no other."""
-        if not self._discs:
-            return True
-        discs = np.asarray(self._discs)
+        discs = self._discs[: self._count]
         gap = np.hypot(discs[:, 0] - frame.x, discs[:, 1] - frame.y) - discs[:, 2]
         return bool((gap > radius).all())
 
     def take(self, frame: Frame, radius: float) -> None:
         """Occupy a disc."""
-        self._discs.append((frame.x, frame.y, radius))
+        if self._count == len(self._discs):
+            self._discs = np.concatenate((self._discs, np.zeros_like(self._discs)))
+        self._discs[self._count] = frame.x, frame.y, radius
+        self._count += 1
 
     def take_long(self, frame: Frame, length: float, radius: float) -> None:
         """Occupy discs along the frame's x axis."""
@@ -60,7 +62,12 @@ class Populator:
         self._look = look
         self._rng = rng
         self._seed = seed
-        self._field = street_field(streets)
+        field = street_field(streets)
+        self._start, self._unit, self._length = (
+            v.numpy().astype(np.float64) for v in (field.start, field.unit, field.length)
+        )
+        self._first = np.concatenate(([0], np.cumsum(field.counts)[:-1]))
+        self._half = np.array([s.half for s in streets])
         self._plots = Occupied()
         self._things = Occupied()
 
@@ -96,16 +103,13 @@ class Populator:
 
     def _edges(self, points: np.ndarray) -> np.ndarray:
         """(n, S) distances of (n, 2) points outside each street's carriageway."""
-        f = self._field
-        start, unit, length = f.start.numpy(), f.unit.numpy(), f.length.numpy()
-        offset = points[:, None] - start
-        along = (offset * unit).sum(-1)
-        past = along - np.clip(along, 0, length)
-        lateral = offset[..., 1] * unit[:, 0] - offset[..., 0] * unit[:, 1]
-        distance = np.hypot(past, lateral)
-        splits = np.split(distance, np.cumsum(f.counts)[:-1], axis=1)
-        halves = [s.half for s in self._streets]
-        return np.stack([d.min(1) - h for d, h in zip(splits, halves, strict=True)], axis=1)
+        offset_x = points[:, :1] - self._start[:, 0]
+        offset_y = points[:, 1:] - self._start[:, 1]
+        along = offset_x * self._unit[:, 0] + offset_y * self._unit[:, 1]
+        lateral = offset_y * self._unit[:, 0] - offset_x * self._unit[:, 1]
+        past = along - np.minimum(np.maximum(along, 0.0), self._length)
+        distance = np.sqrt(past * past + lateral * lateral)
+        return np.minimum.reduceat(distance, self._first, axis=1) - self._half
 
     def _clear_of_streets(self, frame: Frame, margin: float) -> bool:
         return bool((self._edges(np.array([[frame.x, frame.y]])) > margin).all())

@@ -8,6 +8,7 @@ Convention:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
@@ -63,7 +64,7 @@ class Frame:
 
     def shifted(self, forward: float, left: float, up: float = 0.0, *, turn: float = 0.0) -> Frame:
         """The frame moved along its own axes and turned by ``turn`` radians."""
-        c, s = float(np.cos(self.yaw)), float(np.sin(self.yaw))
+        c, s = math.cos(self.yaw), math.sin(self.yaw)
         return Frame(
             self.x + c * forward - s * left, self.y + s * forward + c * left, self.z + up, self.yaw + turn
         )

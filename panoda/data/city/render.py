@@ -1,7 +1,8 @@
 """Rendering: one bundle of rays gives both the image and the label.
 
-Every pixel casts a ray through its centre, which decides its label and contributes to its colour,
-and, with ``supersample``, four more inside the pixel that contribute to its colour only.
+Every pixel casts a ray through its centre, which decides its label and contributes to its colour.
+With ``supersample``, pixels that stand out from a neighbour cast four more rays, averaged into the
+colour, so edges are smooth.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from panoda.data.city.world import SHADOW_EXTENT, World
 from panoda.geometry.erp import erp_pixel_rays
 from panoda.geometry.pinhole import pinhole_pixel_rays
 
-_TILE = 4
-_OFFSETS = ((0.0, 0.0), (-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
+_TILE = 8
+_OFFSETS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))
+_CONTRAST = 0.05  # difference of film response that makes an edge
+_EDGE_GROUP = 16  # pixels refined together
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def render(
         pose: Where the camera stands and looks.
         exposure: Camera response; None is neutral and without noise.
         seed: Of the sensor noise.
-        supersample: Average five rays a pixel; otherwise only the centre ray, which is faster.
+        supersample: Smooth edges with four more rays; otherwise only the centre rays, which is faster.
 
     Returns:
         Image (H, W, 3) uint8 RGB and label (H, W) uint8 train ids.
@@ -129,34 +132,59 @@ def render(
     if pose.z < 0.3:
         raise ValueError(f"camera height {pose.z} m is below 0.3 m; cameras stand above the road")
     device = world.scene.centre.device
-    rays = _ray_tiles(camera, pose, device=device, supersample=supersample)  # (G, tile^2 * s, 3)
     origin = torch.tensor([pose.x, pose.y, pose.z], dtype=torch.float32, device=device)
-    radiance, label = shade(world, origin, rays, pixel_angle=pixel_angle(camera))
-    exposure = exposure or Exposure()
-    samples = len(_OFFSETS) if supersample else 1
-    rows, columns = -(-camera.height // _TILE), -(-camera.width // _TILE)
-
-    def untile(flat: Tensor) -> Tensor:
-        grid = flat.view(rows, columns, _TILE, _TILE, -1).permute(0, 2, 1, 3, 4)
-        return grid.reshape(rows * _TILE, columns * _TILE, -1)[: camera.height, : camera.width]
-
-    exposed = _expose(radiance, exposure).view(-1, samples, 3).mean(1)
-    image = _develop(untile(exposed), exposure, seed=seed)
-    return image, untile(label.view(-1, samples)[:, :1])[..., 0].to(torch.uint8)
-
-
-def _ray_tiles(camera: CameraParams, pose: Pose, *, device: torch.device | str, supersample: bool) -> Tensor:
-    """(G, tile^2 * samples, 3) world rays, tile by tile, the centre ray of each pixel first."""
-    rows, columns = -(-camera.height // _TILE), -(-camera.width // _TILE)
-    spread = torch.tensor(_OFFSETS if supersample else _OFFSETS[:1], device=device)
-    y = torch.arange(rows * _TILE, device=device) + 0.5
-    x = torch.arange(columns * _TILE, device=device) + 0.5
-    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-    grid = torch.stack((grid_x, grid_y), dim=-1)[:, :, None] + spread  # (H, W, s, 2)
-    grid = grid.view(rows, _TILE, columns, _TILE, -1, 2).permute(0, 2, 1, 3, 4, 5)
-    grid = grid.reshape(rows * columns, -1, 2)
     rotation = torch.from_numpy(pose.rotation().astype(np.float32)).to(device)
-    return camera_rays(camera, grid[..., 0], grid[..., 1]) @ rotation.T
+    angle = pixel_angle(camera)
+    exposure = exposure or Exposure()
+    grid, order = _pixel_tiles(camera, device=device)
+    rays = camera_rays(camera, grid[..., 0], grid[..., 1]) @ rotation.T
+    radiance, label = shade(world, origin, rays, pixel_angle=angle)
+    film = _expose(radiance, exposure)
+    if supersample:
+        edges = torch.zeros(len(film), dtype=torch.bool, device=device)
+        edges[order[_edges(film[order])]] = True
+        # Tile order keeps the pixels of a group close together.
+        index = edges.nonzero(as_tuple=True)[0]
+        if len(index):
+            rays = _edge_rays(camera, grid.flatten(0, 1)[index]) @ rotation.T
+            extra, _ = shade(world, origin, rays, pixel_angle=angle)
+            extra = _expose(extra, exposure).view(-1, len(_OFFSETS), 3)[: len(index)]
+            film[index] = (film[index] + extra.sum(1)) / (1 + len(_OFFSETS))
+    return _develop(film[order], exposure, seed=seed), label[order].to(torch.uint8)
+
+
+def _pixel_tiles(camera: CameraParams, *, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Pixel centres tile by tile (G, tile^2, 2), and each pixel's place in that order (H, W)."""
+    rows, columns = -(-camera.height // _TILE), -(-camera.width // _TILE)
+    y, x = torch.meshgrid(
+        torch.arange(rows * _TILE, device=device), torch.arange(columns * _TILE, device=device), indexing="ij"
+    )
+    tile = torch.div(y, _TILE, rounding_mode="floor") * columns + torch.div(x, _TILE, rounding_mode="floor")
+    order = tile * _TILE**2 + (y % _TILE) * _TILE + x % _TILE
+    grid = torch.empty(order.numel(), 2, device=device)
+    grid[order.flatten()] = torch.stack((x.flatten(), y.flatten()), dim=1) + 0.5
+    return grid.view(rows * columns, _TILE**2, 2), order[: camera.height, : camera.width]
+
+
+def _edges(film: Tensor) -> Tensor:
+    """(H, W) bool: pixels that differ from a neighbour to the left, right, above or below."""
+    rough = torch.zeros(film.shape[:2], dtype=torch.bool, device=film.device)
+    down = (film[1:] - film[:-1]).abs().amax(-1) > _CONTRAST
+    across = (film[:, 1:] - film[:, :-1]).abs().amax(-1) > _CONTRAST
+    rough[1:] |= down
+    rough[:-1] |= down
+    rough[:, 1:] |= across
+    rough[:, :-1] |= across
+    return rough
+
+
+def _edge_rays(camera: CameraParams, pixels: Tensor) -> Tensor:
+    """(G, group * samples, 3) camera rays around pixel centres (n, 2); the last pixel fills up."""
+    missing = -len(pixels) % _EDGE_GROUP
+    pixels = torch.cat((pixels, pixels[-1:].expand(missing, 2)))
+    spots = pixels[:, None] + torch.tensor(_OFFSETS, device=pixels.device)
+    spots = spots.view(len(pixels) // _EDGE_GROUP, -1, 2)
+    return camera_rays(camera, spots[..., 0], spots[..., 1])
 
 
 def shade(world: World, origin: Tensor, rays: Tensor, *, pixel_angle: float) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,9 @@ Lateral offsets are positive to the left of a street's own direction; traffic ke
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,7 +57,17 @@ class Street:
     @property
     def length(self) -> float:
         """Length of the centre line in metres."""
-        return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+        return self._legs[-1][1]
+
+    @cached_property
+    def _legs(self) -> list[tuple[float, float, float, float, float, float]]:
+        """Per segment: where it starts and ends along the street, its start point, its direction."""
+        legs, along = [], 0.0
+        for (x0, y0), (x1, y1) in zip(self.points[:-1].tolist(), self.points[1:].tolist(), strict=True):
+            length = math.hypot(x1 - x0, y1 - y0)
+            legs.append((along, along + length, x0, y0, (x1 - x0) / length, (y1 - y0) / length))
+            along += length
+        return legs
 
     def lane(self, index: int) -> float:
         """Lateral offset of the middle of a lane of the street's own direction (negative: right)."""
@@ -63,19 +75,13 @@ class Street:
 
     def at(self, along: float, lateral: float) -> Frame:
         """The frame at ``along`` metres from the start, ``lateral`` metres to the left."""
-        steps = np.diff(self.points, axis=0)
-        lengths = np.linalg.norm(steps, axis=1)
-        ends = np.cumsum(lengths)
-        k = min(int(np.searchsorted(ends, along)), len(lengths) - 1)
-        unit = steps[k] / lengths[k]
-        base = self.points[k] + unit * (along - (ends[k] - lengths[k]))
-        x, y = base + lateral * np.array([-unit[1], unit[0]])
-        return Frame(float(x), float(y), 0.0, float(np.arctan2(unit[1], unit[0])))
+        start, _, x, y, ux, uy = next((leg for leg in self._legs if along <= leg[1]), self._legs[-1])
+        reach = along - start
+        return Frame(x + ux * reach - uy * lateral, y + uy * reach + ux * lateral, 0.0, math.atan2(uy, ux))
 
     def turn_at(self, along: float, span: float) -> bool:
         """Whether the centre line bends within ``span`` metres of ``along``."""
-        inner = np.cumsum(np.linalg.norm(np.diff(self.points, axis=0), axis=1))[:-1]
-        return bool((np.abs(inner - along) < span).any())
+        return any(abs(leg[1] - along) < span for leg in self._legs[:-1])
 
 
 @dataclass(frozen=True)

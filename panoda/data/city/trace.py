@@ -20,6 +20,7 @@ from panoda.data.city.primitives import Kind, Scene
 _CPU_BATCH = 1 << 17
 _GPU_BATCH = 1 << 24
 _MISS = float("inf")
+_BLOCK = 8  # consecutive groups that are culled together first
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def angular_bounds(scene: Scene, origin: Tensor) -> AngularBounds:
     middle = torch.atan2(across, along)
     signs = ((1, 1), (1, -1), (-1, 1), (-1, -1))
     turns = [torch.atan2(across + j * width, along + i * length) - middle for i, j in signs]
-    half = torch.stack([torch.remainder(t + math.pi, 2 * math.pi) - math.pi for t in turns]).abs().amax(0)
+    half = _turn(torch.stack(turns)).abs().amax(0)
     inside = gap < 1e-3
     azimuth = middle + torch.atan2(sin, cos)
     low, high = scene.z_range[:, 0] - origin[2], scene.z_range[:, 1] - origin[2]
@@ -65,32 +66,52 @@ def _azimuth_factors(middle: Tensor, half: Tensor, *, everything: Tensor) -> Ten
     return rows.masked_fill(everything[:, None], 0.0)
 
 
-def visible_pairs(bounds: AngularBounds, rays: Tensor) -> Tensor:
-    """Which groups of rays may meet which primitives.
+def visible_pairs(bounds: AngularBounds, rays: Tensor) -> tuple[Tensor, Tensor]:
+    """Which groups of rays may meet which primitives, by interval tests on two levels.
 
     Args:
         bounds: Of the primitives.
         rays: (G, R, 3) unit world directions.
 
     Returns:
-        (G, N) bool.
+        Group and primitive index of every pair, (P,) each.
     """
     azimuth = torch.atan2(rays[..., 1], rays[..., 0])
     elevation = torch.asin(rays[..., 2].clamp(-1, 1))
     mean = rays.mean(dim=1)
     middle = torch.atan2(mean[:, 1], mean[:, 0])
-    turn = torch.remainder(azimuth - middle[:, None] + math.pi, 2 * math.pi) - math.pi
-    half = turn.abs().amax(dim=1) + 1e-4
-    flip = torch.tensor([1.0, 1.0, -1.0, 1.0], device=rays.device)
-    factors = _azimuth_factors(middle, half, everything=half > 1.5) * flip
-    side = factors @ bounds.azimuth >= -1e-6
-    below = elevation.amin(dim=1, keepdim=True) - 1e-4 <= bounds.high
-    above = elevation.amax(dim=1, keepdim=True) + 1e-4 >= bounds.low
-    return side & below & above
+    half = _turn(azimuth - middle[:, None]).abs().amax(dim=1) + 1e-4
+    low, high = elevation.amin(dim=1) - 1e-4, elevation.amax(dim=1) + 1e-4
+    blocks = -(-len(rays) // _BLOCK)
+    fine = torch.arange(blocks * _BLOCK, device=rays.device).clamp(max=len(rays) - 1).view(blocks, _BLOCK)
+    centre = middle[fine[:, _BLOCK // 2]]
+    reach = (_turn(middle[fine] - centre[:, None]).abs() + half[fine]).amax(dim=1)
+    coarse = _azimuth_factors(centre, reach, everything=reach > 1.5) * _flip(rays)
+    over = coarse @ bounds.azimuth >= -1e-6
+    over &= low[fine].amin(1)[:, None] <= bounds.high
+    over &= high[fine].amax(1)[:, None] >= bounds.low
+    block, index = over.nonzero(as_tuple=True)
+    group = (block[:, None] * _BLOCK + torch.arange(_BLOCK, device=rays.device)).flatten()
+    index = index[:, None].expand(-1, _BLOCK).flatten()
+    factors = _azimuth_factors(middle, half, everything=half > 1.5) * _flip(rays)
+    group, index = (v[group < len(rays)] for v in (group, index))
+    keep = (low[group] <= bounds.high[index]) & (high[group] >= bounds.low[index])
+    group, index = group[keep], index[keep]
+    side = (factors[group] * bounds.azimuth.T[index]).sum(1) >= -1e-6
+    return group[side], index[side]
+
+
+def _turn(angle: Tensor) -> Tensor:
+    """Angles brought to [-pi, pi)."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+def _flip(like: Tensor) -> Tensor:
+    return torch.tensor([1.0, 1.0, -1.0, 1.0], device=like.device)
 
 
 def trace(
-    scene: Scene, origin: Tensor, rays: Tensor, pairs: Tensor, *, pixel_angle: float
+    scene: Scene, origin: Tensor, rays: Tensor, pairs: tuple[Tensor, Tensor], *, pixel_angle: float
 ) -> tuple[Tensor, Tensor]:
     """First hit of every ray.
 
@@ -98,7 +119,7 @@ def trace(
         scene: The primitives.
         origin: (3,) camera position.
         rays: (G, R, 3) unit world directions.
-        pairs: (G, N) bool, the pairs worth testing.
+        pairs: Group and primitive of every pair worth testing, (P,) each.
         pixel_angle: Angle between neighbouring pixels in radians; gaps finer than a pixel close.
 
     Returns:
@@ -113,8 +134,8 @@ def trace(
     start = 0
     local_origin = torch.einsum("nij,nj->ni", scene.to_local, origin - scene.centre)
     for kind, end in zip(Kind, scene.kind_ends, strict=True):
-        group, index = pairs[:, start:end].nonzero(as_tuple=True)
-        index = index + start
+        of_kind = (pairs[1] >= start) & (pairs[1] < end)
+        group, index = pairs[0][of_kind], pairs[1][of_kind]
         start = end
         step = max(1, (_GPU_BATCH if rays.is_cuda else _CPU_BATCH) // size)
         for g, n in zip(group.split(step), index.split(step), strict=True):
