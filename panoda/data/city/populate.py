@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +96,9 @@ class Populator:
                 for lane, forward in ((street.lane(0), True), (-street.lane(0), False)):
                     frame = street.at(float(along), lane)
                     frame = frame if forward else Frame(frame.x, frame.y, 0.0, frame.yaw + np.pi)
-                    if np.hypot(frame.x, frame.y) < 60 and self._things.free(frame.shifted(2.0, 0.0), 3.0):
+                    clear = self._things.free(frame.shifted(2.0, 0.0), 3.0)
+                    clear = clear and self._things.free(frame.shifted(-3.5, 0.0), 2.0)
+                    if clear and math.hypot(frame.x, frame.y) < 60:
                         spots.append(Spot(frame, index))
         return sorted(spots, key=lambda s: np.hypot(s.frame.x, s.frame.y))
 

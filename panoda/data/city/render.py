@@ -299,7 +299,9 @@ def _expose(radiance: Tensor, exposure: Exposure) -> Tensor:
 
 def _develop(image: Tensor, exposure: Exposure, *, seed: int) -> Tensor:
     """Film response (H, W, 3) -> uint8: display encoding, tone curve, sensor noise."""
-    encoded = image.clamp(0, 1) ** (exposure.gamma / 2.2)
+    encoded = image.clamp(0, 1) ** (1 / 2.2)
+    curved = encoded * encoded * (3 - 2 * encoded)
+    encoded = torch.lerp(encoded, curved, 0.45) ** exposure.gamma
     if exposure.noise > 0:
         # Drawn on the CPU so that every device sees the same grain.
         generator = torch.Generator().manual_seed(seed)

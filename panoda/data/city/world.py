@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cp
     rng = np.random.default_rng(seed)
     drawn = draw_look(look, rng)
     streets = draw_network(rng, tram=seed % 3 == 0)
+    drawn = _sun_along(drawn, streets[0], rng)
     populator = Populator(streets, drawn, rng, seed=seed)
     populator.fill()
     scene = populator.kit.scene().to(device)
@@ -86,3 +87,10 @@ def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cp
         streets=tuple(streets),
         spots=tuple(populator.camera_spots()),
     )
+
+
+def _sun_along(look: DrawnLook, main: Street, rng: np.random.Generator) -> DrawnLook:
+    """Turn the sun so that it usually reaches the main street instead of staying behind its houses."""
+    heading = main.at(main.length / 2, 0.0).yaw
+    aside = float(rng.choice([-1, 1])) * np.radians(float(rng.uniform(12, 65)))
+    return replace(look, sun_azimuth=heading + float(rng.choice([0.0, np.pi])) + aside)
