@@ -72,7 +72,7 @@ def _light_head(kit: Kit, frame: Frame, *, left: float, up: float, state: float)
         Kind.BOX,
         frame,
         at=(-0.2, left, up),
-        size=(0.3, 0.38, 1.02),
+        size=(0.32, 0.44, 1.16),
         label=c.LIGHT,
         material=Material.LAMP_HEAD,
         colour=(0.02, 0.022, 0.022),
@@ -85,7 +85,7 @@ def traffic_light(kit: Kit, frame: Frame, rng: np.random.Generator, *, arm: floa
     state = float(rng.integers(3))
     height = 5.6 if arm else 3.3
     _post(kit, frame, height=height, width=0.16, colour=_GALVANISED)
-    _light_head(kit, frame, left=0.0, up=2.8, state=state)
+    _light_head(kit, frame, left=0.0, up=2.85, state=state)
     if arm:
         _bar(kit, frame, at=(0, arm / 2, height - 0.1), size=(0.12, arm, 0.12), colour=_GALVANISED)
         _light_head(kit, frame, left=arm, up=height - 0.35, state=state)

@@ -264,7 +264,7 @@ class Populator:
                     if kind == "cyclist":
                         lateral = side * (street.half - (PARKING_WIDTH + 0.5 if street.parking else 0.9))
                     frame = street.at(along, lateral)
-                    along += float(rng.uniform(12, 48))
+                    along += float(rng.uniform(10, 36))
                     frame = Frame(frame.x, frame.y, 0.0, frame.yaw + (np.pi if side > 0 else 0))
                     inside = self._near_crossing(frame, index, 1.0)
                     room = 6.5 if kind in ("truck", "bus") else 3.0
@@ -275,7 +275,7 @@ class Populator:
     def _parked(self, street: Street, side: int) -> None:
         rng = self._rng
         lateral = side * (street.half - PARKING_WIDTH / 2 + 0.05)
-        density = float(rng.uniform(0.35, 0.85))
+        density = float(rng.uniform(0.45, 0.95))
         index = self._streets.index(street)
         along = float(rng.uniform(4, 8))
         while along < street.length - 4:
@@ -295,8 +295,8 @@ class Populator:
         """Trees, lamps, signs, bollards and parked bicycles in the strip behind the kerb."""
         rng, index = self._rng, self._streets.index(street)
         strip = street.half + (street.verge / 2 if street.verge else 0.55)
-        trees = rng.random() < 0.6
-        spacing = float(rng.uniform(8, 14))
+        trees = rng.random() < 0.7
+        spacing = float(rng.uniform(6.5, 13))
         for k, along in enumerate(np.arange(6.0, street.length - 4, 3.2)):
             frame = street.at(float(along + rng.uniform(-0.4, 0.4)), side * strip)
             frame = self._raised(Frame(frame.x, frame.y, 0.0, frame.yaw + (np.pi if side > 0 else 0.0)))
@@ -333,9 +333,8 @@ class Populator:
     def _crossing_corner(self, street: Street, side: int) -> None:
         """Signals where this street's right kerb meets another street, for both directions."""
         rng, index = self._rng, self._streets.index(street)
-        if side > 0 and rng.random() < 0.35:
-            return
         placed = -1e9
+        signalled = rng.random() < 0.5  # a signalled footway where no street crosses
         for along in np.arange(5.0, street.length - 5, 1.0):
             ahead = along if side < 0 else street.length - along
             frame = street.at(float(ahead), side * (street.half + 0.6))
@@ -343,7 +342,9 @@ class Populator:
             if np.hypot(frame.x, frame.y) > LIVELY or along - placed < 22:
                 continue
             edges = np.delete(self._edges(np.array([[frame.x, frame.y]]))[0], index)
-            if len(edges) and 3.6 < edges.min() < 5.2 and self._things.free(frame, 0.4):
+            corner = 3.6 < edges.min(initial=1e3) < 5.2
+            footway = signalled and edges.min(initial=1e3) > 25 and index == 0 and ahead % 40 < 1
+            if (corner or footway) and self._things.free(frame, 0.4):
                 arm = float(rng.choice([0.0, street.half * 0.6]))
                 furniture.traffic_light(self.kit, frame, rng, arm=arm)
                 self._things.take(frame, 0.4)
@@ -352,7 +353,7 @@ class Populator:
     def _walkers(self, street: Street, side: int) -> None:
         rng = self._rng
         inner, outer = street.half + street.verge + 0.6, street.half + street.kerb_to_front - 0.4
-        gap = float(rng.uniform(5, 16))
+        gap = float(rng.uniform(3.5, 11))
         along = float(rng.uniform(0, 10))
         while along < street.length:
             frame = street.at(along, side * float(rng.uniform(inner, outer)))

@@ -179,13 +179,13 @@ def _lamp_head(h: Hits) -> Surface:
     level = h.v / (2 * h.half_v)
     towards = (h.face == 0) & (h.sign < 0)
     slot = (level * 3).floor().clamp(0, 2)
-    offset = torch.hypot(h.u / 0.14, (level * 3 - slot - 0.5) * 2.4)
+    offset = torch.hypot(h.u / 0.155, (level * 3 - slot - 0.5) * 2.4)
     lamp = towards & (offset < 1.15)
     colours = torch.tensor([[0.05, 0.9, 0.3], [1.0, 0.6, 0.05], [1.0, 0.06, 0.04]], device=h.u.device)
     own = colours[slot.to(torch.int64)]
     burning = lamp & (slot == h.tex[:, 0])
     rgb = mix(h.colour.clone(), 0.12 * own + 0.02, lamp)
-    edge = towards & ((h.u.abs() > 0.15) | (level > 0.97) | (level < 0.03))
+    edge = towards & ((h.u.abs() > 0.185) | (level > 0.97) | (level < 0.03))
     rgb = mix(rgb, _rgb(h, 0.3, 0.3, 0.28), edge)
     return Surface(rgb, torch.full_like(h.u, 0.03), own * burning[:, None] * 1.6)
 
