@@ -99,6 +99,6 @@ class DeformableMLP(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             predicted = self.pointwise(self.depthwise(full))
-            offset = predicted[:, : 2 * channels].clamp(-reach, reach)
-            mask = 2 * torch.sigmoid(predicted[:, 2 * channels :])
+            offset, mask = predicted.split((2 * channels, channels), dim=1)
+            offset, mask = offset.clamp(-reach, reach), 2 * torch.sigmoid(mask)
         return self.act(self.norm(deform_conv2d(x, offset, self.linear.weight, self.linear.bias, mask=mask)))

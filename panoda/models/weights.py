@@ -1,0 +1,191 @@
+"""Reading other people's weights: released Trans4PASS checkpoints and MiT ImageNet encoders.
+
+Key layouts: adaptation code ``encoder.*`` / ``dede_head.*``; supervised code ``backbone.*`` /
+``decode_head.*``; either may lie under ``state_dict`` and carry ``module.`` before every key. MiT:
+the encoder's keys without prefix, plus a classification head. Everything loads strictly.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from panoda.models.checkpoint import check_fit
+from panoda.models.errors import CheckpointError, MissingCheckpointError
+from panoda.models.registry import MODELS
+from panoda.models.segmenter import Segmenter
+
+# (pattern, replacement) of released names -> ours; {stage} is the released number minus one.
+_ENCODER_NAMES = (
+    (r"patch_embed1\.", "patch_embed."),
+    (r"patch_embed([234])\.", "stages.{stage}.downsample."),
+    (r"block([1234])\.(\d+)\.mlp\.dwconv\.dwconv\.", r"stages.{stage}.blocks.\2.mlp.dwconv."),
+    (r"block([1234])\.(\d+)\.", r"stages.{stage}.blocks.\2."),
+    (r"norm([1234])\.", "stages.{stage}.norm."),
+)
+_DECODER_NAMES = (
+    (r"head([1234])\.sdp\.", "blocks.{stage}.project."),
+    (r"head([1234])\.h_mlp\.offset_modulator_conv\.", "blocks.{stage}.mlp1."),
+    (r"head([1234])\.w_mlp\.offset_modulator_conv\.", "blocks.{stage}.mlp2."),
+    (r"head([1234])\.h_mlp\.norm\.", "blocks.{stage}.mlp1.norm."),
+    (r"head([1234])\.w_mlp\.norm\.", "blocks.{stage}.mlp2.norm."),
+    (r"head([1234])\.h_mlp\.", "blocks.{stage}.mlp1.linear."),
+    (r"head([1234])\.w_mlp\.", "blocks.{stage}.mlp2.linear."),
+    (r"head([1234])\.c_mlp\.", "blocks.{stage}.mix."),
+    (r"head([1234])\.proj\.", "blocks.{stage}.out."),
+    (r"pred\.", "predict."),
+)
+
+
+def read_state_dict(path: Path) -> dict[str, Any]:
+    """Read a .pth (weights only, nothing is executed) or .safetensors file onto the CPU.
+
+    Returns:
+        What the file holds: key -> tensor, or a dictionary that nests it.
+
+    Raises:
+        CheckpointError: missing, truncated, no checkpoint, or a .pth with more than tensors in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingCheckpointError(f"{path}: no such weights file; check the path, nothing is downloaded")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or one that holds more than tensors, which is not opened for safety; "
+            f"save its state_dict alone ({str(error).splitlines()[0]})"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: truncated or not a checkpoint ({str(error).splitlines()[0]}); fetch it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
+    return content
+
+
+def load_released(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
+    """Load a released Trans4PASS checkpoint, in any of its layouts, strictly.
+
+    Raises:
+        CheckpointError: one message with everything missing, unexpected or of another shape, and
+            whether the file is another model's or has another number of classes. The model is then
+            unchanged.
+    """
+    state = unify_supervised(unwrap(state_dict))
+    tensors = rename_decoder(rename_encoder(state))
+    check_fit(model, tensors, where="released checkpoint", hint=_difference(model, state))
+    model.load_state_dict(tensors)
+
+
+def load_mit_imagenet(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
+    """Load MiT ImageNet weights into the encoder, strictly; the decoder stays as it is.
+
+    The first patch embedding goes into the deformable embedding's convolution, whose offsets and
+    modulator are reset to no deformation. The classification head is dropped.
+
+    Raises:
+        CheckpointError: as ``load_released``.
+    """
+    state = unwrap(state_dict)
+    tensors = rename_encoder({f"encoder.{key}": value for key, value in drop_classifier(state).items()})
+    own = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
+    deformation = [key for key in own if ".offset_conv." in key or ".modulator_conv." in key]
+    tensors = {**{key: torch.zeros_like(own[key]) for key in deformation}, **tensors}
+    encoder = {key.removeprefix("encoder."): value for key, value in tensors.items()}
+    prefixed = {f"encoder.{key}": value for key, value in state.items()}
+    check_fit(model.encoder, encoder, where="MiT weights", hint=_difference(model, prefixed))
+    model.encoder.load_state_dict(encoder)
+
+
+def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Take the tensors out of ``state_dict`` nesting and off a ``module.`` prefix on every key."""
+    state: Any = state_dict
+    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    while state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if wrong or not state:
+        raise CheckpointError(
+            "expected a dictionary of tensors, optionally under 'state_dict'; "
+            + (f"these entries are no tensors: {', '.join(wrong[:8])}" if wrong else "it is empty")
+        )
+    return dict(state)
+
+
+def unify_supervised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Supervised layout (backbone.*, decode_head.*) -> adaptation layout (encoder.*, dede_head.*)."""
+    named = {"backbone.": "encoder.", "decode_head.": "dede_head."}
+    return {
+        next((new + key[len(old) :] for old, new in named.items() if key.startswith(old)), key): value
+        for key, value in state.items()
+    }
+
+
+def drop_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """MiT without its ImageNet classification head."""
+    return {key: value for key, value in state.items() if key not in ("head.weight", "head.bias")}
+
+
+def rename_encoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Released ``encoder.*`` keys -> ours; other keys stay."""
+    return {_rename(key, "encoder.", "encoder.", _ENCODER_NAMES): value for key, value in state.items()}
+
+
+def rename_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Released ``dede_head.*`` keys -> our ``decoder.*``; other keys stay."""
+    return {_rename(key, "dede_head.", "decoder.", _DECODER_NAMES): value for key, value in state.items()}
+
+
+def _rename(key: str, prefix: str, new_prefix: str, names: tuple[tuple[str, str], ...]) -> str:
+    if not key.startswith(prefix):
+        return key
+    rest = key.removeprefix(prefix)
+    for pattern, replacement in names:
+        found = re.match(pattern, rest)
+        if found:
+            stage = int(found.group(1)) - 1 if found.groups() else 0
+            return new_prefix + found.expand(replacement.replace("{stage}", str(stage))) + rest[found.end() :]
+    return key
+
+
+def _difference(model: Segmenter, state: Mapping[str, Tensor]) -> str:
+    """What the released file is, as far as it is not what the model is; "" where nothing differs."""
+    notes = []
+    if not any(key.startswith("encoder.") for key in state):
+        return "It has none of the keys of a released Trans4PASS checkpoint."
+    blocks = Counter(
+        key.split(".")[1][-1]
+        for key in state
+        if re.fullmatch(r"encoder\.block[1234]\.\d+\.norm1\.weight", key)
+    )
+    depths = tuple(blocks[stage] for stage in "1234")
+    channels = tuple(
+        len(state[f"encoder.norm{i}.weight"]) for i in range(1, 5) if f"encoder.norm{i}.weight" in state
+    )
+    if (depths, channels) != (model.encoder.depths, model.encoder.channels):
+        names = [name for name, size in MODELS.items() if (size.depths, size.channels) == (depths, channels)]
+        whose = f"belongs to {names[0]}" if names else "belongs to another model"
+        notes.append(f"It {whose} (depths {depths}, channels {channels}), not {model.name or 'this model'}.")
+    if any(".dmlp." in key for key in state):
+        notes.append("It belongs to the Trans4PASS+ variant of the decoder.")
+    predict = state.get("dede_head.pred.weight")
+    if predict is not None and predict.shape[0] != model.num_classes:
+        notes.append(
+            f"It has {predict.shape[0]} classes, the model {model.num_classes}: create the model with "
+            f"num_classes={predict.shape[0]}."
+        )
+    return " ".join(notes)
