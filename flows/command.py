@@ -20,6 +20,7 @@ from prefect import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.execution import Job
+from flows.temporary_server import temporary_server
 from panoda.config import Params, load_params
 from panoda.pipeline import ROLES, get_stage
 from panoda.tracking import preload
@@ -132,11 +133,7 @@ def _server(module: str) -> AbstractContextManager[Any]:
         return temporary_settings({PREFECT_API_URL: url})
     # The server's process takes seconds to start; ours would only wait for it.
     threading.Thread(target=_prefetch, args=(module,), daemon=True).start()
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()
-    server.start()
-    return nullcontext()
+    return temporary_server()
 
 
 def _prefetch(module: str) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -114,7 +115,7 @@ def _mentioned(module: str, path: Path, *, registries: bool) -> Iterator[str]:
     parts = module.split(".")
     yield from (".".join(parts[:n]) for n in range(1, len(parts)))
     here = parts if path.name == "__init__.py" else parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+    for node in ast.walk(_parse(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -125,6 +126,17 @@ def _mentioned(module: str, path: Path, *, registries: bool) -> Iterator[str]:
         elif registries and isinstance(node, ast.Constant) and isinstance(node.value, str):
             if node.value.startswith(f"{parts[0]}.") and node.value.replace(".", "_").isidentifier():
                 yield node.value
+
+
+def _parse(path: Path) -> ast.AST:
+    source = path.read_text(encoding="utf-8")
+    for _ in range(20):
+        try:
+            return ast.parse(source, str(path))
+        except SystemError:
+            # CPython 3.11 counts nesting across threads: another one that parses just now spoils it.
+            time.sleep(0.01)
+    return ast.parse(source, str(path))
 
 
 @cache

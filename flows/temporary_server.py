@@ -1,0 +1,102 @@
+"""A Prefect server for the length of one flow, in a process of its own that never outlives its starter.
+
+Prefect can start one itself, but then the flow's process imports the whole server as well (seconds), and the
+server stays behind when the flow is killed. This one ends when its standard input closes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
+
+PAUSE = 0.05
+SETTINGS = {
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+}
+
+
+@contextmanager
+def temporary_server() -> Iterator[str]:
+    """Start a server on a free port of 127.0.0.1, point Prefect at it, and stop it afterwards.
+
+    Yields:
+        The API's address.
+
+    Raises:
+        OSError: it did not answer in time (``server.ephemeral.startup_timeout_seconds`` in prefect.toml).
+    """
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    log = Path(get_current_settings().home) / "temporary_server.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(port)],
+            stdin=subprocess.PIPE,
+            stdout=sink,
+            stderr=sink,
+            env={**os.environ, **SETTINGS},
+            start_new_session=True,  # ctrl-C reaches the flow first, which still has something to report
+        )
+    try:
+        _wait(process, url, log)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    seconds = get_current_settings().server.ephemeral.startup_timeout_seconds
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise OSError(f"the temporary Prefect server ended with code {process.returncode}; see {log}")
+        try:
+            with urlopen(f"{url}/health", timeout=2):
+                return
+        except (URLError, OSError):
+            time.sleep(PAUSE)
+    raise OSError(f"the temporary Prefect server did not answer within {seconds} s; see {log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def serve(port: int) -> None:
+    """Run the server until standard input closes."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    uvicorn.run(create_app(ephemeral=True), host="127.0.0.1", port=port, log_level="error")
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))
