@@ -22,54 +22,61 @@ def building(
     kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator, *, width: float, depth: float
 ) -> float:
     """One building; returns its height to the eaves in metres."""
-    style = look.params.building_styles[int(rng.integers(len(look.params.building_styles)))]
-    low, high = look.params.storeys
-    storeys = int(rng.integers(low, high + 1))
+    params = look.params
+    style = params.building_styles[int(rng.integers(len(params.building_styles)))]
+    storeys = int(rng.integers(params.storeys[0], params.storeys[1] + 1))
     storeys = min(storeys, 3) if style == "timber" else storeys
     height = GROUND_FLOOR + (storeys - 1) * _STOREY[style] + 0.5
-    palette = look.params.palettes[int(rng.integers(len(look.params.palettes)))]
-    if style == "brick":
-        palette = "brick"
-    colour = palette_colour(look, palette, rng)
-    if style == "timber" and rng.random() < 0.6:
-        tone = float(rng.uniform(0.6, 1.2))
-        colour = (0.2 * tone, 0.12 * tone, 0.06 * tone)
+    colour = _wall_colour(look, rng, style)
     accent = palette_colour(look, str(rng.choice(["brick", "vivid", "grey"])), rng)
-    shop = 1.0 if rng.random() < (0.15 if style == "timber" else 0.45) else 0.0
+    shop = rng.random() < (0.15 if style == "timber" else 0.45)
+    lit = 0.5 if look.lamps_on else 0.0
     kit.add(
         Kind.BOX,
         frame,
         at=(0, depth / 2, height / 2),
         size=(width, depth, height),
         label=c.BUILDING,
-        material=Material.FACADE,
         colour=colour,
+        material=Material.FACADE,
         accent=accent,
-        tex=(_BAY[style], _STOREY[style], float(STYLES.index(style)), shop + (0.5 if look.lamps_on else 0.0)),
+        tex=(_BAY[style], _STOREY[style], float(STYLES.index(style)), float(shop) + lit),
     )
     _roof(kit, frame, look, rng, style=style, width=width, depth=depth, height=height, colour=colour)
     if style in ("concrete", "plaster") and rng.random() < 0.5:
         _balconies(kit, frame, rng, style=style, width=width, storeys=storeys, colour=colour)
     if shop and rng.random() < 0.6:
-        kit.add(
-            Kind.WEDGE,
-            frame,
-            at=(0, -0.55, 2.95),
-            size=(width * 0.8, 1.1, 0.35),
-            label=c.BUILDING,
-            material=Material.CARGO,
-            colour=palette_colour(look, "vivid", rng),
-            accent=(0.8, 0.8, 0.78),
-            shape=(0, 0, 0.5, 0),
-            tex=(2.0, 0, 0, 0),
-        )
+        _awning(kit, frame, look, rng, width=width * 0.8)
     return height
 
 
-def _block(
-    kit: Kit, frame: Frame, at: Vec3, size: Vec3, colour: Vec3, material: Material = Material.PLAIN
-) -> None:
-    kit.add(Kind.BOX, frame, at=at, size=size, label=c.BUILDING, material=material, colour=colour)
+def _wall_colour(look: DrawnLook, rng: np.random.Generator, style: str) -> Vec3:
+    palettes = look.params.palettes
+    palette = palettes[int(rng.integers(len(palettes)))]
+    colour = palette_colour(look, "brick" if style == "brick" else palette, rng)
+    if style == "timber" and rng.random() < 0.6:  # stained boards
+        tone = float(rng.uniform(0.6, 1.2))
+        return 0.2 * tone, 0.12 * tone, 0.06 * tone
+    return colour
+
+
+def _awning(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator, *, width: float) -> None:
+    kit.add(
+        Kind.WEDGE,
+        frame,
+        at=(0, -0.55, 2.95),
+        size=(width, 1.1, 0.35),
+        label=c.BUILDING,
+        colour=palette_colour(look, "vivid", rng),
+        material=Material.CARGO,
+        accent=(0.8, 0.8, 0.78),
+        shape=(0, 0, 0.5, 0),
+        tex=(2.0, 0, 0, 0),
+    )
+
+
+def _block(kit: Kit, frame: Frame, at: Vec3, size: Vec3, colour: Vec3) -> None:
+    kit.add(Kind.BOX, frame, at=at, size=size, label=c.BUILDING, colour=colour)
 
 
 def _roof(
@@ -87,41 +94,53 @@ def _roof(
     flat = {"plaster": 0.3, "brick": 0.5, "glass": 1.0, "concrete": 0.9, "timber": 0.0}[style]
     if look.params.palettes[0] == "earth" and look.params.storeys[1] <= 3:
         flat = 0.95  # mud-brick towns build terraces
-    if rng.random() < flat:
-        trim = (colour[0] * 0.8, colour[1] * 0.8, colour[2] * 0.8)
-        _block(kit, frame, (0, depth / 2, height + 0.15), (width + 0.3, depth + 0.3, 0.4), trim)
-        if rng.random() < 0.6:
-            x = float(rng.uniform(-0.25, 0.25)) * width
-            _block(kit, frame, (x, depth * 0.6, height + 1.3), (3.0, 3.0, 2.2), (0.3, 0.3, 0.3))
+    if rng.random() >= flat:
+        top = frame.shifted(0.0, depth / 2, height)
+        _pitched_roof(kit, top, rng, timber=style == "timber", width=width, depth=depth, colour=colour)
         return
+    trim = (colour[0] * 0.8, colour[1] * 0.8, colour[2] * 0.8)
+    _block(kit, frame, (0, depth / 2, height + 0.15), (width + 0.3, depth + 0.3, 0.4), trim)
+    if rng.random() < 0.6:  # lift housing
+        x = float(rng.uniform(-0.25, 0.25)) * width
+        _block(kit, frame, (x, depth * 0.6, height + 1.3), (3.0, 3.0, 2.2), (0.3, 0.3, 0.3))
+
+
+def _pitched_roof(
+    kit: Kit,
+    frame: Frame,
+    rng: np.random.Generator,
+    *,
+    timber: bool,
+    width: float,
+    depth: float,
+    colour: Vec3,
+) -> None:
+    """A gable along or across the street, or a hip, with chimneys and dormers; origin amid the eaves."""
     tiles = (0.28, 0.09, 0.05) if rng.random() < 0.6 else (0.07, 0.07, 0.08)
-    rise = float(rng.uniform(0.28, 0.5)) * depth * (1.2 if style == "timber" else 0.8)
-    overhang = 1.4 if style == "timber" else 0.6
-    across = rng.random() < (0.6 if style == "timber" else 0.15)  # gable towards the street
+    rise = float(rng.uniform(0.28, 0.5)) * depth * (1.2 if timber else 0.8)
+    overhang = 1.4 if timber else 0.6
+    across = rng.random() < (0.6 if timber else 0.15)  # gable towards the street
     hip = 0.0 if across or rng.random() < 0.6 else rise / width * 1.2
-    size = (
-        (depth + overhang, width + overhang, rise) if across else (width + overhang, depth + overhang, rise)
-    )
+    long, short = (depth, width) if across else (width, depth)
     kit.add(
         Kind.WEDGE,
         frame,
-        at=(0, depth / 2, height + rise / 2),
-        size=size,
+        at=(0, 0, rise / 2),
+        size=(long + overhang, short + overhang, rise),
         label=c.BUILDING,
-        material=Material.ROOF,
         colour=tiles,
+        material=Material.ROOF,
         accent=colour,
         shape=(hip, hip, 1.0, 0),
         spin=(0, 0, math.pi / 2 if across else 0),
     )
-    if not across:
-        for side in (-0.3, 0.28):
-            at = (side * width, depth * 0.4, height + rise * 0.85)
-            _block(kit, frame, at, (0.7, 0.5, 1.5), (0.25, 0.12, 0.09))
-        if width > 9 and rise > 2.2:
-            for side in (-0.25, 0.25):
-                at = (side * width, depth * 0.16, height + rise * 0.36)
-                _block(kit, frame, at, (1.3, 1.6, 1.5), colour)
+    if across:
+        return
+    for side in (-0.3, 0.28):
+        _block(kit, frame, (side * width, -0.1 * depth, rise * 0.85), (0.7, 0.5, 1.5), (0.25, 0.12, 0.09))
+    if width > 9 and rise > 2.2:
+        for side in (-0.25, 0.25):
+            _block(kit, frame, (side * width, -0.34 * depth, rise * 0.36), (1.3, 1.6, 1.5), colour)
 
 
 def _balconies(
@@ -145,7 +164,6 @@ def _balconies(
                     at=(x, -0.9, z + 0.55),
                     size=(size[0], 0.05, 1.0),
                     label=c.BUILDING,
-                    material=Material.PLAIN,
                     colour=(0.04, 0.04, 0.04),
                     shape=(0.14, 0.3, 0, 0),
                 )

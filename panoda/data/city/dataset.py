@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from panoda.config import CameraParams, CityDataset, LookParams
+from panoda.data.city.film import Exposure, draw_exposure
 from panoda.data.city.looks import get_look
 from panoda.data.city.populate import Spot
-from panoda.data.city.render import Exposure, Pose, draw_exposure, render
+from panoda.data.city.render import Pose, render
 from panoda.data.city.world import World, build_world
 from panoda.files import staged_directory
 from panoda.labels import get_label_space

@@ -9,6 +9,8 @@ from panoda.data.city import classes as c
 from panoda.data.city.noise import bar, fade, pulse, value_noise
 from panoda.data.city.streets import KERB_HEIGHT, LANE_WIDTH, PARKING_WIDTH, Ground, StreetField
 
+_CROSSING = 5.6  # markings end this far before the next carriageway, in metres
+
 
 def hit_ground(field: StreetField, origin: Tensor, rays: Tensor) -> tuple[Tensor, Tensor]:
     """Where descending rays meet the ground.
@@ -62,20 +64,15 @@ def ground_surface(
     """
     x, y = points[:, 0], points[:, 1]
     g = field.look_up(points[:, :2])
-    sidewalk, verge = g.traits[:, 1], g.traits[:, 2]
-    road = (g.kerb < 0) & ~face
-    grass_strip = (g.kerb > 0.3) & (g.kerb < 0.2 + verge) & (verge > 0) & (g.other > 6)
-    beyond = g.kerb > verge + sidewalk
-    plot = value_noise(x * 0.045 + salt * 3.7, y * 0.045 - salt * 1.3)
-    terrain = ~road & ~face & (grass_strip | (beyond & (plot > 0.33)))
-    label = torch.full_like(g.kerb, c.SIDEWALK, dtype=torch.int64)
-    label = torch.where(road, c.ROAD, torch.where(terrain, c.TERRAIN, label))
+    road, terrain = _zones(g, x, y, face, salt)
+    label = torch.where(terrain, c.TERRAIN, c.SIDEWALK)
+    label = torch.where(road, c.ROAD, label)
     fine = 0.5 + (value_noise(x * 9.0, y * 9.0) - 0.5) * fade(footprint, 0.25)
     coarse = value_noise(x * 0.7, y * 0.7)
     albedo = torch.zeros_like(points)
     for mask, paint in (
         (road, lambda i: _asphalt(g, i, footprint[i], coarse[i], fine[i], road_albedo)),
-        (label == c.SIDEWALK, lambda i: _paving(g, i, footprint[i], coarse[i], fine[i], face[i])),
+        (~road & ~terrain, lambda i: _paving(g, i, footprint[i], coarse[i], fine[i], face[i])),
         (terrain, lambda i: _grass(points[i], footprint[i], coarse[i], fine[i], dryness)),
     ):
         index = mask.nonzero(as_tuple=True)[0]
@@ -84,9 +81,19 @@ def ground_surface(
     return label, albedo
 
 
+def _zones(g: Ground, x: Tensor, y: Tensor, face: Tensor, salt: int) -> tuple[Tensor, Tensor]:
+    """Masks of carriageway and terrain; verges and most plots are green, some plots are paved."""
+    sidewalk, verge = g.traits[:, 1], g.traits[:, 2]
+    road = (g.kerb < 0) & ~face
+    grass_strip = (g.kerb > 0.3) & (g.kerb < 0.2 + verge) & (verge > 0) & (g.other > 6)
+    plot = value_noise(x * 0.045 + salt * 3.7, y * 0.045 - salt * 1.3)
+    green = (g.kerb > verge + sidewalk) & (plot > 0.33)
+    return road, ~road & ~face & (grass_strip | green)
+
+
 def _asphalt(g: Ground, i: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, base: float) -> Tensor:
     half, _, _, lanes, parking, tram, cycle, _ = g.traits[i].unbind(1)
-    lateral, along, other, kerb = g.lateral[i], g.along[i], g.other[i], g.kerb[i]
+    lateral, other, kerb = g.lateral[i], g.other[i], g.kerb[i]
     side = lateral.abs()
     tone = base * (0.8 + 0.3 * coarse + 0.25 * (fine - 0.5))
     # Tyre tracks polish the lanes; patches are darker.
@@ -95,7 +102,24 @@ def _asphalt(g: Ground, i: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, bas
     tone = tone * (1 - 0.22 * ((coarse - 0.72) * 6).clamp(0, 1))
     tone = torch.where(kerb > -0.35, tone * 1.35, tone)  # gutter stones
     rgb = tone[:, None] * torch.tensor([1.0, 1.0, 1.03], device=tone.device)
-    open_road = (other > 5.6).to(tone.dtype)
+    paint = _markings(g, i, fp)
+    worn = 0.65 + 0.35 * coarse
+    coloured = bar(side, fp, half - 1.6, half - 0.3) * cycle * (other > _CROSSING)
+    red = torch.tensor([0.24, 0.075, 0.055], device=tone.device)
+    rgb = torch.lerp(rgb, red * (0.85 + 0.3 * coarse)[:, None], 0.85 * coloured[:, None])
+    rgb = torch.lerp(rgb, torch.full_like(rgb, 0.62), (paint * worn)[:, None])
+    rail = bar((side - 1.55).abs(), fp, 0.68, 0.76) * tram
+    bed = bar((side - 1.55).abs(), fp, 0.0, 1.15) * tram * 0.25
+    rgb = rgb * (1 + bed[:, None])
+    return torch.lerp(rgb, torch.full_like(rgb, 0.03), 0.8 * rail[:, None])
+
+
+def _markings(g: Ground, i: Tensor, fp: Tensor) -> Tensor:
+    """(n,) coverage by white paint: centre and lane lines, parking bays, zebra crossings, stop lines."""
+    half, _, _, lanes, parking, tram, cycle, _ = g.traits[i].unbind(1)
+    lateral, along, other = g.lateral[i], g.along[i], g.other[i]
+    side = lateral.abs()
+    open_road = (other > _CROSSING).to(fp.dtype)
     edge = half - parking * PARKING_WIDTH
     lane_end = side - 1.6 * tram
     dashed = pulse(along, fp, 6.0, 0.5)
@@ -108,16 +132,7 @@ def _asphalt(g: Ground, i: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, bas
     lines = (centre + double + lane_line + bay + ticks + cycle_edge) * open_road
     zebra = bar(other, fp, 1.3, 4.3) * pulse(lateral + 50.0, fp, 1.0, 0.5)
     stop = bar(other, fp, 5.0, 5.4) * (lateral < -0.1) * (side < edge)
-    worn = 0.65 + 0.35 * coarse
-    paint = ((lines + stop).clamp(max=1.0) + zebra * (other < 4.5)).clamp(max=1.0) * worn
-    coloured = bar(side, fp, half - 1.6, half - 0.3) * cycle * open_road
-    red = torch.tensor([0.24, 0.075, 0.055], device=tone.device)
-    rgb = torch.lerp(rgb, red * (0.85 + 0.3 * coarse)[:, None], 0.85 * coloured[:, None])
-    rgb = torch.lerp(rgb, torch.full_like(rgb, 0.62), paint[:, None])
-    rail = bar((side - 1.55).abs(), fp, 0.68, 0.76) * tram
-    bed = bar((side - 1.55).abs(), fp, 0.0, 1.15) * tram * 0.25
-    rgb = rgb * (1 + bed[:, None])
-    return torch.lerp(rgb, torch.full_like(rgb, 0.03), 0.8 * rail[:, None])
+    return ((lines + stop).clamp(max=1.0) + zebra * (other < 4.5)).clamp(max=1.0)
 
 
 def _paving(g: Ground, i: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, face: Tensor) -> Tensor:

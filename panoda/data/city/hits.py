@@ -119,19 +119,11 @@ def describe_hits(
     world = world / world.norm(dim=1, keepdim=True)
     facing = -(world * rays).sum(1, keepdim=True).sign()
     world = torch.where(facing < 0, -world, world)
-    metres = local * half
-    first = torch.where(face == 0, metres[:, 1], metres[:, 0])
-    second = torch.where(face == 2, metres[:, 1] + half[:, 1], metres[:, 2] + half[:, 2])
-    half_u = torch.where(face == 0, half[:, 1], half[:, 0])
-    half_v = torch.where(face == 2, half[:, 1], half[:, 2])
-    rotation = scene.rotation[prim]
-    axis_u = torch.where((face == 0)[:, None], rotation[:, :, 1], rotation[:, :, 0])
-    axis_v = torch.where((face == 2)[:, None], rotation[:, :, 1], rotation[:, :, 2])
-    slant = (world * rays).sum(1).abs().clamp_min(0.04)
-    base = distance * pixel_angle
-    stretch_u = (axis_u * rays).sum(1) / slant
-    stretch_v = (axis_v * rays).sum(1) / slant
-    along_slope = torch.hypot(half[:, 1], 2 * half[:, 2])
+    u, v, fu, fv, half_u, half_v = _face_coordinates(
+        local, half, scene.rotation[prim], face, world, rays, distance * pixel_angle
+    )
+    thin_up = (half.argmin(dim=1) == 2)[:, None]  # a disc lies in its local x-y plane
+    plate = torch.where(thin_up, torch.stack((local[:, 1], -local[:, 0]), dim=1), local[:, 1:])
     return Hits(
         point=point,
         ray=rays,
@@ -139,28 +131,34 @@ def describe_hits(
         local=local,
         face=face,
         sign=sign,
-        u=first,
-        v=second,
-        w=(local[:, 2] + 1) * 0.5 * along_slope,
-        fu=base * torch.sqrt(1 + stretch_u**2),
-        fv=base * torch.sqrt(1 + stretch_v**2),
+        u=u,
+        v=v,
+        w=(local[:, 2] + 1) * 0.5 * torch.hypot(half[:, 1], 2 * half[:, 2]),
+        fu=fu,
+        fv=fv,
         half_u=half_u,
         half_v=half_v,
-        sign_plane=_plate_coordinates(rotation, metres, half),
-        material=scene.material[prim],
-        colour=scene.colour[prim],
-        accent=scene.accent[prim],
-        tex=scene.tex[prim],
-        salt=scene.salt[prim],
+        sign_plane=plate,
+        **{name: getattr(scene, name)[prim] for name in ("material", "colour", "accent", "tex", "salt")},
     )
 
 
-def _plate_coordinates(rotation: Tensor, metres: Tensor, half: Tensor) -> Tensor:
-    """Coordinates of thin plates: their widest two axes; a disc's cap uses x and y."""
-    thin = half.argmin(dim=1)
-    left = torch.where(thin == 0, metres[:, 1] / half[:, 1], metres[:, 1] / half[:, 1])
-    up = torch.where(thin == 2, -metres[:, 0] / half[:, 0], metres[:, 2] / half[:, 2])
-    return torch.stack((left, up), dim=1)
+def _face_coordinates(
+    local: Tensor, half: Tensor, rotation: Tensor, face: Tensor, normal: Tensor, rays: Tensor, base: Tensor
+) -> tuple[Tensor, ...]:
+    """u, v, their footprints and half extents on the face that was hit, (n,) each, in metres."""
+    metres = local * half
+    end, top = face == 0, face == 2
+    u = torch.where(end, metres[:, 1], metres[:, 0])
+    v = torch.where(top, metres[:, 1] + half[:, 1], metres[:, 2] + half[:, 2])
+    half_u = torch.where(end, half[:, 1], half[:, 0])
+    half_v = torch.where(top, half[:, 1], half[:, 2])
+    axis_u = torch.where(end[:, None], rotation[:, :, 1], rotation[:, :, 0])
+    axis_v = torch.where(top[:, None], rotation[:, :, 1], rotation[:, :, 2])
+    slant = (normal * rays).sum(1).abs().clamp_min(0.04)
+    stretch_u, stretch_v = (axis_u * rays).sum(1) / slant, (axis_v * rays).sum(1) / slant
+    fu, fv = base * torch.sqrt(1 + stretch_u**2), base * torch.sqrt(1 + stretch_v**2)
+    return u, v, fu, fv, half_u, half_v
 
 
 def _local_normals(scene: Scene, prim: Tensor, p: Tensor, shape: Tensor) -> tuple[Tensor, Tensor, Tensor]:

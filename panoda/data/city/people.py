@@ -7,29 +7,20 @@ import math
 import numpy as np
 
 from panoda.data.city import classes as c
+from panoda.data.city.cycles import bicycle, motorcycle, tube
 from panoda.data.city.looks import DrawnLook, palette_colour
-from panoda.data.city.primitives import Frame, Kind, Kit, Material, Vec3
-from panoda.data.city.vehicles import bicycle, motorcycle, tube
+from panoda.data.city.primitives import Frame, Kind, Kit, Material, Vec3, Vec4
 
 
 def _head(kit: Kit, frame: Frame, at: Vec3, *, scale: float, label: int, skin: Vec3, hair: Vec3) -> None:
     x, y, z = at
-    kit.add(
-        Kind.BALL,
-        frame,
-        at=at,
-        size=(0.2 * scale, 0.17 * scale, 0.25 * scale),
-        label=label,
-        material=Material.PLAIN,
-        colour=skin,
-    )
+    kit.add(Kind.BALL, frame, at=at, size=(0.2 * scale, 0.17 * scale, 0.25 * scale), label=label, colour=skin)
     kit.add(
         Kind.BALL,
         frame,
         at=(x - 0.02 * scale, y, z + 0.05 * scale),
         size=(0.22 * scale, 0.2 * scale, 0.2 * scale),
         label=label,
-        material=Material.PLAIN,
         colour=hair,
     )
 
@@ -38,67 +29,58 @@ def pedestrian(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator
     """A standing or walking person: legs, torso, arms, head; sometimes a skirt or a bag."""
     s = float(rng.choice([rng.uniform(0.94, 1.08), rng.uniform(0.6, 0.8)], p=[0.88, 0.12]))
     stride = float(rng.choice([0.0, rng.uniform(0.12, 0.32)], p=[0.3, 0.7])) * s
-    trousers = palette_colour(look, "cloth", rng)
-    shirt = palette_colour(look, "cloth", rng)
+    trousers, shirt = palette_colour(look, "cloth", rng), palette_colour(look, "cloth", rng)
     skin = palette_colour(look, "skin", rng, shift=False)
     hair = (0.02, 0.015, 0.012) if rng.random() < 0.7 else (0.22, 0.14, 0.07)
-    hip, neck = 0.88 * s, 1.46 * s
-    for side in (-1, 1):
-        foot = (side * stride, side * 0.1 * s, 0.03)
-        tube(
-            kit,
-            frame,
-            (0, side * 0.09 * s, hip),
-            foot,
-            width=0.17 * s,
-            label=c.PERSON,
-            material=Material.CLOTH,
-            colour=trousers,
-        )
-        hand = (-side * stride * 0.8, side * 0.29 * s, 0.78 * s)
-        tube(
-            kit,
-            frame,
-            (0, side * 0.22 * s, neck - 0.05 * s),
-            hand,
-            width=0.11 * s,
-            label=c.PERSON,
-            material=Material.CLOTH,
-            colour=shirt,
-        )
-    kit.add(
-        Kind.WEDGE,
-        frame,
-        at=(0, 0, (hip + neck) / 2),
-        size=(0.26 * s, 0.44 * s, neck - hip + 0.1 * s),
-        label=c.PERSON,
-        material=Material.CLOTH,
-        colour=shirt,
-        shape=(0.1, 0.1, 0.18, 0),  # upside down: wide shoulders
-        spin=(math.pi, 0, 0),
-    )
+    _limbs(kit, frame, scale=s, stride=stride, trousers=trousers, shirt=shirt)
+    pieces: list[tuple[Kind, Vec3, Vec3, Vec3, Vec4, Vec3]] = [
+        # Upside down, so that the shoulders are wider than the hips.
+        (Kind.WEDGE, (0, 0, 1.17), (0.26, 0.44, 0.68), shirt, (0.1, 0.1, 0.18, 0), (math.pi, 0, 0))
+    ]
     if rng.random() < 0.2:  # skirt or long coat
-        kit.add(
-            Kind.WEDGE,
-            frame,
-            at=(0, 0, hip - 0.2 * s),
-            size=(0.42 * s, 0.52 * s, 0.55 * s),
-            label=c.PERSON,
-            material=Material.CLOTH,
-            colour=shirt,
-            shape=(0.4, 0.4, 0.35, 0),
-        )
+        pieces.append((Kind.WEDGE, (0, 0, 0.68), (0.42, 0.52, 0.55), shirt, (0.4, 0.4, 0.35, 0), (0, 0, 0)))
     if rng.random() < 0.25:  # rucksack
+        bag = palette_colour(look, "cloth", rng)
+        pieces.append((Kind.BOX, (-0.22, 0, 1.2), (0.2, 0.34, 0.45), bag, (0, 0, 0, 0), (0, 0, 0)))
+    for kind, at, size, colour, shape, spin in pieces:
         kit.add(
-            Kind.BOX,
+            kind,
             frame,
-            at=(-0.22 * s, 0, 1.2 * s),
-            size=(0.2 * s, 0.34 * s, 0.45 * s),
+            at=_times(at, s),
+            size=_times(size, s),
             label=c.PERSON,
+            colour=colour,
             material=Material.CLOTH,
-            colour=palette_colour(look, "cloth", rng),
+            shape=shape,
+            spin=spin,
         )
-    _head(kit, frame, (0.02, 0, neck + 0.2 * s), scale=s, label=c.PERSON, skin=skin, hair=hair)
+    _head(kit, frame, (0.02, 0, 1.66 * s), scale=s, label=c.PERSON, skin=skin, hair=hair)
+
+
+def _times(vector: Vec3, scale: float) -> Vec3:
+    x, y, z = vector
+    return x * scale, y * scale, z * scale
+
+
+def _limbs(kit: Kit, frame: Frame, *, scale: float, stride: float, trousers: Vec3, shirt: Vec3) -> None:
+    """Legs a stride apart, arms swinging against them."""
+    for side in (-1, 1):
+        leg = (0, side * 0.09 * scale, 0.88 * scale), (side * stride, side * 0.1 * scale, 0.03)
+        arm = (
+            (0, side * 0.22 * scale, 1.41 * scale),
+            (-side * stride * 0.8, side * 0.29 * scale, 0.78 * scale),
+        )
+        for (head, foot), width, colour in ((leg, 0.17, trousers), (arm, 0.11, shirt)):
+            tube(
+                kit,
+                frame,
+                head,
+                foot,
+                width=width * scale,
+                label=c.PERSON,
+                colour=colour,
+                material=Material.CLOTH,
+            )
 
 
 def _rider(

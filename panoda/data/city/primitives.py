@@ -141,8 +141,8 @@ class Kit:
         at: Vec3,
         size: Vec3,
         label: int,
-        material: Material,
         colour: Vec3,
+        material: Material = Material.PLAIN,
         accent: Vec3 = (0.5, 0.5, 0.5),
         shape: Vec4 = (0.0, 0.0, 0.0, 0.0),
         tex: Vec4 = (0.0, 0.0, 0.0, 0.0),
@@ -175,47 +175,47 @@ class Kit:
         order = np.argsort(table[:, 0], kind="stable")
         table, salt = table[order], salt[order]
         ends = tuple(int(np.searchsorted(table[:, 0], k, side="right")) for k in Kind)
-        pose, at, half, spin = table[:, 3:7], table[:, 7:10], table[:, 10:13] / 2, table[:, 13:16]
-        yaw = pose[:, 3]
-        offset = np.stack(
-            (
-                at[:, 0] * np.cos(yaw) - at[:, 1] * np.sin(yaw),
-                at[:, 0] * np.sin(yaw) + at[:, 1] * np.cos(yaw),
-            ),
-            axis=1,
+        half = table[:, 10:13] / 2
+        centre, rotation, footprint, z_range = _placements(
+            table[:, 3:7], table[:, 7:10], half, table[:, 13:16]
         )
-        centre = np.concatenate((pose[:, :2] + offset, (pose[:, 2] + at[:, 2])[:, None]), axis=1)
-        heading = yaw + spin[:, 2]
-        tilt = _rotations(spin[:, 0], spin[:, 1])
-        rotation = _rotations_z(heading) @ tilt
-        reach = np.abs(tilt) @ half[:, :, None]
-        footprint = np.concatenate(
-            (reach[:, :2, 0], np.cos(heading)[:, None], np.sin(heading)[:, None]), axis=1
-        )
-        z_range = centre[:, 2:] + reach[:, 2] * np.array([-1.0, 1.0])
-
-        def real(value: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
-
-        def whole(value: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(value, dtype=np.int64))
-
         return Scene(
             kind_ends=ends,
-            centre=real(centre),
-            half=real(half),
-            rotation=real(rotation),
-            to_local=real(np.swapaxes(rotation, 1, 2) / half[:, :, None]),
-            footprint=real(footprint),
-            z_range=real(z_range),
-            shape=real(table[:, 22:26]),
-            label=whole(table[:, 1]),
-            material=whole(table[:, 2]),
-            colour=real(table[:, 16:19]),
-            accent=real(table[:, 19:22]),
-            tex=real(table[:, 26:30]),
-            salt=whole(salt),
+            centre=_real(centre),
+            half=_real(half),
+            rotation=_real(rotation),
+            to_local=_real(np.swapaxes(rotation, 1, 2) / half[:, :, None]),
+            footprint=_real(footprint),
+            z_range=_real(z_range),
+            shape=_real(table[:, 22:26]),
+            label=torch.from_numpy(table[:, 1].astype(np.int64)),
+            material=torch.from_numpy(table[:, 2].astype(np.int64)),
+            colour=_real(table[:, 16:19]),
+            accent=_real(table[:, 19:22]),
+            tex=_real(table[:, 26:30]),
+            salt=torch.from_numpy(salt),
         )
+
+
+def _real(value: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
+
+
+def _placements(
+    pose: np.ndarray, at: np.ndarray, half: np.ndarray, spin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Centres (N, 3), rotations (N, 3, 3), footprints (N, 4) and height ranges (N, 2)."""
+    yaw = pose[:, 3]
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    x = pose[:, 0] + at[:, 0] * cos - at[:, 1] * sin
+    y = pose[:, 1] + at[:, 0] * sin + at[:, 1] * cos
+    centre = np.stack((x, y, pose[:, 2] + at[:, 2]), axis=1)
+    heading = yaw + spin[:, 2]
+    tilt = _rotations(spin[:, 0], spin[:, 1])
+    reach = (np.abs(tilt) @ half[:, :, None])[..., 0]
+    footprint = np.stack((reach[:, 0], reach[:, 1], np.cos(heading), np.sin(heading)), axis=1)
+    z_range = centre[:, 2:] + reach[:, 2:] * np.array([-1.0, 1.0])
+    return centre, _rotations_z(heading) @ tilt, footprint, z_range
 
 
 def _rotations_z(angle: np.ndarray) -> np.ndarray:

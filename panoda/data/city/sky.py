@@ -51,11 +51,7 @@ def make_light(look: DrawnLook, rng: np.random.Generator, *, device: torch.devic
     """The light of a drawn look."""
     zenith, horizon, cover, through = _SKIES[look.sky]
     elevation, azimuth = look.sun_elevation, look.sun_azimuth
-    direction = (
-        np.cos(elevation) * np.cos(azimuth),
-        np.cos(elevation) * np.sin(azimuth),
-        np.sin(elevation),
-    )
+    direction = (np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation))
     white, orange = np.array([1.0, 0.97, 0.92]), np.array([1.15, 0.72, 0.4])
     colour = white * (1 - look.sun_warmth) + orange * look.sun_warmth
     bright = 0.75 + 0.5 * look.ambient

@@ -106,8 +106,14 @@ class StreetField:
 
     def to(self, device: torch.device | str) -> StreetField:
         """The same field on a device."""
-        move = (v.to(device) for v in (self.start, self.unit, self.length, self.offset))
-        return StreetField(*move, self.counts, self.traits.to(device))
+        return StreetField(
+            start=self.start.to(device),
+            unit=self.unit.to(device),
+            length=self.length.to(device),
+            offset=self.offset.to(device),
+            counts=self.counts,
+            traits=self.traits.to(device),
+        )
 
     def look_up(self, points: Tensor) -> Ground:
         """Where ground points lie in the network.
@@ -122,9 +128,9 @@ class StreetField:
         distance = torch.sqrt(past * past + lateral * lateral)
         edges, picks = [], []
         first = 0
-        for street, count in enumerate(self.counts):
+        for half, count in zip(self.traits[:, 0], self.counts, strict=True):
             d, pick = distance[:, first : first + count].min(dim=1)
-            edges.append(d - self.traits[street, 0])
+            edges.append(d - half)
             picks.append(pick + first)
             first += count
         edge = torch.stack(edges, dim=1)  # (n, S)

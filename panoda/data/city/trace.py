@@ -17,8 +17,8 @@ from torch import Tensor
 from panoda.data.city.primitives import Kind, Scene
 
 # Elements of one intersection batch: small enough for a CPU's second-level cache.
-_CPU_BATCH = 1 << 17
-_GPU_BATCH = 1 << 24
+CPU_BATCH = 1 << 17
+GPU_BATCH = 1 << 24
 _MISS = float("inf")
 _BLOCK = 8  # consecutive groups that are culled together first
 
@@ -137,9 +137,9 @@ def trace(
         of_kind = (pairs[1] >= start) & (pairs[1] < end)
         group, index = pairs[0][of_kind], pairs[1][of_kind]
         start = end
-        step = max(1, (_GPU_BATCH if rays.is_cuda else _CPU_BATCH) // size)
+        step = max(1, (GPU_BATCH if rays.is_cuda else CPU_BATCH) // size)
         for g, n in zip(group.split(step), index.split(step), strict=True):
-            moving = _transform(scene.to_local[n], rays[g])
+            moving = to_unit_shapes(scene.to_local[n], rays[g])
             fixed = local_origin[n].T[:, :, None]
             near, far = intersect(kind, fixed, moving, scene, n, pixel_angle=pixel_angle)
             hit = torch.where((near < far) & (near > 1e-3), near, _MISS)
@@ -154,7 +154,7 @@ def _pack(distance: Tensor, index: Tensor) -> Tensor:
     return ((bits << 32) | index).view(torch.float64)
 
 
-def _transform(matrix: Tensor, vectors: Tensor) -> Tensor:
+def to_unit_shapes(matrix: Tensor, vectors: Tensor) -> Tensor:
     """(P, 3, 3) matrices on (P, R, 3) vectors -> (3, P, R)."""
     x, y, z = vectors.unbind(-1)
     m = matrix[..., None]
@@ -262,51 +262,3 @@ def _pickets(
     solid |= ((height - 0.2).abs() < 0.05) | ((height - 0.85).abs() < 0.05)
     solid |= near * pixel_angle > 0.4 * period
     return torch.where(solid, far, -_MISS)
-
-
-def occluder_height(scene: Scene, towards: Tensor, *, extent: float, cells: int) -> Tensor:
-    """Map of how far up along a parallel beam the last solid lies, for every ground cell.
-
-    A point p casts onto the cell of q = p.xy - towards.xy / towards.z * p.z and lies in shadow
-    when p.z is below the map's value there.
-
-    Args:
-        scene: The primitives.
-        towards: (3,) unit direction towards the light, z > 0.
-        extent: Half side of the square map around the origin in metres.
-        cells: Cells per side, a multiple of 16.
-
-    Returns:
-        (cells, cells) heights in metres (row = y, column = x), 0 where nothing stands.
-    """
-    device = scene.centre.device
-    tile, step = 16, 2 * extent / cells
-    slope = towards[:2] / towards[2]
-    corners = scene.corners()
-    cast = corners[..., :2] - corners[..., 2:] * slope
-    low, high = cast.amin(1), cast.amax(1)
-    edge = torch.arange(cells // tile, device=device) * (tile * step) - extent
-    over = (low[None] <= edge[:, None, None] + tile * step) & (high[None] >= edge[:, None, None])
-    pairs = (over[:, None, :, 1] & over[None, :, :, 0]).flatten(0, 1)  # (tiles_y * tiles_x, N)
-    spot = (torch.arange(tile, device=device) + 0.5) * step
-    y, x = torch.meshgrid(spot, spot, indexing="ij")
-    within = torch.stack((x.flatten(), y.flatten(), torch.zeros_like(x).flatten()), dim=-1)
-    shift = torch.stack(torch.meshgrid(edge, edge, indexing="ij")[::-1], dim=-1).flatten(0, 1)
-    shift = torch.cat((shift, torch.zeros_like(shift[:, :1])), dim=-1)
-    top = torch.zeros(pairs.shape[0], tile * tile, device=device)
-    beam = torch.einsum("nij,j->ni", scene.to_local, towards)
-    start = 0
-    for kind, end in zip(Kind, scene.kind_ends, strict=True):
-        group, index = pairs[:, start:end].nonzero(as_tuple=True)
-        index = index + start
-        start = end
-        batch = max(1, (_GPU_BATCH if top.is_cuda else _CPU_BATCH) // (tile * tile))
-        for g, n in zip(group.split(batch), index.split(batch), strict=True):
-            ground = within[None] + shift[g][:, None] - scene.centre[n][:, None]
-            near, far = intersect(
-                kind, _transform(scene.to_local[n], ground), beam[n].T[:, :, None], scene, n, pixel_angle=0.0
-            )
-            height = torch.where((near < far) & (far > 0), far * towards[2], 0.0)
-            top.scatter_reduce_(0, g[:, None].expand_as(height), height, "amax")
-    side = cells // tile
-    return top.view(side, side, tile, tile).permute(0, 2, 1, 3).reshape(cells, cells)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from panoda.config import LookParams
 from panoda.data.city.looks import DrawnLook, draw_look
+from panoda.data.city.plots import Site
 from panoda.data.city.populate import Populator, Spot
 from panoda.data.city.primitives import Scene
+from panoda.data.city.shadows import occluder_height
 from panoda.data.city.sky import Light, make_light
 from panoda.data.city.streets import Street, StreetField, draw_network, street_field
-from panoda.data.city.trace import occluder_height
 
 SHADOW_EXTENT = 120.0
 SHADOW_CELLS = 640
@@ -71,9 +72,11 @@ def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cp
     drawn = draw_look(look, rng)
     streets = draw_network(rng, tram=seed % 3 == 0)
     drawn = _sun_along(drawn, streets[0], rng)
-    populator = Populator(streets, drawn, rng, seed=seed)
+    site = Site(streets, drawn, rng)
+    site.fill_plots()
+    populator = Populator(site, seed=seed)
     populator.fill()
-    scene = populator.kit.scene().to(device)
+    scene = site.kit.scene().to(device)
     light = make_light(drawn, rng, device=device)
     up = torch.tensor([0.0, 0.0, 1.0], device=device)
     return World(
