@@ -326,6 +326,8 @@ class WarmupParams(Section):
     """Adam learning rate of the discriminator, betas (0.9, 0.99)."""
     adversarial_weight: NonNegative = 0.001
     """Weight of the adversarial loss."""
+    colour_transfer: Probability = 0.0
+    """Probability of giving a source image the colour mean and deviation of a target image."""
     augment_source: AugmentParams = AugmentParams()
     """Source augmentation."""
     augment_target: AugmentParams = AugmentParams()

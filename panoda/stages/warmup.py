@@ -104,6 +104,7 @@ def _align(
         batches(target, augment=params.augment_target, seed=stream_seed(seed, "target"), **common),
         weight=weight,
         adversarial_weight=params.adversarial_weight,
+        colour_transfer=params.colour_transfer,
         device=context.device,
     )
     optimizer, scheduler = optimisation(net, params.optim, params.iterations)

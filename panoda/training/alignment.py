@@ -1,4 +1,7 @@
-"""The warm-up task: supervised source loss plus adversarial alignment of target outputs."""
+"""The warm-up task: supervised source loss plus adversarial alignment of target outputs.
+
+Beyond the paper, source images may take on the colours of target images first (a switch of its own).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from panoda.adaptation.adversarial import Adversary
+from panoda.adaptation.mixing import colour_transfer
 from panoda.data.loader import Batch
 from panoda.data.transforms import normalise
 from panoda.losses import cross_entropy
@@ -26,6 +30,7 @@ class AlignmentTask:
         *,
         weight: Tensor | None,
         adversarial_weight: float,
+        colour_transfer: float,
         device: torch.device,
     ) -> None:
         """Train ``model`` on pairs of source and target batches; target labels are never read."""
@@ -34,6 +39,7 @@ class AlignmentTask:
         self.source, self.target = source, target
         self.weight = weight
         self.adversarial_weight = adversarial_weight
+        self.colour_transfer = colour_transfer
         self.device = device
         self._outputs: tuple[Tensor, Tensor] | None = None
 
@@ -44,8 +50,12 @@ class AlignmentTask:
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
         """Source cross-entropy, adversarial loss and their weighted sum."""
         source, target = batch
-        source_logits = self.trained(normalise(source["image"].to(self.device, non_blocking=True)))
-        target_logits = self.trained(normalise(target["image"].to(self.device, non_blocking=True)))
+        source_image, target_image = (
+            b["image"].to(self.device, non_blocking=True).float() / 255 for b in (source, target)
+        )
+        styled = colour_transfer(source_image, target_image, self.colour_transfer)
+        source_logits = self.trained(normalise(styled))
+        target_logits = self.trained(normalise(target_image))
         ce = cross_entropy(source_logits, source["label"].to(self.device, non_blocking=True), self.weight)
         adversarial = self.adversary.generator_loss(target_logits)
         self._outputs = (source_logits.detach(), target_logits.detach())
