@@ -113,7 +113,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
         _log_results(stage, run)
 
 
-def default_params_differ(record: Mapping[str, Any], params: Params, role: str | None) -> list[str]:
+def parameter_differences(record: Mapping[str, Any], params: Params, role: str | None) -> list[str]:
     """Dotted parameters in which a run's record differs from ``params``, with both values."""
     mine = flatten(record["params"])
     theirs = flatten(get_stage(record["stage"]).params(params, role))

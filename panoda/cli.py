@@ -1,0 +1,247 @@
+"""The command ``panoda``: parameters, scenarios, prediction, promotion, the result table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
+
+from panoda.config import Params, load_params
+from panoda.files import staged_file
+from panoda.pipeline import STAGES
+from panoda.runs import RECORD, clean_state
+
+PARAMS = Path("params.yaml")
+SCENARIOS = Path("scenarios")
+IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "MPA"}
+SETS = {"source_val": "source val", "target_test": "target test"}
+
+app = typer.Typer(
+    help="From labelled pinhole images to a model adapted to 360-degree panoramas.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point; user errors are one paragraph, not a traceback."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+# --- parameters --------------------------------------------------------------------------------------
+
+
+@app.command()
+def params(
+    section: Annotated[str, typer.Argument(help="Show only this part, such as adapt.mpa.")] = "",
+) -> None:
+    """Print every parameter with its type, default and meaning."""
+    shown = 0
+    for path, kind, default, text in documentation(Params):
+        if not section or path == section or path.startswith((f"{section}.", f"{section}[")):
+            typer.echo(f"{path}  ({kind}{default})\n    {text}")
+            shown += 1
+    if not shown:
+        raise ValueError(f"no parameter {section!r}; run `panoda params` for the list")
+
+
+def documentation(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Dotted path, type, default and docstring of every field below ``model``."""
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        nested = list(_sections(info.annotation))
+        default = info.get_default(call_default_factory=True)
+        plain = default is not PydanticUndefined and not isinstance(default, BaseModel)
+        kind = " or ".join(m.__name__ for m in nested) if nested else _type_name(info.annotation)
+        # One paragraph per parameter, however its docstring is wrapped.
+        text = " ".join((info.description or "").split())
+        yield path, kind, f", default {default!r}" if plain else "", text
+        for child in nested:
+            inner = path if len(nested) == 1 else f"{path}[{_kind(child)}]"
+            inner += ".<name>" if get_origin(info.annotation) is dict else ""
+            yield from documentation(child, f"{inner}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections(argument)
+
+
+def _kind(model: type[BaseModel]) -> str:
+    return str(get_args(model.model_fields["kind"].annotation)[0])
+
+
+def _type_name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(_type_name(a) for a in get_args(annotation))
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if annotation is type(None):
+        return "null"
+    if origin is not None and not hasattr(annotation, "__name__"):
+        return " | ".join(repr(a) for a in get_args(annotation))
+    if origin is not None and origin.__name__ == "Literal":
+        return " | ".join(str(a) for a in get_args(annotation))
+    return str(annotation.__name__ if origin is None else annotation).replace("typing.", "")
+
+
+@app.command()
+def scenario(
+    name: Annotated[str, typer.Argument(help="Name of a file in scenarios/, without .yaml.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
+) -> None:
+    """Switch to a scenario: copy scenarios/NAME.yaml over params.yaml."""
+    known = {path.stem: path for path in sorted(SCENARIOS.glob("*.yaml"))}
+    if name not in known:
+        raise ValueError(f"no scenario {name!r}; there are {', '.join(known) or 'none in ' + str(SCENARIOS)}")
+    load_params(known[name])
+    if PARAMS.exists() and not force:
+        current = load_tree(PARAMS)
+        if all(current != load_tree(path) for path in known.values()):
+            raise ValueError(
+                f"{PARAMS} differs from every scenario, so replacing it would lose your changes; "
+                "save it as scenarios/<name>.yaml first, or use --force"
+            )
+    with staged_file(PARAMS) as aside:
+        shutil.copyfile(known[name], aside)
+    typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
+
+
+def load_tree(path: Path) -> dict[str, Any] | None:
+    """A params file as plain values, or None when it is not valid (then it equals nothing)."""
+    try:
+        return load_params(path).model_dump(mode="json")
+    except ValueError:
+        return None
+
+
+# --- results -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def summary() -> None:
+    """Print the result table, and where the report and the MLflow UI are."""
+    path = Path(STAGES["evaluate"].out) / "metrics.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no results yet; run `dvc repro` first")
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    table = Table("model", *(f"mIoU {title}, %" for title in SETS.values()))
+    for model, sets in metrics.items():
+        table.add_row(_model_title(model), *(_percent(sets.get(name, {}).get("miou")) for name in SETS))
+    Console().print(table)
+    typer.echo(f"report   {(Path(STAGES['report'].out) / 'index.html').resolve().as_uri()}")
+    typer.echo("MLflow   run `make server`, then open http://127.0.0.1:5000")
+
+
+def _model_title(model: str) -> str:
+    return MODELS.get(model, f"MPA, round {model.removeprefix('round')}")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Panoramas of any size, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for labels/, overlays/ and class_shares.csv.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder whose model to use.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Model file to use.")] = None,
+    height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Segment panoramas: label PNGs, overlays and class shares of each image."""
+    model = _checkpoint(run, checkpoint)
+    # Imported here: the other commands start without torch.
+    from panoda.predict import predict_files
+    from panoda.training.context import resolve_device, resolve_precision
+
+    place = resolve_device(device)
+    files = list(_expand(images))
+    result = predict_files(
+        model,
+        files,
+        out,
+        height=height,
+        device=place,
+        dtype=resolve_precision("auto", place),
+        progress=True,
+    )
+    for path, reason in result.failures:
+        print(f"{path}: {reason}", file=sys.stderr)
+    typer.echo(f"{len(result.labels)} images in {out}; class shares in {result.shares}")
+    if result.failures:
+        raise ValueError(f"{len(result.failures)} of {len(files)} images could not be read, see above")
+
+
+def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
+    if run is not None and checkpoint is not None:
+        raise ValueError("give --run or --checkpoint, not both")
+    if checkpoint is not None:
+        return checkpoint
+    if run is not None:
+        path = run / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path}: this run has no model; name a run of pretrain, warmup or adapt")
+        return path
+    later = sorted(Path(STAGES["rounds"].out).glob("round*/adapt/model.safetensors"))
+    path = later[-1] if later else Path(STAGES["adapt"].out) / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path}: no adapted model yet; run `dvc repro`, or give --run or --checkpoint")
+    return path
+
+
+def _expand(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+        else:
+            yield path
+
+
+# --- runs ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def promote(run: Annotated[Path, typer.Argument(help="Folder of a run below runs/.")]) -> None:
+    """Make a run by hand the pipeline's result of its stage; the stages after it follow at `dvc repro`."""
+    # Imported here: promotion is the only command that needs Prefect, DVC and MLflow.
+    try:
+        from flows.promote import promote as promote_run
+    except ImportError as error:
+        raise ValueError(f"promotion needs the pipeline extras ({error}); run `make setup`") from error
+
+    label = promote_run(run)
+    typer.echo(
+        f"{run} is now the pipeline's {label}; `dvc repro` runs what follows ({RECORD} stays with the run)"
+    )
+
+
+@app.command("clean-state")
+def clean_state_command() -> None:
+    """Remove what killed stages left for resuming; running stages keep theirs."""
+    removed = clean_state()
+    typer.echo("\n".join(removed) if removed else "nothing to remove")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mlflow")
+
+from panoda.tracking import (
+    GIVE_UP_AFTER,
+    DatasetRecord,
+    MLflowLogger,
+    TrackingError,
+    connect,
+    start_run,
+    tracking_uri,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_override(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    # One store for the file: a fresh one migrates its schema for seconds.
+    root = tmp_path_factory.mktemp("tracking")
+    return tracking_uri("sqlite:///mlflow.db", root), root
+
+
+def open_run(store: tuple[str, Path], **changes: Any) -> Any:
+    keywords: dict[str, Any] = {
+        "stage": "adapt",
+        "name": "adapt",
+        "params": {"adapt.optim.lr": 0.1, "adapt.scales": [1.0, 0.5], "adapt.ohem": None, "seed": 0},
+        "tags": {"git_commit": "abc", "parent_run": None},
+        "root": store[1],
+    }
+    return start_run(store[0], "tests", **(keywords | changes))
+
+
+def test_uri_is_absolute_and_the_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracking_uri("sqlite:///a/m.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/a/m.db"
+    assert tracking_uri("sqlite:////abs/m.db", tmp_path) == "sqlite:////abs/m.db"
+    assert tracking_uri("http://127.0.0.1:5000", tmp_path) == "http://127.0.0.1:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking_uri("sqlite:///a/m.db", tmp_path) == "http://127.0.0.1:1"
+
+
+def test_a_run_holds_params_tags_datasets_metrics_pictures_and_files(store: tuple[str, Path]) -> None:
+    data = [DatasetRecord("source_train", "0" * 32 + ".dir", "data/prepared/source/train")]
+    model = store[1] / "model.safetensors"
+    model.write_bytes(b"weights")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure = pyplot.figure()
+    with open_run(store, datasets=data) as logger:
+        logger.log_metrics({"loss/total": 2.0, "iou/source_val/traffic light": 0.25}, 1)
+        logger.log_metrics({"loss/total": 1.0}, 2)
+        logger.log_image("pictures/0", np.zeros((4, 8, 3), np.uint8), 2)
+        logger.log_figure("confusion.png", figure)
+        logger.log_artifact(model)
+    pyplot.close(figure)
+    client = connect(store[0])
+    run = client.get_run(logger.run_id)
+    assert run.info.status == "FINISHED" and run.info.run_name == "adapt"
+    assert run.data.params == {
+        "adapt.optim.lr": "0.1",
+        "adapt.scales": "[1.0, 0.5]",
+        "adapt.ohem": "null",
+        "seed": "0",
+    }
+    assert run.data.tags["stage"] == "adapt" and run.data.tags["git_commit"] == "abc"
+    assert "parent_run" not in run.data.tags
+    assert run.data.metrics == {"loss/total": 1.0, "iou/source_val/traffic light": 0.25}
+    assert [(m.step, m.value) for m in client.get_metric_history(logger.run_id, "loss/total")] == [
+        (1, 2),
+        (2, 1),
+    ]
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("source_train", "0" * 32 + ".dir")
+    paths = {a.path for a in client.list_artifacts(logger.run_id)}
+    assert {"model.safetensors", "figures", "images"} <= paths
+
+
+def test_a_failed_run_says_why_and_a_killed_one_is_resumed(store: tuple[str, Path]) -> None:
+    with pytest.raises(ValueError), open_run(store) as failed:
+        raise ValueError("loss is nan\nat step 3")
+    client = connect(store[0])
+    run = client.get_run(failed.run_id)
+    assert run.info.status == "FAILED" and run.data.tags["error"] == "ValueError: loss is nan"
+    with pytest.raises(KeyboardInterrupt), open_run(store) as killed:
+        raise KeyboardInterrupt
+    assert client.get_run(killed.run_id).info.status == "KILLED"
+    with open_run(store, run_id=killed.run_id) as again:
+        assert again.run_id == killed.run_id
+    assert client.get_run(killed.run_id).info.status == "FINISHED"
+    with open_run(store, run_id="0" * 32) as new:
+        assert new.run_id != "0" * 32
+
+
+def test_registered_model_gets_the_alias_of_the_newest_version(store: tuple[str, Path]) -> None:
+    model = store[1] / "model.safetensors"
+    model.write_bytes(b"weights")
+    versions = []
+    for _ in range(2):
+        with open_run(store) as logger:
+            logger.log_artifact(model)
+            versions.append(logger.register_model("panoda-test"))
+    assert versions == ["1", "2"]
+    found = connect(store[0]).get_model_version_by_alias("panoda-test", "adapted")
+    assert found.run_id == logger.run_id and found.source.endswith("/artifacts/model.safetensors")
+
+
+def test_unusable_store_stops_the_stage_before_it_computes(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(TrackingError, match="check the path"),
+        open_run((f"sqlite:///{tmp_path}/file/m.db", tmp_path)),
+    ):
+        pytest.fail("the run must not open")
+
+
+def test_deleted_experiment_is_named(store: tuple[str, Path]) -> None:
+    client = connect(store[0])
+    client.delete_experiment(client.create_experiment("gone"))
+    with (
+        pytest.raises(TrackingError, match="'gone' is deleted"),
+        start_run(store[0], "gone", stage="s", name="n", params={}, tags={}, root=store[1]),
+    ):
+        pytest.fail("the run must not open")
+
+
+class Broken:
+    """A client that has gone away."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def log_batch(self, run_id: str, metrics: Any) -> None:
+        self.calls += 1
+        raise ConnectionError("gone")
+
+
+def test_failures_while_training_become_warnings_and_end_after_three() -> None:
+    client, warnings = Broken(), []
+    logger = MLflowLogger(client, "run", warn=warnings.append)  # type: ignore[arg-type]
+    for step in range(6):
+        logger.log_metrics({"loss/total": 1.0}, step)
+        logger.flush()
+    assert client.calls == GIVE_UP_AFTER == len(warnings)
+    assert "going on without it" in warnings[0] and "ConnectionError: gone" in warnings[0]
+    assert "tracking stops for this run" in warnings[-1]
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        self.batches.append(len(metrics))
+
+
+def test_metrics_are_sent_in_batches() -> None:
+    client = Recorder()
+    logger = MLflowLogger(client, "run")  # type: ignore[arg-type]
+    for step in range(500):
+        logger.log_metrics({"a": 1.0, "b": 2.0, "c": 3.0}, step)
+    logger.flush()
+    assert sum(client.batches) == 1500
+    assert max(client.batches) <= 1000 and len(client.batches) <= 3
