@@ -126,7 +126,7 @@ def deform_conv2d(
 class _Corners(NamedTuple):
     """Where samples lie: upper left corner in the padded map, and the way on to the lower right one."""
 
-    index: Tensor
+    first: Tensor
     ly: Tensor
     lx: Tensor
 
@@ -143,9 +143,12 @@ class _Corners(NamedTuple):
     def blend(
         self, upper_left: Tensor, upper_right: Tensor, lower_left: Tensor, lower_right: Tensor
     ) -> Tensor:
-        """Bilinear value."""
-        upper = torch.lerp(upper_left, upper_right, self.lx)
-        return torch.lerp(upper, torch.lerp(lower_left, lower_right, self.lx), self.ly)
+        """Bilinear value, in the order of operations of torchvision, whose rounding parity needs."""
+        shares = self.shares()
+        value = upper_left * shares[0]
+        for corner, share in zip((upper_right, lower_left, lower_right), shares[1:], strict=True):
+            value.add_(corner * share)  # addcmul would round once less
+        return value
 
     def slopes(
         self, upper_left: Tensor, upper_right: Tensor, lower_left: Tensor, lower_right: Tensor
@@ -155,12 +158,10 @@ class _Corners(NamedTuple):
         along_y = torch.lerp(lower_left, lower_right, self.lx) - upper
         return along_y, torch.lerp(upper_right - upper_left, lower_right - lower_left, self.ly)
 
-    def spread(self, value: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Shares of the four corners in ``value`` (None = 1)."""
-        lower = self.ly if value is None else value * self.ly
-        upper = (1 - lower) if value is None else value - lower
-        lower_right, upper_right = lower * self.lx, upper * self.lx
-        return upper - upper_right, upper_right, lower - lower_right, lower_right
+    def shares(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weights of the four corners; they sum to 1."""
+        my, mx = 1 - self.ly, 1 - self.lx
+        return my * mx, my * self.lx, self.ly * mx, self.ly * self.lx
 
 
 # --- few channels on each set of positions: gather ------------------------------------------------
@@ -193,7 +194,7 @@ def _tiles(
             y = (offsets[at, of, 0] + base_y[of]).flatten(1).unsqueeze(1)
             x_ = (offsets[at, of, 1] + base_x[of]).flatten(1).unsqueeze(1)
             corners = _Corners.of(y, x_, (x.shape[2], x.shape[3]))
-            corners = corners._replace(index=corners.index.long())
+            corners = corners._replace(first=corners.first.long())
             yield _Tile(at, of, corners, None if masks is None else masks[at, of].flatten(1).unsqueeze(1))
 
 
@@ -217,7 +218,7 @@ def _gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometr
     flat = _padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
     samples = flat.new_empty(*flat.shape[:2], shape.taps, offset.shape[2] * offset.shape[3])
     for tile in _tiles(x, offset, mask, groups, shape):
-        values = _corner_values(flat[tile.rows], tile.corners.index, _row(x))
+        values = _corner_values(flat[tile.rows], tile.corners.first, _row(x))
         value = tile.corners.blend(*values)
         target = samples[tile.rows, :, tile.taps]
         target.copy_((value if tile.mask is None else value * tile.mask).reshape(target.shape))
@@ -245,7 +246,7 @@ def _gather_backward(
     for tile in _tiles(x, offset, mask, groups, shape):
         corners, at, of = tile.corners, tile.rows, tile.taps
         own = grads[at, :, of].flatten(2)  # (R, C / G, P)
-        products = [_channel_sum(own * v) for v in _corner_values(flat[at], corners.index, _row(x))]
+        products = [_channel_sum(own * v) for v in _corner_values(flat[at], corners.first, _row(x))]
         for axis, slope in enumerate(corners.slopes(*products)):
             target = grad_offset[at, of, axis]
             target.copy_((slope if tile.mask is None else slope * tile.mask).reshape(target.shape))
@@ -253,9 +254,9 @@ def _gather_backward(
             grad_mask[at, of] = corners.blend(*products).reshape(grad_mask[at, of].shape)
         if with_x:
             weighted = own if tile.mask is None else own * tile.mask
-            index = corners.index.expand(own.shape)
-            for step, share in zip((0, 1, _row(x), _row(x) + 1), corners.spread(weighted), strict=True):
-                grad_flat[at, :, step:].scatter_add_(2, index, share)
+            index = corners.first.expand(own.shape)
+            for step, share in zip((0, 1, _row(x), _row(x) + 1), corners.shares(), strict=True):
+                grad_flat[at, :, step:].scatter_add_(2, index, share * weighted)
     if with_x:
         grad_flat = _unpadded(grad_flat.reshape(*x.shape[:2], -1, _row(x))).contiguous()
     return (
@@ -288,13 +289,19 @@ def _bag_corners(offset: Tensor, geometry: _Geometry, size: Sequence[int], group
     pixels = (size[0] + 2 * _MARGIN) * (size[1] + 2 * _MARGIN)
     dtype = torch.int32 if n * groups * pixels < 2**31 else torch.int64
     first = torch.arange(n * groups, device=offset.device, dtype=dtype) * pixels
-    index = corners.index + first.reshape(n, 1, 1, groups, 1)
+    index = corners.first + first.reshape(n, 1, 1, groups, 1)
     return _Corners(index.flatten(), corners.ly.flatten(), corners.lx.flatten())
 
 
 def _bags(corners: _Corners, row: int) -> Tensor:
     """(P, 4) table rows of the corners of every sample."""
-    return torch.stack([corners.index + step for step in (0, 1, row, row + 1)], dim=-1)
+    return torch.stack([corners.first + step for step in (0, 1, row, row + 1)], dim=-1)
+
+
+def _weights(corners: _Corners, flat_mask: Tensor | None) -> Tensor:
+    """(P, 4) factors on those rows."""
+    shares = torch.stack(corners.shares(), dim=-1)
+    return shares if flat_mask is None else shares * flat_mask[:, None]
 
 
 def _table(x: Tensor, groups: int) -> Tensor:
@@ -311,7 +318,7 @@ def _flat_mask(mask: Tensor | None, groups: int) -> Tensor | None:
 def _bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
     """Samples (N, Ho * Wo, G * K * C/G)."""
     corners = _bag_corners(offset, _Geometry.unpacked(geometry), x.shape[2:], groups)
-    shares = torch.stack(corners.spread(_flat_mask(mask, groups)), dim=-1)
+    shares = _weights(corners, _flat_mask(mask, groups))
     bags = _bags(corners, _row(x))
     samples = F.embedding_bag(bags, _table(x, groups), mode="sum", per_sample_weights=shares)
     return samples.reshape(x.shape[0], offset.shape[2] * offset.shape[3], -1)
@@ -342,7 +349,7 @@ def _bag_backward(
         by_pixel = corners.blend(*products).reshape(n, height, width, groups, shape.taps)
         grad_mask = by_pixel.permute(0, 3, 4, 1, 2).reshape(mask.shape)
     if with_x:
-        shares = torch.stack(corners.spread(flat), dim=-1)
+        shares = _weights(corners, flat)
         grad_table = _transposed_bag(grad, bags.flatten(), shares.flatten(), rows=table.shape[0])
         by_channel = grad_table.reshape(n, groups, -1, _row(x), x.shape[1] // groups).permute(0, 1, 4, 2, 3)
         grad_x = _unpadded(by_channel).reshape(x.shape)
@@ -438,8 +445,8 @@ def _checked_groups(
         )
     if weight.shape[1] != x.shape[1]:
         raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of {x.shape[1]} channels")
-    groups, rest = divmod(offset.shape[1], 2 * geometry.taps)
-    if rest or groups == 0 or x.shape[1] % groups:
+    groups = offset.shape[1] // (2 * geometry.taps)
+    if offset.shape[1] % (2 * geometry.taps) or groups == 0 or x.shape[1] % groups:
         raise ValueError(
             f"{offset.shape[1]} offset channels do not make 2 per tap of {geometry.taps} taps in groups "
             f"dividing {x.shape[1]} channels"
