@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("prefect")
+pytest.importorskip("mlflow")
+
+import torch
+
+from flows import execution
+from flows.command import main, running_server
+from flows.execution import HERE, Job, stage_run
+from flows.report import provenance
+from flows.server import POOL, set_up_limits
+from flows.temporary_server import temporary_server
+from panoda.config import PseudoLabelParams, load_params
+from panoda.locks import gpu_lock_path, is_locked
+from panoda.tracking import connect
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Path:
+    """A folder with parameters and inputs that nobody looks into."""
+    shutil.copy(ROOT / "scenarios" / "city_small.yaml", tmp_path / "params.yaml")
+    shutil.copy(ROOT / "prefect.toml", tmp_path / "prefect.toml")
+    for name in ("data/prepared/target/train/index.parquet", "outputs/warmup/model.safetensors"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return tmp_path
+
+
+def record(run: Any) -> dict[str, Any]:
+    return json.loads((run.out / "run.json").read_text())
+
+
+def test_a_run_by_hand_has_its_own_folder_and_record(project: Path, store: str) -> None:
+    with stage_run("pseudo_labels", Job(overrides=["pseudo_labels.quantile=0.25"])) as run:
+        assert run.context.state_dir is not None and run.context.state_dir.is_dir()
+        assert run.inputs["checkpoint"] == Path("outputs/warmup/model.safetensors")
+        assert record(run)["status"] == "running"
+        run.context.logger.log_metrics({"kept_share": 0.5}, 0)
+        run.finish({"kept_share": 0.5})
+    assert run.out.parent == Path("runs") and run.out.name.startswith("pseudo_labels-")
+    assert not run.context.state_dir.exists()
+    found = record(run)
+    assert found["status"] == "finished" and found["metrics"] == {"kept_share": 0.5}
+    assert set(found["params"]) == {"pseudo_labels"} and found["params"]["pseudo_labels"]["quantile"] == 0.25
+    assert set(found["inputs"]) == {"checkpoint", "target_train"}
+    assert found["seed"] == 0 and found["pipeline"] is False and {"git_commit", "git_dirty"} <= set(found)
+    tracked = connect(store).get_run(found["mlflow_run_id"])
+    assert tracked.data.params["pseudo_labels.quantile"] == "0.25"
+    assert tracked.data.tags["origin"] == "hand" and tracked.data.tags["scenario"] == "city_small"
+    assert [d.dataset.name for d in tracked.inputs.dataset_inputs] == ["target_train"]
+    assert tracked.data.metrics == {"kept_share": 0.5}
+
+
+def test_a_killed_stage_goes_on_unless_something_changed(project: Path) -> None:
+    def attempt(job: Job = HERE, *, fail: bool = True) -> tuple[Any, list[str]]:
+        with stage_run("pseudo_labels", job) as run:
+            assert run.context.state_dir is not None
+            found = sorted(p.name for p in run.context.state_dir.glob("*.pt"))
+            (run.context.state_dir / "resume.pt").write_text("")
+            if fail:
+                raise KeyboardInterrupt
+        return run, found
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    killed = next(Path("runs").glob("*/run.json"))
+    first = json.loads(killed.read_text())
+    assert first["status"] == "failed"
+    again, found = attempt(fail=False)
+    assert found == ["resume.pt"]
+    assert record(again)["mlflow_run_id"] == first["mlflow_run_id"]
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    other, found = attempt(Job(overrides=["pseudo_labels.cap=0.8"]), fail=False)
+    assert found == []
+    assert record(other)["mlflow_run_id"] != first["mlflow_run_id"]
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    (project / "outputs" / "warmup" / "model.safetensors").write_text("another model")
+    assert attempt(fail=False)[1] == []
+
+
+def test_flow_parameters_win_over_the_file(project: Path) -> None:
+    section = PseudoLabelParams(quantile=0.1)
+    with stage_run("pseudo_labels", HERE, pseudo_labels=section, runtime=None) as run:
+        assert run.params.pseudo_labels == section
+        assert run.params.adapt == load_params(Path("params.yaml")).adapt
+
+
+def test_the_pipeline_writes_its_output_and_keeps_the_record_beside_it(project: Path) -> None:
+    with stage_run("pseudo_labels", Job(pipeline=True)) as run:
+        run.out.mkdir(parents=True)
+    assert run.out == Path("outputs/pseudo_labels")
+    assert list(run.out.iterdir()) == []
+    kept = json.loads(Path(".panoda/pipeline/pseudo_labels.json").read_text())
+    assert kept["status"] == "finished" and kept["pipeline"] is True
+    with stage_run(
+        "prototypes", Job(inputs={n: "outputs/warmup" for n in ("source_train", "pseudo_labels")})
+    ) as run:
+        run.out.mkdir(exist_ok=True)
+    assert provenance(record(run))["pseudo_labels"]["status"] == "finished"
+
+
+def test_a_run_folder_stands_for_its_model(project: Path) -> None:
+    (project / "runs" / "mine").mkdir(parents=True)
+    (project / "runs" / "mine" / "model.safetensors").write_text("m")
+    (project / "runs" / "mine" / "run.json").write_text('{"mlflow_run_id": "abc"}')
+    with stage_run("pseudo_labels", Job(inputs={"checkpoint": "runs/mine"})) as run:
+        assert run.inputs["checkpoint"] == Path("runs/mine/model.safetensors")
+        assert run.record["inputs"]["checkpoint"]["run"] == "abc"
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (Job(pipeline=True, overrides=["seed=1"]), "--pipeline"),
+        (Job(inputs={"nothing": "x"}), "it has checkpoint, target_train"),
+        (Job(inputs={"target_train": "missing"}), "missing: no such file or folder"),
+        (Job(out="outputs/pseudo_labels"), "use a folder below runs/"),
+        (Job(out="."), "use a folder below runs/"),
+        (Job(out="precious"), "is no run folder"),
+        (Job(overrides=["pseudo_labels.quantil=0.2"]), "quantil"),
+        (Job(overrides=["runtime.device=cuda:77"]), "GPU"),
+    ],
+)
+def test_bad_requests_change_nothing(project: Path, job: Job, message: str) -> None:
+    (project / "precious").mkdir()
+    (project / "precious" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=message), stage_run("pseudo_labels", job):
+        pytest.fail("the stage must not start")
+    assert (project / "precious" / "thesis.txt").read_text() == "years of work"
+    assert not (project / "runs").exists()
+
+
+def test_a_gpu_is_held_while_a_stage_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    identity = f"test-{os.getpid()}"
+    monkeypatch.setattr("panoda.training.context.resolve_device", lambda name: device)
+    monkeypatch.setattr("panoda.training.context.resolve_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=identity))
+    lock = gpu_lock_path(identity)
+    with stage_run("pseudo_labels", HERE) as run:
+        assert is_locked(lock) and run.context.device == device
+    assert not is_locked(lock)
+    lock.unlink()
+
+
+def command(flow: Any, *arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(flow, list(arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_command_line_errors_are_short(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.pseudo_labels import pseudo_labels
+
+    for arguments, message in (
+        (["--set", "pseudo_labels.quantil=0.2"], "pseudo_labels.quantil"),
+        (["--set", "seed"], "expected section.key=value"),
+        (["--pipeline", "--set", "seed=1"], "--pipeline goes with no --set"),
+        (["--input", "checkpoint"], "expected NAME=PATH"),
+        (["--params", "other.yaml"], "other.yaml: no such file"),
+    ):
+        assert command(pseudo_labels, *arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error and error.count("\n") < 6
+    assert not (project / "runs").exists()
+
+
+def test_a_failing_stage_prints_a_paragraph_and_leaves_no_server(project: Path) -> None:
+    shutil.copytree(project / "outputs" / "warmup", project / "outputs" / "evaluate")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.report"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ") and "outputs/evaluate" in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") < 6
+    found = json.loads(next(Path("runs").glob("report-*/run.json")).read_text())
+    assert found["status"] == "failed" and "evaluate" in found["error"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("server")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PREFECT_HOME", str(folder / ".prefect"))
+    with temporary_server() as url:
+        yield url
+    patch.undo()
+
+
+def test_set_up_creates_pool_and_limit_once(server: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    set_up_limits(server)
+    set_up_limits(server, gpus=2)
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        limit = client.read_global_concurrency_limit_by_name(execution.GPU_LIMIT)
+        pool = client.read_work_pool(POOL)
+    assert limit.limit == 2 and limit.active_slots == 0 and pool.type == "process"
+
+
+def test_a_stage_on_a_gpu_takes_a_slot_of_the_server(server: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    set_up_limits(server)
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        with execution._gpu_slot():
+            assert client.read_global_concurrency_limit_by_name(execution.GPU_LIMIT).active_slots == 1
+        assert client.read_global_concurrency_limit_by_name(execution.GPU_LIMIT).active_slots == 0
+
+
+def test_a_running_server_is_found_and_a_dead_one_ignored(server: str, tmp_path: Path) -> None:
+    note = tmp_path / "server.json"
+    assert running_server(note) is None
+    note.write_text(json.dumps({"api_url": server}))
+    assert running_server(note) == server
+    note.write_text(json.dumps({"api_url": "http://127.0.0.1:9/api"}))
+    assert running_server(note) is None
+
+
+def test_the_temporary_server_ends_with_a_killed_starter(tmp_path: Path) -> None:
+    code = (
+        "import sys; from flows.temporary_server import temporary_server\n"
+        "with temporary_server() as url:\n print(url, flush=True); sys.stdin.read()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as starter:
+        assert starter.stdout is not None
+        note = tmp_path / "server.json"
+        note.write_text(json.dumps({"api_url": starter.stdout.readline().strip()}))
+        assert running_server(note)
+        starter.kill()
+    for _ in range(100):
+        if running_server(note) is None:
+            break
+        time.sleep(0.1)
+    assert running_server(note) is None
