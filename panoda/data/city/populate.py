@@ -85,8 +85,8 @@ class Populator:
             side = int(rng.choice([-1, 1]))
             along = main.length / 2 + float(rng.uniform(-30, 30))
             self._put_vehicle("tram", self._on(main, along, side * 1.55, side))
-        large = "bus" if seed % 2 == 0 else "truck"
-        for kind in (large, "cyclist", "motorcyclist" if seed % 4 < 2 else "motorcycle"):
+        large = "bus" if seed // 2 % 2 == 0 else "truck"  # independent of looks that alternate
+        for kind in (large, "cyclist", "motorcyclist" if seed // 3 % 2 == 0 else "motorcycle"):
             self._put_somewhere(kind, main)
 
     def _put_somewhere(self, kind: str, main: Street) -> None:
