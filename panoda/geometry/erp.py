@@ -34,13 +34,7 @@ def check_band(lat_top: float, lat_bottom: float) -> None:
 
 
 def erp_pixel_rays(
-    x: Tensor,
-    y: Tensor,
-    *,
-    height: int,
-    width: int,
-    lat_top: float = HALF_PI,
-    lat_bottom: float = -HALF_PI,
+    x: Tensor, y: Tensor, *, height: int, width: int, lat_top: float = HALF_PI, lat_bottom: float = -HALF_PI
 ) -> Tensor:
     """Unit rays of continuous pixel coordinates.
 
@@ -107,12 +101,7 @@ def erp_rays(
 
 
 def rays_to_erp(
-    rays: Tensor,
-    *,
-    height: int,
-    width: int,
-    lat_top: float = HALF_PI,
-    lat_bottom: float = -HALF_PI,
+    rays: Tensor, *, height: int, width: int, lat_top: float = HALF_PI, lat_bottom: float = -HALF_PI
 ) -> tuple[Tensor, Tensor]:
     """Continuous pixel coordinates of rays; the inverse of ``erp_pixel_rays``.
 

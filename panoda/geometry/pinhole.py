@@ -175,13 +175,7 @@ def erp_to_pinhole(
         torch.Size([1, 3, 32, 48])
     """
     rays = pinhole_rays(
-        height,
-        width,
-        fov_x=fov_x,
-        azimuth=azimuth,
-        elevation=elevation,
-        roll=roll,
-        device=image.device,
+        height, width, fov_x=fov_x, azimuth=azimuth, elevation=elevation, roll=roll, device=image.device
     )
     return sample_erp(image, rays, lat_top=lat_top, lat_bottom=lat_bottom, mode=mode, fill=fill)
 
