@@ -420,6 +420,8 @@ class AdaptParams(Section):
     """Probability of pasting half the classes of a source image onto a target image."""
     colour_transfer: Probability = 0.8
     """Probability of giving a source image the colour mean and deviation of a target image."""
+    class_colour_transfer: Probability = 0.0
+    """Probability of doing so class by class after that, with the pseudo-labels of the target image."""
     erp_warp: Probability = 0.0
     """Probability of warping a pinhole source image onto the target's sphere."""
     augment_source: AugmentParams = AugmentParams()

@@ -12,6 +12,8 @@ from torch import Tensor
 from panoda.labels import IGNORE_INDEX
 
 _DISPLAY_GAMMA = 2.2
+MIN_PIXELS = 64
+"""Pixels of a class in an image below which its colours are not trusted."""
 
 
 def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Tensor:
@@ -33,6 +35,53 @@ def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Ten
     moved = ((image - mean) / std.clamp(min=1e-3) * ref_std + ref_mean).clamp(0, 1)
     chosen = torch.rand(image.shape[0], 1, 1, 1, device=image.device) < probability
     return torch.where(chosen, moved, image)
+
+
+def class_colour_transfer(
+    image: Tensor, label: Tensor, reference: Tensor, reference_label: Tensor, probability: float
+) -> Tensor:
+    """Give each class of a source image the RGB mean and deviation of that class in a target image.
+
+    Classes with fewer than ``MIN_PIXELS`` pixels in either image, and ignored pixels, stay as they are.
+
+    Args:
+        image: (B, 3, H, W) in 0..1.
+        label: (B, H, W) int64, 255 = ignored.
+        reference: (R, 3, h, w) in 0..1; image b takes reference b mod R.
+        reference_label: (R, h, w) int64 (pseudo-)labels.
+        probability: per image, in 0..1.
+
+    Returns:
+        (B, 3, H, W) in 0..1.
+    """
+    if probability <= 0:
+        return image
+    index = torch.arange(image.shape[0], device=image.device) % reference.shape[0]
+    mean, std, pixels = _class_colours(image, label)
+    ref_mean, ref_std, ref_pixels = (s[index] for s in _class_colours(reference, reference_label))
+    both = (pixels >= MIN_PIXELS) & (ref_pixels >= MIN_PIXELS)
+    both[:, IGNORE_INDEX] = False
+    gain = torch.where(both[..., None], (ref_std / std).clamp(0.5, 2.0), 1.0)  # (B, 256, 3)
+    shift = torch.where(both[..., None], ref_mean - gain * mean, 0.0)
+    slot = label.flatten(1)[..., None].expand(-1, -1, 3)
+    shape = (image.shape[0], *image.shape[2:], 3)
+    gain_map = gain.gather(1, slot).view(shape).permute(0, 3, 1, 2)
+    shift_map = shift.gather(1, slot).view(shape).permute(0, 3, 1, 2)
+    chosen = torch.rand(image.shape[0], 1, 1, 1, device=image.device) < probability
+    return torch.where(chosen, (image * gain_map + shift_map).clamp(0, 1), image)
+
+
+def _class_colours(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (B, 256, 3), deviation (B, 256, 3) and pixels (B, 256) of every label value."""
+    slot = label.flatten(1)
+    values = image.flatten(2).transpose(1, 2)  # (B, H*W, 3)
+    wide = slot[..., None].expand(-1, -1, 3)
+    zeros = values.new_zeros(values.shape[0], 256, 3)
+    pixels = values.new_zeros(values.shape[0], 256).scatter_add_(1, slot, torch.ones_like(values[..., 0]))
+    count = pixels.clamp(min=1)[..., None]
+    mean = zeros.scatter_add(1, wide, values) / count
+    square = zeros.scatter_add(1, wide, values.square()) / count
+    return mean, (square - mean.square()).clamp(min=1e-6).sqrt(), pixels
 
 
 def photometric(image: Tensor, *, jitter: float, exposure: float) -> Tensor:

@@ -16,7 +16,14 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from panoda.adaptation.adversarial import Adversary
-from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, photometric, place
+from panoda.adaptation.mixing import (
+    class_colour_transfer,
+    class_mix_mask,
+    colour_transfer,
+    paste,
+    photometric,
+    place,
+)
 from panoda.adaptation.mpa import mpa_loss
 from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config import AdaptParams
@@ -83,6 +90,7 @@ class SelfTrainingTask:
             kept = (target_label != IGNORE_INDEX).float().mean()
             values["teacher/kept_share"] = kept
         styled = colour_transfer(image, target_image, p.colour_transfer)
+        styled = class_colour_transfer(styled, label, target_image, target_label, p.class_colour_transfer)
         student_image, student_label = target_image, target_label
         if p.class_mix > 0:
             student_image, student_label = self._mix(styled, label, target_image, target_label)
