@@ -344,3 +344,7 @@ def test_looks():
             get_look("mine", LookParams(**{field: value}))
     with pytest.raises(ValueError, match="storeys"):
         get_look("mine", LookParams(storeys=(5, 2)))
+
+
+def test_a_crowded_world_still_has_a_place_for_the_camera():
+    assert build_world(2_107_014, get_look("southern")).spots

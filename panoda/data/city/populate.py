@@ -59,18 +59,36 @@ class Populator:
                 self._walkers(street, side)
 
     def camera_spots(self) -> list[Spot]:
-        """Free places in the lanes, nearest to the middle of the world first."""
+        """Free places in the lanes, nearest to the middle of the world first.
+
+        A crowded world is asked again with less clearance, so that every seed has a place.
+        """
+        for clearance, reach in ((1.0, 60.0), (0.6, 60.0), (0.3, 120.0), (0.0, math.inf)):
+            spots = [s for s in self._lane_spots(reach) if self._clear(s.frame, clearance)]
+            if spots:
+                return sorted(spots, key=lambda s: np.hypot(s.frame.x, s.frame.y))
+        return []
+
+    def _lane_spots(self, reach: float) -> list[Spot]:
+        """Places every 5 m on the inner lanes, within ``reach`` metres of the middle."""
         spots = []
         for index, street in enumerate(self._streets):
             for along in np.arange(20.0, street.length - 20.0, 5.0):
                 for lane, forward in ((street.lane(0), True), (-street.lane(0), False)):
                     frame = street.at(float(along), lane)
                     frame = frame if forward else Frame(frame.x, frame.y, 0.0, frame.yaw + np.pi)
-                    clear = self._site.things.free(frame.shifted(2.0, 0.0), 3.0)
-                    clear = clear and self._site.things.free(frame.shifted(-3.5, 0.0), 2.0)
-                    if clear and math.hypot(frame.x, frame.y) < 60:
+                    if math.hypot(frame.x, frame.y) < reach:
                         spots.append(Spot(frame, index))
-        return sorted(spots, key=lambda s: np.hypot(s.frame.x, s.frame.y))
+        return spots
+
+    def _clear(self, frame: Frame, clearance: float) -> bool:
+        """Nothing stands in front of or behind a camera; ``clearance`` 1 = as much room as is wanted."""
+        things = self._site.things
+        if clearance == 0:
+            return True
+        return things.free(frame.shifted(2.0, 0.0), 3.0 * clearance) and things.free(
+            frame.shifted(-3.5, 0.0), 2.0 * clearance
+        )
 
     # --- traffic ------------------------------------------------------------------------------------
 
