@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -65,11 +64,11 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint, or one that holds more than tensors, which is not opened for safety; "
-            f"save its state_dict alone ({str(error).splitlines()[0]})"
+            f"save its state_dict alone ({_first_line(error)})"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes make the readers raise nearly anything
         raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({str(error).splitlines()[0]}); fetch it again"
+            f"{path}: truncated or not a checkpoint ({_first_line(error)}); fetch it again"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
@@ -160,6 +159,10 @@ def _rename(key: str, prefix: str, new_prefix: str, names: tuple[tuple[str, str]
             stage = int(found.group(1)) - 1 if found.groups() else 0
             return new_prefix + found.expand(replacement.replace("{stage}", str(stage))) + rest[found.end() :]
     return key
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _difference(model: Segmenter, state: Mapping[str, Tensor]) -> str:
