@@ -1,6 +1,13 @@
 import torch
 
-from panoda.adaptation.mixing import class_mix_mask, colour_transfer, paste, photometric, place
+from panoda.adaptation.mixing import (
+    class_colour_transfer,
+    class_mix_mask,
+    colour_transfer,
+    paste,
+    photometric,
+    place,
+)
 
 
 def test_colour_transfer_takes_mean_and_deviation():
@@ -61,3 +68,21 @@ def test_photometric_moves_each_image_differently_and_stays_in_range():
     assert moved.min() >= 0 and moved.max() <= 1
     assert not torch.allclose(moved[0], moved[1], atol=1e-2)
     assert photometric(image, jitter=0.0, exposure=0.0) is image
+
+
+def test_class_colours_move_to_those_of_the_same_class():
+    torch.manual_seed(0)
+    label = torch.zeros(1, 16, 32, dtype=torch.long)
+    label[:, 8:] = 3
+    label[:, :, -4:] = 255
+    image = 0.5 + 0.05 * torch.randn(1, 3, 16, 32)
+    reference = 0.5 + 0.05 * torch.randn(1, 3, 20, 20)
+    reference_label = torch.full((1, 20, 20), 3)
+    reference_label[:, :10] = 7
+    reference[:, 0, 10:] += 0.2  # class 3 is reddish in the target; class 0 does not occur there
+    moved = class_colour_transfer(image, label, reference, reference_label, 1.0)
+    here, there = label[0] == 3, reference_label[0] == 3
+    assert torch.allclose(moved[0][:, here].mean(1), reference[0][:, there].mean(1), atol=5e-3)
+    assert torch.allclose(moved[0][:, here].std(1), reference[0][:, there].std(1), atol=5e-3)
+    assert torch.equal(moved[0][:, ~here], image[0][:, ~here])
+    assert torch.equal(class_colour_transfer(image, label, reference, reference_label, 0.0), image)

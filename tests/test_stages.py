@@ -48,6 +48,7 @@ def adapt_params(**changes) -> AdaptParams:
         "augment_target": AugmentParams(yaw_roll=True, jitter=0.2),
         "mpa": MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
         "erp_warp": 0.5,
+        "class_colour_transfer": 0.5,
         "checkpoint_every": 2,
         "log_every": 1,
     }
@@ -168,7 +169,7 @@ def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
 
 
 def test_warmup_aligns_or_passes_through(world, tmp_path):
-    params = WarmupParams(iterations=2, batch_size=2, optim=OPTIM, log_every=1)
+    params = WarmupParams(iterations=2, batch_size=2, optim=OPTIM, colour_transfer=0.5, log_every=1)
     keywords = {"checkpoint": world.checkpoint, **world.train, "seed": 0, "context": RunContext()}
     metrics = warmup(**keywords, out=tmp_path / "one", params=params)
     assert {"loss/source_ce", "loss/adversarial", "loss/discriminator"} <= set(metrics)
@@ -219,6 +220,7 @@ def test_the_control_does_not_see_the_target(world, tmp_path):
         mpa=MPAParams(weight=0.0),
         class_mix=0.0,
         colour_transfer=0.0,
+        class_colour_transfer=0.0,
         teacher=TeacherParams(enabled=False),
         keep="student",
     )
