@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from panoda.models import ops
+from panoda.models import sampling
 from panoda.models.ops import deform_conv2d
 
 # name: (channels, out, height, width, kernel, offset groups, stride, padding, dilation)
@@ -65,7 +65,7 @@ def test_tiles_do_not_change_the_result(tile: int, monkeypatch: pytest.MonkeyPat
         inputs, geometry = _inputs(name, reach=3.0)
         whole = _both(inputs, geometry)[0]
         with monkeypatch.context() as patch:
-            patch.setattr(ops, "_TILE", tile)
+            patch.setattr(sampling, "_TILE", tile)
             tiled = _both(inputs, geometry)[0]
         for one, other in zip(whole, tiled, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -111,7 +111,7 @@ def test_gradcheck(name: str) -> None:
     inputs, geometry = _inputs(name, reach=1.3, dtype=torch.float64)
     inputs = [tensor[..., :9, :9].requires_grad_() if i == 0 else tensor for i, tensor in enumerate(inputs)]
     c, _, _, _, kernel, _, stride, padding, dilation = CASES[name]
-    size = ops._Geometry(kernel, stride, padding, dilation).output(inputs[0].shape[2:])
+    size = sampling.Geometry(kernel, stride, padding, dilation).output(inputs[0].shape[2:])
     inputs[1] = inputs[1][..., : size[0], : size[1]].requires_grad_()
     inputs[4] = inputs[4][..., : size[0], : size[1]].requires_grad_()
     inputs[2].requires_grad_()
@@ -138,7 +138,7 @@ def test_compiles_without_graph_breaks(name: str) -> None:
 @pytest.mark.parametrize("with_x", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_operators_keep_the_contract_of_custom_operators(masked: bool, with_x: bool) -> None:
-    for name, forward in (("mlp", ops._gather), ("project", ops._bag)):
+    for name, forward in (("mlp", sampling.gather), ("project", sampling.bag)):
         (x, offset, _, _, mask), geometry = _inputs(name, reach=1.0)
         groups, kernel = CASES[name][5], CASES[name][4]
         numbers = [*kernel, *geometry["stride"], *geometry["padding"], *geometry["dilation"]]
