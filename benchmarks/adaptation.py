@@ -91,49 +91,78 @@ def source_model(seed: int, root: Path, overrides: list[str]) -> None:
 def recipes(seed: int, looks: str, names: list[str], root: Path, overrides: list[str]) -> None:
     """Run the recipes of one seed on one look set; one JSON each."""
     torch.set_num_threads(1)
-    base = settings(seed, looks, overrides)
     work = root / f"seed{seed}"
     here = work / looks
-    train = {"source_train": work / "source/train", "target_train": here / "target/train"}
-    source = work / "pretrain/model.safetensors"
-    _score(source, work, here, "source_only")
-    common: dict[str, Any] = {"context": RunContext()}
-    aligned = here / "warmup/model.safetensors"
-    if not aligned.exists():
-        warmup(checkpoint=source, **train, out=aligned.parent, params=base.warmup, seed=seed, **common)
-        labels, banks = here / "pseudo_labels", here / "prototypes"
-        pseudo_labels(
-            checkpoint=aligned,
-            target_train=train["target_train"],
-            out=labels,
-            params=base.pseudo_labels,
-            **common,
-        )
-        prototypes(
-            checkpoint=aligned, **train, pseudo_labels=labels, out=banks, params=base.prototypes, **common
-        )
-        _true_labels(train["target_train"], here / "true_labels")
-    _score(aligned, work, here, "warmup")
-    changes = yaml.safe_load((HERE / "recipes.yaml").read_text())
+    _score(work / "pretrain/model.safetensors", work, here, "source_only")
     for name in names:
+        recipe = known_recipes()[name]
+        change = [f"adapt.{k}={json.dumps(v)}" for k, v in recipe["adapt"].items()]
+        params = settings(seed, looks, [*overrides, *change])
         if (here / f"{name}.json").exists():
             continue
-        change = [f"adapt.{k}={json.dumps(v)}" for k, v in changes[name].items()]
-        alone = name in ("control", "oracle")
-        if alone:
-            change.append(f"adapt.iterations={base.warmup.iterations + base.adapt.iterations}")
-        params = settings(seed, looks, [*overrides, *change])
+        checkpoint = work / "pretrain/model.safetensors"
+        labels = banks = "warmup"
+        if recipe["start"] == "source":
+            steps = params.warmup.iterations + params.adapt.iterations
+            params = settings(seed, looks, [*overrides, *change, f"adapt.iterations={steps}"])
+            labels = "oracle" if name == "oracle" else labels
+        else:
+            labels = banks = recipe["start"]
+            checkpoint = here / recipe["start"] / "warmup/model.safetensors"
+        for start in {labels, banks}:
+            _start(start, work, here, params)
         adapt(
-            checkpoint=source if alone else aligned,
-            **train,
-            pseudo_labels=here / ("true_labels" if name == "oracle" else "pseudo_labels"),
-            prototypes=here / "prototypes",
+            checkpoint=checkpoint,
+            source_train=work / "source/train",
+            target_train=here / "target/train",
+            pseudo_labels=here / labels / "pseudo_labels",
+            prototypes=here / banks / "prototypes",
             out=here / f"run_{name}",
             params=params.adapt,
             seed=seed,
-            **common,
+            context=RunContext(),
         )
         _score(here / f"run_{name}/model.safetensors", work, here, name)
+
+
+def _start(name: str, work: Path, here: Path, params: Params) -> None:
+    """A warmed-up model with its pseudo-labels and prototypes, or (oracle) the true labels."""
+    folder = here / name
+    if folder.exists():
+        return
+    source, target = work / "source/train", here / "target/train"
+    with staged_directory(folder) as staged:
+        if name == "oracle":
+            _true_labels(target, staged / "pseudo_labels")
+            return
+        section = params.warmup
+        if name == "adversarial":
+            section = section.model_copy(update={"colour_transfer": 0.0})
+        model = staged / "warmup/model.safetensors"
+        common: dict[str, Any] = {"target_train": target, "context": RunContext()}
+        warmup(
+            checkpoint=work / "pretrain/model.safetensors",
+            source_train=source,
+            out=model.parent,
+            params=section,
+            seed=params.seed,
+            **common,
+        )
+        pseudo_labels(checkpoint=model, out=staged / "pseudo_labels", params=params.pseudo_labels, **common)
+        prototypes(
+            checkpoint=model,
+            source_train=source,
+            pseudo_labels=staged / "pseudo_labels",
+            out=staged / "prototypes",
+            params=params.prototypes,
+            **common,
+        )
+    _score(folder / "warmup/model.safetensors", work, here, f"start_{name}")
+
+
+def known_recipes() -> dict[str, dict[str, Any]]:
+    """The rows of recipes.yaml."""
+    return dict(yaml.safe_load((HERE / "recipes.yaml").read_text()))
 
 
 def _true_labels(target_train: Path, out: Path) -> None:
@@ -169,10 +198,13 @@ def _summary(matrix: ConfusionMatrix, split: PreparedSplit) -> dict[str, Any]:
     }
 
 
-def table(root: Path, seeds: list[int], look_sets: list[str], names: list[str]) -> str:
+def table(root: Path, seeds: list[int], look_sets: list[str]) -> str:
     """The result as a Markdown table per look set: mIoU in %, mean and standard error over seeds."""
+    order = ["source_only", "control", "start_adversarial", "ssl", "mpa", "start_warmup"]
+    order += ["default_without_mpa", "default", "oracle"]
     parts = []
     for looks in look_sets:
+        names = [n for n in order if (root / f"seed{seeds[0]}" / looks / f"{n}.json").exists()]
         found = {n: [_read(root, s, looks, n) for s in seeds] for n in names}
         control = found.get("control")
         rows = []
@@ -217,7 +249,7 @@ def _read(root: Path, seed: int, looks: str, name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run everything that is not done yet and print the table."""
-    known = list(yaml.safe_load((HERE / "recipes.yaml").read_text()))
+    known = list(known_recipes())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--looks", nargs="+", default=["development", "final"])
@@ -248,7 +280,7 @@ def main() -> None:
         ]
         for job in jobs:
             job.result()
-    text = table(root, arguments.seeds, arguments.looks, ["source_only", "warmup", *arguments.recipes])
+    text = table(root, arguments.seeds, arguments.looks)
     (root / "table.md").write_text(text)
     print(text)
 

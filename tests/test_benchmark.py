@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.adaptation import HERE, settings
+from benchmarks.adaptation import HERE, known_recipes, settings
 from panoda.config import load_params
 from panoda.data.city.looks import LOOKS
 
@@ -39,13 +39,14 @@ def test_no_two_seeds_or_look_sets_share_a_target_world():
 
 
 def test_every_recipe_is_valid_and_the_control_and_the_published_one_are_what_they_say():
-    recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
     params = {}
-    for name, change in recipes.items():
-        overrides = [f"adapt.{k}={json.dumps(v)}" for k, v in change.items()]
+    for name, recipe in known_recipes().items():
+        assert recipe["start"] in ("source", "warmup", "adversarial")
+        overrides = [f"adapt.{k}={json.dumps(v)}" for k, v in recipe["adapt"].items()]
         params[name] = settings(0, "final", overrides).adapt
     control, published = params["control"], params["mpa"]
     assert control.target_weight == control.mpa.weight == control.class_mix == control.colour_transfer == 0
+    assert control.class_colour_transfer == 0
     assert (published.mpa.weight, published.mpa.ema_momentum) == (0.001, 0.999)
     assert not published.teacher.enabled
     assert params["default"].mpa.weight > 0  # the default recipe contains MPA
