@@ -12,6 +12,7 @@ image is zero and fades out bilinearly over the last pixel.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from panoda.models.sampling import Geometry, bag, gather
@@ -62,14 +63,13 @@ def deform_conv2d(
         columns = (gather if few else bag)(*inputs, groups, geometry.packed())
     if not torch.is_autocast_enabled(x.device.type):
         columns = columns.to(weight.dtype)
-    if few:  # (N, C * K, Ho * Wo), the order of a flattened weight
-        flat = weight.flatten(1)
-    else:  # (N, Ho * Wo, G * K * C/G)
-        flat = weight.reshape(weight.shape[0], groups, -1, geometry.taps).transpose(2, 3).flatten(1)
-        columns = columns.transpose(1, 2)
-    # bmm, because matmul would fold the batch into a copy of the columns.
-    out = torch.bmm(flat.expand(x.shape[0], -1, -1), columns).unflatten(2, offset.shape[2:])
-    return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
+    size = offset.shape[2:]
+    if few:  # (N, C * K, Ho * Wo); bmm, because matmul would fold the batch into a copy of the columns
+        out = torch.bmm(weight.flatten(1).expand(x.shape[0], -1, -1), columns).unflatten(2, size)
+        return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
+    # (N, Ho * Wo, G * K * C/G)
+    flat = weight.reshape(weight.shape[0], groups, -1, geometry.taps).transpose(2, 3).flatten(1)
+    return F.linear(columns, flat, bias).transpose(1, 2).unflatten(2, size).contiguous()
 
 
 def _checked_groups(

@@ -24,9 +24,10 @@ from torch import Tensor
 
 # A position is clamped to [-2, size]; both ends read zeros alone, so values and derivatives vanish.
 _MARGIN = 2
-# Values per thread in one tile. Larger temporaries leave the cache and, which is worse, are mapped and
-# unmapped by the allocator each time; smaller ones pay the overhead of too many calls.
-_TILE = 131072
+# Values in one tile on a CPU: just below the size from which PyTorch spreads an elementwise operation
+# over threads. A tile stays in the cache, needs no fresh memory from the system, and none of its many
+# small operations waits for another thread, which on a busy machine costs more than all the work.
+_TILE = 32767
 
 
 class Geometry(NamedTuple):
@@ -58,93 +59,80 @@ class Geometry(NamedTuple):
         height, width = ((size[a] + 2 * self.padding[a] - reach[a]) // self.stride[a] + 1 for a in (0, 1))
         return height, width
 
-    def base(self, axis: int, out_size: int, like: Tensor) -> Tensor:
-        """(K, out_size) positions of all taps along one axis (0 = y), without offsets."""
-        taps = torch.arange(self.kernel[axis], device=like.device) * self.dilation[axis] - self.padding[axis]
-        taps = taps[:, None].expand(self.kernel) if axis == 0 else taps[None].expand(self.kernel)
-        steps = torch.arange(out_size, device=like.device) * self.stride[axis]
-        return (taps.reshape(-1, 1) + steps).to(like.dtype)
+    def positions(self, out_size: Sequence[int], like: Tensor) -> Tensor:
+        """(2, K, Ho, Wo): y and x of every tap of every output pixel, without offsets."""
+        taps = torch.empty(2, *self.kernel, device=like.device, dtype=like.dtype)
+        steps = torch.empty(2, *out_size, device=like.device, dtype=like.dtype)
+        for axis in (0, 1):
+            shape = (-1, 1) if axis == 0 else (1, -1)
+            tap = torch.arange(self.kernel[axis], device=like.device)
+            taps[axis] = (tap * self.dilation[axis] - self.padding[axis]).reshape(shape)
+            step = torch.arange(out_size[axis], device=like.device)
+            steps[axis] = (step * self.stride[axis]).reshape(shape)
+        return taps.reshape(2, -1, 1, 1) + steps.unsqueeze(1)
 
 
 class _Corners(NamedTuple):
     """Where samples lie: upper left corner in the padded map, and the way on to the lower right one."""
 
-    first: Tensor
+    start: Tensor  # int32
     ly: Tensor
     lx: Tensor
 
     @classmethod
-    def of(cls, y: Tensor, x: Tensor, size: Sequence[int]) -> _Corners:
-        """Of positions in pixels of a map of ``size``; NaN gives some index and NaN weights."""
-        floor_y, floor_x = y.floor(), x.floor()
-        # Clamped as integers, where NaN is a number too.
-        row, column = floor_y.int().clamp_(-_MARGIN, size[0]), floor_x.int().clamp_(-_MARGIN, size[1])
+    def of(cls, position: Tensor, size: Sequence[int]) -> _Corners:
+        """Of positions (2, ...) in pixels of a map of ``size``; NaN gives some index and NaN fractions."""
+        floor = position.floor()
+        cell = floor.int().clamp_(min=-_MARGIN)  # clamped as integers, where NaN is a number too
+        row, column = cell[0].clamp_(max=size[0]), cell[1].clamp_(max=size[1])
         width = size[1] + 2 * _MARGIN
-        index = column.add_(row, alpha=width).add_(_MARGIN * (width + 1))
-        return cls(index, y - floor_y, x - floor_x)
-
-    def blend(
-        self, upper_left: Tensor, upper_right: Tensor, lower_left: Tensor, lower_right: Tensor
-    ) -> Tensor:
-        """Bilinear value, in the order of operations of torchvision, whose rounding parity needs."""
-        shares = self.shares()
-        value = upper_left * shares[0]
-        for corner, share in zip((upper_right, lower_left, lower_right), shares[1:], strict=True):
-            value.add_(corner * share)  # addcmul would round once less
-        return value
-
-    def slopes(
-        self, upper_left: Tensor, upper_right: Tensor, lower_left: Tensor, lower_right: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Derivatives of the bilinear value along y and x."""
-        upper = torch.lerp(upper_left, upper_right, self.lx)
-        along_y = torch.lerp(lower_left, lower_right, self.lx) - upper
-        return along_y, torch.lerp(upper_right - upper_left, lower_right - lower_left, self.ly)
+        ly, lx = (position - floor).unbind(0)
+        return cls(column.add_(row, alpha=width).add_(_MARGIN * (width + 1)), ly, lx)
 
     def shares(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights of the four corners; they sum to 1."""
         my, mx = 1 - self.ly, 1 - self.lx
         return my * mx, my * self.lx, self.ly * mx, self.ly * self.lx
 
+    def surface(self, corners: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Bilinear value and its derivatives along y and x."""
+        upper = torch.lerp(corners[0], corners[1], self.lx)
+        along_y = torch.lerp(corners[2], corners[3], self.lx).sub_(upper)
+        along_x = torch.lerp(corners[1] - corners[0], corners[3] - corners[2], self.ly)
+        return torch.addcmul(upper, along_y, self.ly), along_y, along_x
+
 
 # --- few channels on each set of positions: gather ------------------------------------------------
 
 
 class _Tile(NamedTuple):
-    """Some (image, group) rows and taps."""
+    """Some (image, group) rows and taps; tensors are (R, T * Ho * Wo)."""
 
     rows: slice
     taps: slice
-    corners: _Corners  # (R, 1, T * Ho * Wo)
-    mask: Tensor | None  # likewise
+    first: Tensor  # int64
+    corners: _Corners
+    mask: Tensor | None
 
 
 def _tiles(
     x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry
 ) -> Iterator[_Tile]:
-    """Cut all samples so that a tile's temporaries stay in the cache; one tile on other devices."""
+    """Cut all samples into tiles; one tile on other devices than the CPU."""
     rows, taps, (height, width) = x.shape[0] * groups, geometry.taps, offset.shape[2:]
-    offsets = offset.reshape(rows, taps, 2, height, width)
+    offsets = offset.reshape(rows, taps, 2, height * width).permute(2, 0, 1, 3)
     masks = None if mask is None else mask.reshape(rows, taps, height * width)
-    base_y = geometry.base(0, height, offset).unsqueeze(-1)  # (K, Ho, 1)
-    base_x = geometry.base(1, width, offset).unsqueeze(1)  # (K, 1, Wo)
-    values = height * width * (x.shape[1] // groups)
-    fitting = max(1, _TILE * torch.get_num_threads() // values) if x.device.type == "cpu" else rows * taps
+    base = geometry.positions((height, width), offset).flatten(2).unsqueeze(1)  # (2, 1, K, Ho * Wo)
+    fitting = max(1, _TILE // (height * width)) if x.device.type == "cpu" else rows * taps
     tile_taps, tile_rows = min(fitting, taps), max(1, fitting // taps)
     for row in range(0, rows, tile_rows):
         for tap in range(0, taps, tile_taps):
             at, of = slice(row, row + tile_rows), slice(tap, tap + tile_taps)
-            y = (offsets[at, of, 0] + base_y[of]).flatten(1).unsqueeze(1)
-            x_ = (offsets[at, of, 1] + base_x[of]).flatten(1).unsqueeze(1)
-            corners = _Corners.of(y, x_, (x.shape[2], x.shape[3]))
-            corners = corners._replace(first=corners.first.long())
-            yield _Tile(at, of, corners, None if masks is None else masks[at, of].flatten(1).unsqueeze(1))
-
-
-def _corner_values(flat: Tensor, index: Tensor, row: int) -> list[Tensor]:
-    """(R, C / G, padded pixels) and (R, 1, P) -> four (R, C / G, P)."""
-    index = index.expand(-1, flat.shape[1], -1)
-    return [flat[..., step:].gather(2, index) for step in (0, 1, row, row + 1)]
+            own = offsets[:, at, of]
+            position = torch.add(own, base[:, :, of], out=own.new_empty(own.shape)).flatten(2)
+            corners = _Corners.of(position, (x.shape[2], x.shape[3]))
+            factor = None if masks is None else masks[at, of].flatten(1)
+            yield _Tile(at, of, corners.start.long(), corners, factor)
 
 
 _FORWARD = "(Tensor x, Tensor offset, Tensor? mask, int groups, int[] geometry) -> Tensor"
@@ -161,11 +149,17 @@ def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry
     flat = _padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
     samples = flat.new_empty(*flat.shape[:2], shape.taps, offset.shape[2] * offset.shape[3])
     for tile in _tiles(x, offset, mask, groups, shape):
-        values = _corner_values(flat[tile.rows], tile.corners.first, _row(x))
-        value = tile.corners.blend(*values)
-        target = samples[tile.rows, :, tile.taps]
-        target.copy_((value if tile.mask is None else value * tile.mask).reshape(target.shape))
-    return samples.reshape(x.shape[0], -1, samples.shape[-1])
+        shares = tile.corners.shares()
+        for channel in range(flat.shape[1]):
+            # In torchvision's order of operations and with all its roundings, which addcmul would skip.
+            own = flat[tile.rows, channel]
+            parts = [own[:, step:].gather(1, tile.first) for step in _steps(x)]
+            value = parts[0].mul_(shares[0])
+            for part, share in zip(parts[1:], shares[1:], strict=True):
+                value.add_(part.mul_(share))
+            value = value if tile.mask is None else value.mul_(tile.mask)
+            samples[tile.rows, channel, tile.taps] = value.unflatten(1, (-1, samples.shape[3]))
+    return samples.reshape(x.shape[0], -1, samples.shape[3])
 
 
 @torch.library.custom_op("panoda::deform_gather_backward", mutates_args=(), schema=_BACKWARD)
@@ -179,29 +173,31 @@ def _gather_backward(
     with_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (empty unless with_x), offset and mask (empty without one)."""
-    shape = Geometry.unpacked(geometry)
+    shape, pixels = Geometry.unpacked(geometry), offset.shape[2] * offset.shape[3]
     flat = _padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
-    pixels = offset.shape[2] * offset.shape[3]
-    grads = grad.reshape(*flat.shape[:2], shape.taps, pixels)
+    grad = grad.reshape(*flat.shape[:2], shape.taps, pixels)
     grad_flat = torch.zeros_like(flat) if with_x else flat.new_empty(0)
     grad_offset = offset.new_empty(flat.shape[0], shape.taps, 2, pixels)
     grad_mask = flat.new_empty(0) if mask is None else offset.new_empty(flat.shape[0], shape.taps, pixels)
     for tile in _tiles(x, offset, mask, groups, shape):
-        corners, at, of = tile.corners, tile.rows, tile.taps
-        own = grads[at, :, of].flatten(2)  # (R, C / G, P)
-        products = [_channel_sum(own * v) for v in _corner_values(flat[at], corners.first, _row(x))]
-        for axis, slope in enumerate(corners.slopes(*products)):
-            target = grad_offset[at, of, axis]
-            target.copy_((slope if tile.mask is None else slope * tile.mask).reshape(target.shape))
+        at, of = tile.rows, tile.taps
+        products: list[Tensor] = []  # gradient times corner, summed over channels
+        for channel in range(flat.shape[1]):
+            own = grad[at, channel, of].flatten(1)
+            parts = [flat[at, channel, step:].gather(1, tile.first).mul_(own) for step in _steps(x)]
+            products = [p.add_(q) for p, q in zip(products, parts, strict=True)] if products else parts
+            if with_x:
+                own = own if tile.mask is None else own * tile.mask
+                for step, share in zip(_steps(x), tile.corners.shares(), strict=True):
+                    grad_flat[at, channel, step:].scatter_add_(1, tile.first, share.mul_(own))
+        value, *along = tile.corners.surface(products)
+        for axis, slope in enumerate(along):
+            slope = slope if tile.mask is None else slope.mul_(tile.mask)
+            grad_offset[at, of, axis] = slope.unflatten(1, (-1, pixels))
         if tile.mask is not None:
-            grad_mask[at, of] = corners.blend(*products).reshape(grad_mask[at, of].shape)
-        if with_x:
-            weighted = own if tile.mask is None else own * tile.mask
-            index = corners.first.expand(own.shape)
-            for step, share in zip((0, 1, _row(x), _row(x) + 1), corners.shares(), strict=True):
-                grad_flat[at, :, step:].scatter_add_(2, index, share * weighted)
+            grad_mask[at, of] = value.unflatten(1, (-1, pixels))
     if with_x:
-        grad_flat = _unpadded(grad_flat.reshape(*x.shape[:2], -1, _row(x))).contiguous()
+        grad_flat = _unpadded(grad_flat.reshape(*x.shape[:2], *_padded_size(x))).contiguous()
     return (
         grad_flat,
         grad_offset.reshape(offset.shape),
@@ -223,22 +219,19 @@ def _gather_fake(
 def _bag_corners(offset: Tensor, geometry: Geometry, size: Sequence[int], groups: int) -> _Corners:
     """Corners of the samples in the order (N, Ho, Wo, G, K), flat, as rows of the table."""
     n, _, height, width = offset.shape
-    offsets = (
-        offset.reshape(n, groups, geometry.taps, 2, height, width).permute(3, 0, 4, 5, 1, 2).contiguous()
-    )
-    base_y = geometry.base(0, height, offset).T[:, None, None]  # (Ho, 1, 1, K)
-    base_x = geometry.base(1, width, offset).T[:, None]  # (Wo, 1, K)
-    corners = _Corners.of(offsets[0] + base_y, offsets[1] + base_x, size)
+    offsets = offset.reshape(n, groups, geometry.taps, 2, height, width).permute(3, 0, 4, 5, 1, 2)
+    base = geometry.positions((height, width), offset).permute(0, 2, 3, 1)[:, None, :, :, None]
+    corners = _Corners.of(torch.add(offsets, base, out=offset.new_empty(offsets.shape)), size)
     pixels = (size[0] + 2 * _MARGIN) * (size[1] + 2 * _MARGIN)
     dtype = torch.int32 if n * groups * pixels < 2**31 else torch.int64
-    first = torch.arange(n * groups, device=offset.device, dtype=dtype) * pixels
-    index = corners.first + first.reshape(n, 1, 1, groups, 1)
+    map_start = torch.arange(n * groups, device=offset.device, dtype=dtype) * pixels
+    index = corners.start + map_start.reshape(n, 1, 1, groups, 1)
     return _Corners(index.flatten(), corners.ly.flatten(), corners.lx.flatten())
 
 
-def _bags(corners: _Corners, row: int) -> Tensor:
+def _bags(corners: _Corners, x: Tensor) -> Tensor:
     """(P, 4) table rows of the corners of every sample."""
-    return torch.stack([corners.first + step for step in (0, 1, row, row + 1)], dim=-1)
+    return torch.stack([corners.start + step for step in _steps(x)], dim=-1)
 
 
 def _weights(corners: _Corners, flat_mask: Tensor | None) -> Tensor:
@@ -262,7 +255,7 @@ def bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: S
     """Samples (N, Ho * Wo, G * K * C/G)."""
     corners = _bag_corners(offset, Geometry.unpacked(geometry), x.shape[2:], groups)
     shares = _weights(corners, _flat_mask(mask, groups))
-    bags = _bags(corners, _row(x))
+    bags = _bags(corners, x)
     samples = F.embedding_bag(bags, _table(x, groups), mode="sum", per_sample_weights=shares)
     return samples.reshape(x.shape[0], offset.shape[2] * offset.shape[3], -1)
 
@@ -281,20 +274,22 @@ def _bag_backward(
     shape = Geometry.unpacked(geometry)
     n, _, height, width = offset.shape
     corners, flat = _bag_corners(offset, shape, x.shape[2:], groups), _flat_mask(mask, groups)
-    bags, table = _bags(corners, _row(x)), _table(x, groups)
+    bags, table = _bags(corners, x), _table(x, groups)
     grad = grad.reshape(-1, table.shape[1]).contiguous()
-    products = [product.contiguous() for product in _dot_rows(grad, table, bags).unbind(1)]
-    along = torch.stack(corners.slopes(*products))  # (2, P)
-    along = (along if flat is None else along * flat).reshape(2, n, height, width, groups, shape.taps)
+    value, *slopes = corners.surface(_dot_rows(grad, table, bags).T.contiguous().unbind(0))
+    along = torch.stack(slopes if flat is None else [slope.mul_(flat) for slope in slopes])  # (2, P)
+    along = along.reshape(2, n, height, width, groups, shape.taps)
     grad_offset = along.permute(1, 4, 5, 0, 2, 3).reshape(offset.shape).contiguous()
     grad_mask, grad_x = x.new_empty(0), x.new_empty(0)
     if mask is not None:
-        by_pixel = corners.blend(*products).reshape(n, height, width, groups, shape.taps)
+        by_pixel = value.reshape(n, height, width, groups, shape.taps)
         grad_mask = by_pixel.permute(0, 3, 4, 1, 2).reshape(mask.shape).contiguous()
     if with_x:
         shares = _weights(corners, flat)
         grad_table = _transposed_bag(grad, bags.flatten(), shares.flatten(), rows=table.shape[0])
-        by_channel = grad_table.reshape(n, groups, -1, _row(x), x.shape[1] // groups).permute(0, 1, 4, 2, 3)
+        by_channel = grad_table.reshape(
+            n, groups, -1, x.shape[3] + 2 * _MARGIN, x.shape[1] // groups
+        ).permute(0, 1, 4, 2, 3)
         grad_x = _unpadded(by_channel).reshape(x.shape).contiguous()
     return grad_x, grad_offset, grad_mask
 
@@ -359,14 +354,14 @@ _connect(gather, _gather_backward)
 _connect(bag, _bag_backward)
 
 
-def _channel_sum(x: Tensor) -> Tensor:
-    """(R, C, P) -> (R, 1, P)."""
-    return x if x.shape[1] == 1 else x.sum(1, keepdim=True)
+def _steps(x: Tensor) -> tuple[int, int, int, int]:
+    """From the upper left corner to all four, in the padded and flattened map."""
+    row = x.shape[3] + 2 * _MARGIN
+    return 0, 1, row, row + 1
 
 
-def _row(x: Tensor) -> int:
-    """Pixels in a padded row."""
-    return x.shape[3] + 2 * _MARGIN
+def _padded_size(x: Tensor) -> tuple[int, int]:
+    return x.shape[2] + 2 * _MARGIN, x.shape[3] + 2 * _MARGIN
 
 
 def _padded(x: Tensor) -> Tensor:
