@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,31 +14,57 @@ from typing import Any
 
 
 @contextmanager
+def explain_disk_full(path: Path) -> Iterator[None]:
+    """Turn "no space left on device" into an OSError that says what was written and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"disk full while writing {path}; no half-written file was kept: free some space and run again",
+        ) from error
+
+
+@contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; on success it replaces ``path``, on error it is removed."""
+    """Yield a temporary sibling of ``path``; on success it replaces ``path``, on error it is removed.
+
+    Raises:
+        OSError: disk full, with the path and what to do.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield aside
-        os.replace(aside, path)
+        with explain_disk_full(path):
+            yield aside
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
 
 @contextmanager
 def staged_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder; on success it replaces ``path``, on error ``path`` stays as it was."""
+    """Yield an empty sibling folder; on success it replaces ``path``, on error ``path`` stays as it was.
+
+    Raises:
+        OSError: disk full, with the path and what to do.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
-        yield aside
-        if path.exists():
-            os.replace(path, old)
-        os.replace(aside, path)
+        with explain_disk_full(path):
+            yield aside
+            if path.exists():
+                os.replace(path, old)
+            os.replace(aside, path)
     finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 

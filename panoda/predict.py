@@ -16,8 +16,7 @@ from PIL import Image
 
 from panoda.data.dataset import DataError
 from panoda.data.images import IMAGE_SUFFIXES, is_image_name, read_rgb
-from panoda.data.shards import explain_disk_full
-from panoda.files import staged_file
+from panoda.files import explain_disk_full, staged_file
 from panoda.inference import MIN_SIDE, predict_image
 from panoda.labels import LabelSpace, get_label_space
 from panoda.models.checkpoint import ModelCard, load_model

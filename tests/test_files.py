@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 
 from panoda.files import sha256_file, staged_directory, staged_file, write_json
@@ -30,3 +33,30 @@ def test_an_error_leaves_the_old_folder(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"abc")
     assert sha256_file(tmp_path / "x").startswith("ba7816bf8f01cfea")
+
+
+@pytest.mark.parametrize("staged", [staged_file, staged_directory])
+def test_a_full_disk_is_named_with_what_to_do(tmp_path, staged):
+    with pytest.raises(OSError, match="disk full while writing .*thing.*free some space") as caught:
+        with staged(tmp_path / "thing"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with staged_directory(out) as folder:
+        (folder / "one").write_text("1")
+    rename = os.replace
+
+    def refuse(source, target):
+        if str(source).endswith(".tmp"):
+            raise PermissionError(13, "refused")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError), staged_directory(out):
+        pass
+    assert (out / "one").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

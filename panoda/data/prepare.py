@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.prepare_item import ItemSpec, prepare_item
 from panoda.data.prepared import FORMAT, METADATA_KEY
-from panoda.data.shards import ShardWriter, explain_disk_full
+from panoda.data.shards import ShardWriter
 from panoda.files import sha256_file, staged_directory, write_json
 from panoda.labels import get_label_space, remap_table
 from panoda.progress import progress_bar
@@ -81,7 +81,7 @@ def prepare(
         "width": width,
         "splits": {},
     }
-    with explain_disk_full(out), staged_directory(out) as staged:
+    with staged_directory(out) as staged:
         for split, members in splits.items():
             folder = staged / split
             folder.mkdir(parents=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from panoda.data.dataset import DataError
 from panoda.data.prepared import FORMAT, METADATA_KEY, PreparedSplit, Sample, read_index
-from panoda.data.shards import ShardReader, ShardWriter, explain_disk_full
-from panoda.files import sha256_file
+from panoda.data.shards import ShardReader, ShardWriter
+from panoda.files import explain_disk_full, sha256_file
 
 _INDEX_SCHEMA = pa.schema(
     [

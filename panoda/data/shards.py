@@ -6,10 +6,8 @@ offset table. Each row has a CRC-32 in the index that refers to it; it is checke
 
 from __future__ import annotations
 
-import errno
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict
@@ -31,20 +29,6 @@ class ShardInfo(TypedDict):
     rows: int
     bytes: int
     sha256: str
-
-
-@contextmanager
-def explain_disk_full(path: Path) -> Iterator[None]:
-    """Turn "no space left on device" into an OSError that says what was written and what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise OSError(
-            errno.ENOSPC,
-            f"disk full while writing {path}; no half-written file was kept: free some space and run again",
-        ) from error
 
 
 class ShardWriter:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from panoda.config import CamVidDataset, CityDataset, FolderDataset
 from panoda.data.dataset import DataError, adapter
-from panoda.data.shards import explain_disk_full
 from panoda.files import staged_directory
 
 
@@ -29,7 +28,7 @@ def download(
         OSError: disk full.
     """
     try:
-        with explain_disk_full(out), staged_directory(out) as staged:
+        with staged_directory(out) as staged:
             adapter(dataset.kind).download(dataset, staged, progress=progress)
             sizes = [path.stat().st_size for path in staged.rglob("*") if path.is_file()]
     except DataError as error:

@@ -6,6 +6,7 @@ parameters, inputs and code: a change of any of these starts clean.
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,12 +31,19 @@ class Stateful(Protocol):
 def save_resume(
     folder: Path | None, *, step: int, components: dict[str, Stateful], extra: dict[str, Any]
 ) -> None:
-    """Write a resume point: ``step`` optimiser steps are done."""
+    """Write a resume point: ``step`` optimiser steps are done.
+
+    Raises:
+        OSError: disk full; the earlier resume point is kept.
+    """
     if folder is None:
         return
     state = {"step": step, "components": {k: v.state_dict() for k, v in components.items()}, "extra": extra}
+    # Through memory: torch.save to a file hides a full disk behind a RuntimeError about positions.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
     with staged_file(folder / RESUME_FILE) as aside:
-        torch.save(state, aside)
+        aside.write_bytes(buffer.getbuffer())
 
 
 def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[int, dict[str, Any]]:
@@ -63,5 +71,6 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
             "delete its folder to start clean"
         )
     for name, component in components.items():
-        component.load_state_dict(saved[name])
+        if saved[name]:  # a gradient scaler that was off has no state; the precision may change in between
+            component.load_state_dict(saved[name])
     return int(state["step"]), dict(state["extra"])
