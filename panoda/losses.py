@@ -52,7 +52,8 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     if weight is None:
         return total / labelled.sum().clamp(min=1)
     mass = (weight[label.clamp(max=logits.shape[1] - 1)] * labelled).sum()
-    return total / mass.clamp(min=torch.finfo(torch.float32).tiny)
+    # Not a tiny denominator: its reciprocal times a gradient scale is infinite, and times zero NaN.
+    return total / torch.where(mass > 0, mass, torch.ones_like(mass))
 
 
 def ohem_cross_entropy(

@@ -54,3 +54,11 @@ def test_class_weights():
     assert (enet[0] / enet[1]).item() == pytest.approx(math.log(1.11) / math.log(1.83), rel=1e-4)
     assert class_weights(pixels, kind="sqrt_inverse", cap=1.2).max() == pytest.approx(1.2)
     assert torch.equal(class_weights(pixels, kind="none"), torch.ones(4))
+
+
+def test_nothing_labelled_stays_finite_under_a_gradient_scale():
+    logits = torch.randn(1, 2, 2, 2, requires_grad=True)
+    for label in (torch.full((1, 2, 2), 255), torch.ones(1, 2, 2, dtype=torch.long)):
+        loss = cross_entropy(logits, label, torch.tensor([1.0, 0.0]))  # class 1 never occurs in training
+        (65536 * loss).backward()
+        assert torch.equal(logits.grad, torch.zeros_like(logits))
