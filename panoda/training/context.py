@@ -76,11 +76,14 @@ def resolve_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` -> device.
 
     Raises:
-        ValueError: a GPU is asked for and there is none.
+        ValueError: an unknown name, or a GPU is asked for and there is none.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"runtime.device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"runtime.device is {name!r} but {torch.cuda.device_count()} GPU(s) are visible; use auto"
@@ -93,10 +96,12 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
         if device.type != "cuda":
             return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def set_threads(count: int) -> None:
     """Set torch's CPU threads; 0 = every core this process may use."""
-    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(count or cores)
