@@ -105,3 +105,28 @@ def test_a_broken_resume_point_is_named(tmp_path):
     (tmp_path / "resume.pt").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="resume.pt.*delete its folder"):
         _run(_Task(), tmp_path)
+
+
+def test_gradients_that_stay_infinite_stop_a_half_precision_run():
+    """The scaler skips such steps silently; without a limit the run would end untrained."""
+
+    class Broken(_Task):
+        def losses(self, step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            zero = self.trained(batch).sum() * 0
+            return {"loss/total": zero.sqrt()}  # finite, its gradient is not
+
+    task = Broken()
+    optimizer = build_optimizer(task.trained, name="adamw", lr=0.01, weight_decay=0.1)
+    with pytest.raises(TrainingDiverged, match="gradient norm"):
+        run_loop(
+            task,
+            optimizer=optimizer,
+            scheduler=build_scheduler(optimizer, horizon=40, warmup_iterations=0, poly_power=0.9),
+            num_steps=40,
+            seed=0,
+            clip_norm=1.0,
+            checkpoint_every=40,
+            log_every=40,
+            context=RunContext(dtype=torch.float16),
+            description="test",
+        )

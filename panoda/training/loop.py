@@ -154,7 +154,9 @@ def _train_step(
     scaler.scale(total).backward()
     scaler.unscale_(optimizer)
     norm = gradient_norm(task.trained.parameters(), clip_norm)
-    if not scaler.is_enabled() and not math.isfinite(float(norm)):
+    # A gradient scaler skips the step after an overflow and halves the scale; at 1 it is no overflow.
+    checked = not scaler.is_enabled() or scaler.get_scale() <= 1.0
+    if checked and not math.isfinite(float(norm)):
         raise TrainingDiverged(_diverged("gradient norm", norm, values, task, step, batch))
     scaler.step(optimizer)
     scaler.update()
