@@ -1,5 +1,6 @@
 """The training stages on tiny data: what they write, what they read, and what survives a kill."""
 
+import errno
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,13 @@ from panoda.config import (
 from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit
 from panoda.models.checkpoint import load_model
-from panoda.stages.adapt import adapt, read_prototypes
+from panoda.stages.adapt import _warp, adapt, read_prototypes
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.rounds import rounds
 from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext
+from panoda.training.context import NullLogger, RunContext
 
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
 PRETRAIN = PretrainParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10, checkpoint_every=5)
@@ -284,3 +285,94 @@ def test_a_checkpoint_of_another_label_space_is_refused(world, tmp_path):
     save_model(tmp_path / "other.safetensors", other, card)
     with pytest.raises(ValueError, match="19.*13|13.*19"):
         _adapt(world, tmp_path / "out", adapt_params(), checkpoint=tmp_path / "other.safetensors")
+
+
+def test_a_full_disk_at_the_end_of_pretrain_loses_nothing(world, tmp_path, monkeypatch):
+    from panoda.stages import pretrain as module
+
+    keywords = {
+        "source_train": world.source / "train",
+        "source_val": world.source / "val",
+        "out": tmp_path / "out",
+        "model": ModelParams(),
+        "params": PRETRAIN.model_copy(update={"iterations": 2, "validate_every": 1}),
+        "seed": 0,
+        "context": RunContext(state_dir=tmp_path / "state"),
+    }
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_training_result", full)
+        with pytest.raises(OSError, match="disk full while writing .*out"):
+            pretrain(**keywords)
+    assert not (tmp_path / "out").exists()
+    assert np.isfinite(pretrain(**keywords)["miou/source_val"])
+    assert [p.name for p in (tmp_path / "state").iterdir()] == ["resume.pt"]
+
+
+def test_a_source_without_labels_is_refused(world, tmp_path):
+    bare = prepared(tmp_path / "bare", {"train": 2}, erp=False, labels=False)
+    with pytest.raises(ValueError, match="bare.*has no labels"):
+        pretrain(
+            source_train=bare / "train",
+            source_val=world.source / "val",
+            out=tmp_path / "out",
+            model=ModelParams(),
+            params=PRETRAIN,
+            seed=0,
+            context=RunContext(),
+        )
+    with pytest.raises(ValueError, match="bare.*has no labels"):
+        _adapt(world, tmp_path / "out", adapt_params(), source_train=bare / "train")
+
+
+@dataclass
+class _Split:
+    image: torch.Tensor
+    projection: str
+    full_circle: bool
+    fov_x_deg: float = 90.0
+    lat_top_deg: float = 35.0
+    lat_bottom_deg: float = -35.0
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"image": self.image}
+
+
+def test_half_precision_does_not_move_the_warp():
+    source = _Split(torch.zeros(3, 64, 256), "pinhole", full_circle=False)
+    target = _Split(torch.zeros(3, 64, 512), "erp", full_circle=True)
+    warp = _warp(source, target, adapt_params(erp_warp=1.0))
+    image = torch.linspace(0, 1, 256).expand(1, 3, 64, 256)
+    label = torch.arange(64)[None, :, None].expand(1, 64, 256)
+    torch.manual_seed(0)
+    exact = warp(image, label)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = warp(image, label)
+    assert torch.equal(exact[0], mixed[0]) and torch.equal(exact[1], mixed[1])
+
+
+def test_rounds_log_one_after_another(world, tmp_path):
+    class Steps(NullLogger):
+        def __init__(self) -> None:
+            self.seen: list[tuple[str, int]] = []
+
+        def log_metrics(self, metrics, step) -> None:
+            self.seen += [(key, step) for key in metrics if key in ("lr", "kept_share", "cosine_mean")]
+
+    logger = Steps()
+    rounds(
+        adapted=world.checkpoint,
+        **world.train,
+        out=tmp_path / "out",
+        rounds=3,
+        pseudo_labels=LABELS,
+        prototypes=PROTOTYPES,
+        adapt=adapt_params(iterations=1),
+        seed=0,
+        context=RunContext(logger=logger),
+    )
+    assert len(logger.seen) == len(set(logger.seen)) == 6

@@ -123,6 +123,22 @@ class PreparedSplit:
         )
 
 
+def labelled_split(folder: Path) -> PreparedSplit:
+    """Open a split whose labels are learned from or measured against.
+
+    Raises:
+        DataError: it has no labels, or not one labelled pixel: every loss would be 0.
+    """
+    split = PreparedSplit(folder)
+    if not split.has_labels:
+        raise DataError(f"{folder}: the source has no labels; take a labelled data set and preprocess again")
+    if not split.class_pixels.any():
+        raise DataError(
+            f"{folder}: no pixel has a label of {split.label_space}; check the raw labels and label_space"
+        )
+    return split
+
+
 def read_index(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     """The index of a folder of shards, and its metadata.
 

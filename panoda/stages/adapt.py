@@ -6,21 +6,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from panoda.adaptation.adversarial import Adversary
 from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config import AdaptParams
-from panoda.data.prepared import PreparedSplit
+from panoda.data.prepared import PreparedSplit, labelled_split
 from panoda.data.pseudo import PseudoLabelSplit
 from panoda.files import staged_directory
 from panoda.geometry.pinhole import pinhole_to_erp
 from panoda.labels import get_label_space
-from panoda.losses import class_weights
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
@@ -30,6 +28,7 @@ from panoda.stages.common import (
     prepared_size,
     save_training_result,
     section_dict,
+    source_weights,
     training_mode,
 )
 from panoda.training.context import RunContext
@@ -67,7 +66,7 @@ def adapt(
         The last step's losses and ``prototypes/moved``, the mean distance the prototypes moved. The last
         weights are kept: no target label could select others.
     """
-    source = PreparedSplit(source_train)
+    source = labelled_split(source_train)
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
     space = get_label_space(source.label_space)
     net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
@@ -104,7 +103,8 @@ def adapt(
     metrics["prototypes/moved"] = _moved(bank, mean, seen)
     with staged_directory(out) as folder:
         tensors = {"mutual": bank.prototypes.cpu(), "seen": bank.seen.cpu()}
-        save_file(tensors, folder / "prototypes.safetensors", {"label_space": space.name})
+        # Not save_file: it reports a full disk as an error of its own kind.
+        (folder / "prototypes.safetensors").write_bytes(save(tensors, {"label_space": space.name}))
         return save_training_result(
             folder,
             model=result,
@@ -151,11 +151,6 @@ def _task(
     context: RunContext,
 ) -> SelfTrainingTask:
     num_classes = get_label_space(source.label_space).num_classes
-    weight = None
-    if params.class_weights.kind != "none":
-        pixels = torch.as_tensor(np.asarray(source.class_pixels))
-        weight = class_weights(pixels, kind=params.class_weights.kind, cap=params.class_weights.cap)
-        weight = weight.to(context.device)
     adversary = None
     if params.adversarial_weight > 0:
         adversary = Adversary(Discriminator(num_classes).to(context.device), lr=params.discriminator_lr)
@@ -171,7 +166,7 @@ def _task(
         batches(source, augment=params.augment_source, colour=True, seed=source_seed, **common),
         batches(target, augment=params.augment_target, colour=False, seed=target_seed, **common),
         params=params,
-        weight=weight,
+        weight=source_weights(source, params.class_weights, context.device),
         adversary=adversary,
         warp=_warp(source, target.prepared, params),
         device=context.device,
@@ -193,16 +188,18 @@ def _warp(source: PreparedSplit, target: PreparedSplit, params: AdaptParams) -> 
     def warp(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         fov_x = 2 * math.atan(half * image.shape[-1] / full_width)
         azimuth = float(torch.rand(()) * 2 * math.pi - math.pi)
-        placed, ids, _ = pinhole_to_erp(
-            image,
-            label,
-            fov_x=fov_x,
-            height=height,
-            width=width,
-            lat_top=math.radians(target.lat_top_deg),
-            lat_bottom=math.radians(target.lat_bottom_deg),
-            azimuth=azimuth,
-        )
+        # Autocast would turn the rays in half precision, which moves pixels by whole columns.
+        with torch.autocast(image.device.type, enabled=False):
+            placed, ids, _ = pinhole_to_erp(
+                image,
+                label,
+                fov_x=fov_x,
+                height=height,
+                width=width,
+                lat_top=math.radians(target.lat_top_deg),
+                lat_bottom=math.radians(target.lat_bottom_deg),
+                azimuth=azimuth,
+            )
         return placed, ids
 
     return warp

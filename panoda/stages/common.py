@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from panoda.config import AugmentParams, OptimParams, Section
+from panoda.config import AugmentParams, ClassWeightParams, OptimParams, Section
 from panoda.data.loader import Batch, training_batches
 from panoda.data.prepared import PreparedSplit
 from panoda.data.transforms import JointTransform
 from panoda.files import write_json
+from panoda.losses import class_weights
 from panoda.models.checkpoint import ModelCard, save_model
 from panoda.models.segmenter import Segmenter
 from panoda.training.context import RunContext
@@ -25,6 +27,14 @@ from panoda.training.optim import build_optimizer, build_scheduler
 from panoda.training.validation import picture_indices, prediction_picture
 
 PICTURES = 3
+
+
+def source_weights(source: PreparedSplit, params: ClassWeightParams, device: torch.device) -> Tensor | None:
+    """(K,) class weights of the source loss on ``device``, or None for none."""
+    if params.kind == "none":
+        return None
+    pixels = torch.as_tensor(np.asarray(source.class_pixels))
+    return class_weights(pixels, kind=params.kind, cap=params.cap).to(device)
 
 
 def optimisation(

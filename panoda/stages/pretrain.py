@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from panoda.config import ModelParams, PretrainParams
-from panoda.data.prepared import PreparedSplit
+from panoda.data.prepared import PreparedSplit, labelled_split
 from panoda.files import staged_directory
 from panoda.labels import get_label_space
-from panoda.losses import class_weights
 from panoda.models import create_model
 from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.segmenter import Segmenter
@@ -22,6 +20,7 @@ from panoda.stages.common import (
     prepared_size,
     save_training_result,
     section_dict,
+    source_weights,
     training_mode,
 )
 from panoda.training.context import RunContext
@@ -53,9 +52,13 @@ def pretrain(
         context: Device, precision, logger, resume folder.
 
     Returns:
-        ``miou/source_val`` and ``iou/source_val/<class>`` of the kept checkpoint, and its step.
+        ``miou/source_val`` and ``iou/source_val/<class>`` of the kept checkpoint.
+
+    Raises:
+        ValueError: a split without labels.
+        TrainingDiverged: a loss or gradient is not finite.
     """
-    train, val = PreparedSplit(source_train), PreparedSplit(source_val)
+    train, val = labelled_split(source_train), labelled_split(source_val)
     space = get_label_space(train.label_space)
     torch.manual_seed(stream_seed(seed, "model"))
     net = create_model(model.name, num_classes=space.num_classes, drop_path=model.drop_path)
@@ -73,7 +76,7 @@ def pretrain(
             num_steps=params.iterations,
             workers=context.workers,
         ),
-        weight=_weights(train, params, context),
+        weight=source_weights(train, params.class_weights, context.device),
         ohem=(params.ohem.threshold, params.ohem.min_kept) if params.ohem else None,
         device=context.device,
     )
@@ -107,17 +110,12 @@ def pretrain(
         )
     kept, metrics = keeper.result()
     with staged_directory(out) as folder:
-        return save_training_result(
+        values = save_training_result(
             folder, model=kept, card=card, state=state, metrics=metrics, split=val, context=context
         )
-
-
-def _weights(train: PreparedSplit, params: PretrainParams, context: RunContext) -> torch.Tensor | None:
-    if params.class_weights.kind == "none":
-        return None
-    pixels = torch.as_tensor(np.asarray(train.class_pixels))
-    weight = class_weights(pixels, kind=params.class_weights.kind, cap=params.class_weights.cap)
-    return weight.to(context.device)
+    # Only now: a full disk above must leave the weights for the next run.
+    keeper.path.unlink(missing_ok=True)
+    return values
 
 
 class _Keeper:
@@ -152,5 +150,4 @@ class _Keeper:
         metrics |= {
             f"iou/source_val/{n}": float(v) for n, v in zip(names, matrix.iou(), strict=True) if v == v
         }
-        self.path.unlink(missing_ok=True)
         return kept, metrics

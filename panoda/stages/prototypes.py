@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from panoda.adaptation.prototypes import DomainPrototypes, mutual
 from panoda.config import PrototypeParams
-from panoda.data.prepared import PreparedSplit
+from panoda.data.prepared import PreparedSplit, labelled_split
 from panoda.data.pseudo import PseudoLabelSplit
 from panoda.files import staged_directory, write_json
 from panoda.inference import predict_features
@@ -47,7 +47,7 @@ def prototypes(
     Returns:
         ``classes_source``, ``classes_target``, ``classes_missing`` (seen in neither) and ``cosine_mean``.
     """
-    source = PreparedSplit(source_train)
+    source = labelled_split(source_train)
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
     space = get_label_space(source.label_space)
     model, _ = load_model(checkpoint, num_classes=space.num_classes, device=context.device)

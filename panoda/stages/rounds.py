@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from panoda.config import AdaptParams, PrototypeParams, PseudoLabelParams
 from panoda.files import staged_directory, write_json
 from panoda.stages.adapt import adapt as adapt_stage
 from panoda.stages.prototypes import prototypes as prototypes_stage
 from panoda.stages.pseudo_labels import pseudo_labels as pseudo_labels_stage
-from panoda.training.context import RunContext
+from panoda.training.context import MetricLogger, RunContext
 from panoda.training.seeds import stream_seed
 
 
@@ -53,7 +57,8 @@ def rounds(
             labels, banks, result = here / "pseudo_labels", here / "prototypes", here / "adapt"
             common = {"checkpoint": checkpoint, "target_train": target_train}
             state_dir = context.state_dir / name if context.state_dir else None
-            one = replace(context, state_dir=state_dir)
+            logger = _LaterSteps(context.logger, (number - 2) * (adapt.iterations + 1))
+            one = replace(context, state_dir=state_dir, logger=logger)
             values = {
                 "pseudo_labels": pseudo_labels_stage(**common, out=labels, params=pseudo_labels, context=one),
                 "prototypes": prototypes_stage(
@@ -79,3 +84,27 @@ def rounds(
             checkpoint = result / "model.safetensors"
         write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+class _LaterSteps:
+    """Logs steps after those of earlier rounds, so that no curve runs over another in the same run."""
+
+    def __init__(self, logger: MetricLogger, offset: int) -> None:
+        """Add ``offset`` to every step."""
+        self._logger, self._offset = logger, offset
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log many values of one step."""
+        self._logger.log_metrics(metrics, step + self._offset)
+
+    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
+        """Log a picture."""
+        self._logger.log_image(key, image, step + self._offset)
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Log a figure."""
+        self._logger.log_figure(name, figure)
+
+    def log_artifact(self, path: Path) -> None:
+        """Log a file or folder."""
+        self._logger.log_artifact(path)

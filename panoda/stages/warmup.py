@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from panoda.adaptation.adversarial import Adversary
 from panoda.config import WarmupParams
-from panoda.data.prepared import PreparedSplit
+from panoda.data.prepared import PreparedSplit, labelled_split
 from panoda.files import staged_directory
 from panoda.labels import get_label_space
-from panoda.losses import class_weights
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
@@ -23,6 +21,7 @@ from panoda.stages.common import (
     prepared_size,
     save_training_result,
     section_dict,
+    source_weights,
     training_mode,
 )
 from panoda.training.alignment import AlignmentTask
@@ -55,7 +54,7 @@ def warmup(
     Returns:
         The last step's losses. The last weights are kept: no target label could select others.
     """
-    source, target = PreparedSplit(source_train), PreparedSplit(target_train)
+    source, target = labelled_split(source_train), PreparedSplit(target_train)
     space = get_label_space(source.label_space)
     net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
     state = LoopState()
@@ -86,11 +85,6 @@ def _align(
     torch.manual_seed(stream_seed(seed, "warmup"))
     num_classes = get_label_space(source.label_space).num_classes
     discriminator = Discriminator(num_classes).to(context.device)
-    weight = None
-    if params.class_weights.kind != "none":
-        pixels = torch.as_tensor(np.asarray(source.class_pixels))
-        weight = class_weights(pixels, kind=params.class_weights.kind, cap=params.class_weights.cap)
-        weight = weight.to(context.device)
     common: dict[str, Any] = {
         "batch_size": params.batch_size,
         "colour": True,
@@ -102,7 +96,7 @@ def _align(
         Adversary(discriminator, lr=params.discriminator_lr),
         batches(source, augment=params.augment_source, seed=stream_seed(seed, "source"), **common),
         batches(target, augment=params.augment_target, seed=stream_seed(seed, "target"), **common),
-        weight=weight,
+        weight=source_weights(source, params.class_weights, context.device),
         adversarial_weight=params.adversarial_weight,
         colour_transfer=params.colour_transfer,
         device=context.device,
