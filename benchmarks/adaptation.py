@@ -259,7 +259,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="work folder; by default one per parameter set")
     arguments = parser.parse_args()
     overrides = arguments.set
-    identity = settings(0, "development", overrides).model_dump_json() + json.dumps(known)
+    files = [HERE / "recipes.yaml", *sorted(HERE.glob("looks_*.yaml"))]
+    identity = settings(0, "development", overrides).model_dump_json() + "".join(f.read_text() for f in files)
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     root = arguments.work or HERE.parent / "runs" / f"benchmark-{key}"
     for seed in arguments.seeds:
