@@ -145,7 +145,9 @@ def summary() -> None:
         raise ValueError(f"{path}: no results yet; run `dvc repro` first")
     metrics = json.loads(path.read_text(encoding="utf-8"))
     table = Table("model", *(f"mIoU {title}, %" for title in SETS.values()))
-    for model, sets in metrics.items():
+    # In training order; rounds after the first are named round2, round3, ...
+    order = [*MODELS, *sorted(set(metrics) - set(MODELS), key=lambda name: (len(name), name))]
+    for model, sets in ((name, metrics[name]) for name in order if name in metrics):
         table.add_row(_model_title(model), *(_percent(sets.get(name, {}).get("miou")) for name in SETS))
     Console().print(table)
     typer.echo(f"report   {(Path(STAGES['report'].out) / 'index.html').resolve().as_uri()}")

@@ -1,0 +1,204 @@
+"""What ``dvc repro`` redoes, and what it leaves alone.
+
+The rules are tested with dvc.yaml and DVC as they are and quick doubles in the stages' place; promotion and
+what it sets off, with the real flows on a few tiny images.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from project_copy import ROOT, ProjectCopy
+
+pytest.importorskip("dvc")
+pytest.importorskip("prefect")
+pytest.importorskip("mlflow")
+pytestmark = pytest.mark.pipeline
+
+PREPARED = {"download@source", "download@target", "preprocess@source", "preprocess@target"}
+FROM_PRETRAIN = {
+    "pretrain",
+    "warmup",
+    "pseudo_labels",
+    "prototypes",
+    "adapt",
+    "rounds",
+    "evaluate",
+    "report",
+}
+FROM_ADAPT = {"adapt", "rounds", "evaluate", "report"}
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
+    """The small city with doubles, reproduced once; every test leaves it up to date."""
+    folder = tmp_path_factory.mktemp("city")
+    project = ProjectCopy(folder, ROOT / "scenarios" / "city_small.yaml", doubles=True)
+    assert project.repro() == PREPARED | FROM_PRETRAIN
+    return project
+
+
+def test_nothing_changed_nothing_runs(city: ProjectCopy) -> None:
+    before = (city.folder / "ran.txt").read_text()
+    assert city.repro() == set()
+    assert "up to date" in city.dvc("status")
+    assert (city.folder / "ran.txt").read_text() == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.drop_path", 0.1), ("pretrain.optim.lr", 0.001)])
+def test_a_model_or_pretraining_parameter_redoes_what_depends_on_it(
+    city: ProjectCopy, key: str, value: float
+) -> None:
+    city.set(key, value)
+    ran = city.repro()
+    assert ran == FROM_PRETRAIN
+    assert {"pseudo_labels", "prototypes"} <= ran and not ran & PREPARED
+
+
+def test_an_adaptation_parameter_leaves_pseudo_labels_and_prototypes_alone(city: ProjectCopy) -> None:
+    kept = {s: city.lock(s) for s in ("pseudo_labels", "prototypes")}
+    city.set("adapt.mpa.refresh_every", 3)
+    assert city.repro() == FROM_ADAPT
+    assert {s: city.lock(s) for s in kept} == kept
+
+
+def test_where_it_computes_and_logs_changes_nothing(city: ProjectCopy) -> None:
+    city.set("runtime.threads", 1)
+    city.set("tracking.experiment", "elsewhere")
+    assert city.repro() == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "stages"),
+    [
+        ("pseudo_labels.scales", [0.5], {"pseudo_labels", "rounds"}),
+        ("prototypes.scales", [0.5], {"prototypes", "rounds"}),
+        ("evaluate.pictures", 1, {"evaluate"}),
+        ("data.target.dataset.splits.test.images", 3, {"download@target", "preprocess@target"}),
+    ],
+)
+def test_a_section_concerns_the_stages_that_use_it(
+    city: ProjectCopy, key: str, value: object, stages: set[str]
+) -> None:
+    old = city.set(key, value)
+    changed = json.loads(city.dvc("status", "--json"))
+    # The report shows every parameter.
+    assert {stage for stage, found in changed.items() if "changed deps" in str(found)} == stages | {"report"}
+    city.set(key, old)
+
+
+def test_code_redoes_what_imports_it(city: ProjectCopy) -> None:
+    for file, expected in (
+        ("panoda/report/html.py", {"report"}),
+        ("panoda/training/self_training.py", {"adapt", "rounds"}),
+        ("panoda/data/city/looks.py", PREPARED),
+        ("flows/evaluate.py", {"evaluate"}),
+        ("panoda/cli.py", set()),
+        ("panoda/tracking.py", set()),
+    ):
+        path = city.folder / file
+        original = path.read_text()
+        path.write_text(original + "\n# changed\n")
+        assert set(json.loads(city.dvc("status", "--json"))) == expected, file
+        path.write_text(original)
+
+
+def test_experiments_and_metrics(city: ProjectCopy) -> None:
+    city.commit("before the experiment")
+    city.dvc("exp", "run", "--name", "one", "-S", "adapt.mpa.weight=0.5")
+    assert yaml.safe_load((city.folder / "params.yaml").read_text())["adapt"]["mpa"]["weight"] == 0.5
+    difference = json.loads(city.dvc("metrics", "diff", "--json"))
+    assert set(difference) == {f"outputs/{s}/metrics.json" for s in ("adapt", "evaluate")}
+    assert "one" in city.dvc("exp", "show", "--csv")
+    city.commit("after")
+
+
+def test_a_change_in_a_folder_used_in_place_downloads_again(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    scenario = tiny(tmp_path, images)
+    project = ProjectCopy(tmp_path / "project", scenario, doubles=True)
+    project.repro()
+    picture(images / "panoramas" / "new.png", 32, 128, seed=99)
+    assert set(json.loads(project.dvc("status", "--json"))) == {"download@target"}
+    assert "download@target" in project.repro("download")
+
+
+# --- the real flows ----------------------------------------------------------------------------------------
+
+
+def picture(path: Path, height: int, width: int, *, seed: int, classes: int | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    if classes is None:
+        Image.fromarray(random.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
+    else:
+        Image.fromarray(random.integers(0, classes, (height, width), dtype=np.uint8)).save(path)
+
+
+def tiny(folder: Path, images: Path) -> Path:
+    """CamVid and panoramas of noise, and a scenario that trains on them for a step or two."""
+    for split in ("train", "val"):
+        for number in range(3):
+            picture(images / "camvid" / split / f"{number}.png", 32, 48, seed=number)
+            picture(images / "camvid" / f"{split}annot" / f"{number}.png", 32, 48, seed=number, classes=12)
+    for number in range(3):
+        picture(images / "panoramas" / f"{number}.png", 64, 128, seed=number)
+    tree = yaml.safe_load((ROOT / "scenarios" / "camvid_to_folder.yaml").read_text())
+    tree["data"]["source"]["dataset"]["path"] = str(images / "camvid")
+    tree["data"]["target"]["dataset"]["path"] = str(images / "panoramas")
+    tree["data"]["source"]["prepare"] = {"height": 32, "width": 48}
+    tree["data"]["target"]["prepare"] = {"height": 32, "width": 128}
+    for stage in ("pretrain", "warmup", "adapt"):
+        tree[stage] = {"iterations": 1, "batch_size": 1, "optim": {"lr": 0.001}}
+    tree["pseudo_labels"] = {"scales": [1.0], "flip": False}
+    tree["prototypes"] = {"scales": [1.0]}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_promoting_a_pretraining_by_hand_regenerates_pseudo_labels(tmp_path: Path) -> None:
+    project = ProjectCopy(tmp_path / "project", tiny(tmp_path, tmp_path / "images"), doubles=False)
+    assert project.repro("pseudo_labels") == PREPARED | {"pretrain", "warmup", "pseudo_labels"}
+    before = {stage: project.lock(stage) for stage in ("pretrain", "warmup", "pseudo_labels")}
+
+    changed = "pretrain.iterations=2"
+    project.run("python", "-m", "flows.pretrain", "--set", changed, "--out", "runs/mine")
+    assert project.repro("--dry", "pseudo_labels") == set(), "a run by hand must not touch the pipeline"
+
+    refused = project.run("panoda", "promote", "runs/mine", check=False)
+    assert refused.returncode == 1 and "pretrain.iterations: 2 instead of 1" in refused.stderr
+    assert {stage: project.lock(stage) for stage in before} == before
+
+    project.set("pretrain.iterations", 2)
+    project.run("panoda", "promote", "runs/mine")
+    model = Path("model.safetensors")
+    promoted = (project.folder / "outputs" / "pretrain" / model).read_bytes()
+    assert promoted == (project.folder / "runs" / "mine" / model).read_bytes()
+    assert project.lock("pretrain") != before["pretrain"]
+
+    assert project.repro("pseudo_labels") == {"warmup", "pseudo_labels"}
+    assert project.lock("pseudo_labels") != before["pseudo_labels"]
+    check_records(project)
+
+
+def check_records(project: ProjectCopy) -> None:
+    """Digests in the records are those of dvc.lock, and MLflow knows the promotion."""
+    from panoda.tracking import connect
+
+    record = json.loads((project.folder / ".panoda" / "pipeline" / "pseudo_labels.json").read_text())
+    lock = project.lock("pseudo_labels")
+    for found in record["inputs"].values():
+        assert found["digest"] == lock[found["path"]]
+    client = connect(f"sqlite:///{project.folder}/mlflow.db")
+    tags = client.get_run(str(project.record(Path("runs/mine"))["mlflow_run_id"])).data.tags
+    assert tags["origin"] == "promoted"
+    child = client.get_run(record["mlflow_run_id"])
+    parent = client.get_run(child.data.tags["parent_run"])
+    assert parent.data.tags["stage"] == "warmup"
+    assert parent.data.tags["parent_run"] == project.record(Path("runs/mine"))["mlflow_run_id"]
