@@ -154,17 +154,17 @@ def _parts(stage: str, section: Mapping[str, Any]) -> list[str]:
         parts.append("hard example mining")
     if section.get("adversarial_weight"):
         parts.append(f"adversarial {section['adversarial_weight']:g}")
-    if stage != "adapt":
-        return parts
-    if section.get("target_weight", 1.0):
-        parts.append("pseudo-labels")
-    if (section.get("mpa") or {}).get("weight"):
-        parts.append(f"MPA {section['mpa']['weight']:g}")
-    if (section.get("teacher") or {}).get("enabled"):
-        parts.append(f"EMA teacher {section['teacher'].get('ema_momentum', 0.0):g}")
+    if stage == "adapt":
+        if section.get("target_weight", 1.0):
+            parts.append("pseudo-labels")
+        if (section.get("mpa") or {}).get("weight"):
+            parts.append(f"MPA {section['mpa']['weight']:g}")
+        if (section.get("teacher") or {}).get("enabled"):
+            parts.append(f"EMA teacher {section['teacher'].get('ema_momentum', 0.0):g}")
     for key, label in (
         ("class_mix", "class-mix"),
         ("colour_transfer", "colour transfer"),
+        ("class_colour_transfer", "class-wise colour transfer"),
         ("erp_warp", "sphere warp"),
     ):
         if section.get(key):
