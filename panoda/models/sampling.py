@@ -80,14 +80,20 @@ class _Corners(NamedTuple):
     lx: Tensor
 
     @classmethod
-    def of(cls, position: Tensor, size: Sequence[int]) -> _Corners:
-        """Of positions (2, ...) in pixels of a map of ``size``; NaN gives some index and NaN fractions."""
-        floor = position.floor()
-        cell = floor.int().clamp_(min=-_MARGIN)  # clamped as integers, where NaN is a number too
-        row, column = cell[0].clamp_(max=size[0]), cell[1].clamp_(max=size[1])
+    def of(cls, offsets: Tensor, base: Tensor, size: Sequence[int]) -> _Corners:
+        """Of positions offsets + base, both (2, ...), in a map of ``size``; NaN gives NaN fractions."""
+        # y and x apart, not stacked: half the size keeps a tile's operations on one thread.
+        y, x = (torch.add(o, b, out=o.new_empty(o.shape)) for o, b in zip(offsets, base, strict=True))
+        floor_y, floor_x = y.floor(), x.floor()
+        # Clamped as integers, where NaN is a number too.
+        row, column = floor_y.int().clamp_(-_MARGIN, size[0]), floor_x.int().clamp_(-_MARGIN, size[1])
         width = size[1] + 2 * _MARGIN
-        ly, lx = (position - floor).unbind(0)
-        return cls(column.add_(row, alpha=width).add_(_MARGIN * (width + 1)), ly, lx)
+        start = column.add_(row, alpha=width).add_(_MARGIN * (width + 1))
+        return cls(start, y.sub_(floor_y), x.sub_(floor_x))
+
+    def flatten(self, start_dim: int) -> _Corners:
+        """Last dimensions made one."""
+        return _Corners(*(tensor.flatten(start_dim) for tensor in self))
 
     def shares(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weights of the four corners; they sum to 1."""
@@ -128,9 +134,7 @@ def _tiles(
     for row in range(0, rows, tile_rows):
         for tap in range(0, taps, tile_taps):
             at, of = slice(row, row + tile_rows), slice(tap, tap + tile_taps)
-            own = offsets[:, at, of]
-            position = torch.add(own, base[:, :, of], out=own.new_empty(own.shape)).flatten(2)
-            corners = _Corners.of(position, (x.shape[2], x.shape[3]))
+            corners = _Corners.of(offsets[:, at, of], base[:, :, of], x.shape[2:]).flatten(1)
             factor = None if masks is None else masks[at, of].flatten(1)
             yield _Tile(at, of, corners.start.long(), corners, factor)
 
@@ -221,12 +225,11 @@ def _bag_corners(offset: Tensor, geometry: Geometry, size: Sequence[int], groups
     n, _, height, width = offset.shape
     offsets = offset.reshape(n, groups, geometry.taps, 2, height, width).permute(3, 0, 4, 5, 1, 2)
     base = geometry.positions((height, width), offset).permute(0, 2, 3, 1)[:, None, :, :, None]
-    corners = _Corners.of(torch.add(offsets, base, out=offset.new_empty(offsets.shape)), size)
+    corners = _Corners.of(offsets, base, size)
     pixels = (size[0] + 2 * _MARGIN) * (size[1] + 2 * _MARGIN)
     dtype = torch.int32 if n * groups * pixels < 2**31 else torch.int64
     map_start = torch.arange(n * groups, device=offset.device, dtype=dtype) * pixels
-    index = corners.start + map_start.reshape(n, 1, 1, groups, 1)
-    return _Corners(index.flatten(), corners.ly.flatten(), corners.lx.flatten())
+    return corners._replace(start=corners.start + map_start.reshape(n, 1, 1, groups, 1)).flatten(0)
 
 
 def _bags(corners: _Corners, x: Tensor) -> Tensor:
