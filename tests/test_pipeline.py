@@ -113,7 +113,7 @@ def test_experiments_and_metrics(city: ProjectCopy) -> None:
     city.dvc("exp", "run", "--name", "one", "-S", "adapt.mpa.weight=0.5")
     assert yaml.safe_load((city.folder / "params.yaml").read_text())["adapt"]["mpa"]["weight"] == 0.5
     difference = json.loads(city.dvc("metrics", "diff", "--json"))
-    assert set(difference) == {f"outputs/{s}/metrics.json" for s in ("adapt", "evaluate")}
+    assert set(difference) == {f"outputs/{s}/metrics.json" for s in ("adapt", "rounds", "evaluate")}
     assert "one" in city.dvc("exp", "show", "--csv")
     city.commit("after")
 
