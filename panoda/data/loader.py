@@ -7,6 +7,7 @@ step a run was resumed at changes what is seen.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NotRequired, Protocol, TypedDict, cast
@@ -91,7 +92,11 @@ def training_batches(
     wanted = range(start_step, start_step + num_steps)
     if workers == 0:
         return (steps[step] for step in wanted)
-    loader: DataLoader[Batch] = DataLoader(steps, batch_size=None, sampler=wanted, num_workers=workers)
+    # Not fork: a copy of a process with threads and signal handlers of others (Prefect) does not end well.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    loader: DataLoader[Batch] = DataLoader(
+        steps, batch_size=None, sampler=wanted, num_workers=workers, multiprocessing_context=method
+    )
     return iter(loader)
 
 
