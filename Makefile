@@ -46,7 +46,7 @@ format: setup ## reformat and fix what can be fixed
 server: setup ## Prefect server, worker and MLflow UI on 127.0.0.1 (ctrl-C stops them)
 	$(BIN)/python -m flows.server
 
-benchmark: setup ## does it adapt? three seeds, all recipes, final looks (about an hour on 2 cores)
+benchmark: setup ## does it adapt? three seeds, all recipes, final looks (well over an hour on 2 cores)
 	$(BIN)/python -m benchmarks.adaptation
 
 lock: ## compile requirements.lock anew

@@ -61,10 +61,13 @@ def list_items(dataset: FolderDataset, raw: Path) -> list[RawItem]:
 def _find(folder: Path, patterns: list[str], split: str) -> list[str]:
     found: set[str] = set()
     for pattern in patterns:
+        wrong = f"split {split}: {pattern!r} is not a pattern relative to {folder}"
+        if Path(pattern).is_absolute():
+            raise DataError(wrong)
         try:
             paths = [path for path in folder.glob(pattern) if path.is_file() and is_image_name(path)]
-        except (ValueError, NotImplementedError) as error:
-            raise DataError(f"split {split}: {pattern!r} is not a pattern relative to {folder}") from error
+        except ValueError as error:
+            raise DataError(wrong) from error
         found |= {path.relative_to(folder).as_posix() for path in paths}
     if not found:
         raise DataError(
