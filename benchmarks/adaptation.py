@@ -40,6 +40,8 @@ from panoda.training.validation import validate_split
 HERE = Path(__file__).parent
 FREQUENT = 8
 WORLDS_PER_SEED = 100_000
+LOOK_SETS = {"development": 0, "retired": 25_000, "final": 50_000}
+"""Offsets of the world seeds of each looks_*.yaml."""
 
 
 def settings(seed: int, looks: str, overrides: list[str]) -> Params:
@@ -47,7 +49,7 @@ def settings(seed: int, looks: str, overrides: list[str]) -> Params:
     tree = read_tree(HERE.parent / "params.yaml", [f"seed={seed}", *overrides])
     target = tree["data"]["target"]["dataset"]
     target["looks"] = yaml.safe_load((HERE / f"looks_{looks}.yaml").read_text())
-    offset = WORLDS_PER_SEED * (seed + 1) + (50_000 if looks == "final" else 0)
+    offset = WORLDS_PER_SEED * (seed + 1) + LOOK_SETS[looks]
     for domain in ("source", "target"):
         for split in tree["data"][domain]["dataset"]["splits"].values():
             split["seed"] += WORLDS_PER_SEED * (seed + 1) if domain == "source" else offset
@@ -252,7 +254,7 @@ def main() -> None:
     known = list(known_recipes())
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--looks", nargs="+", default=["development", "final"])
+    parser.add_argument("--looks", nargs="+", choices=LOOK_SETS, default=list(LOOK_SETS))
     parser.add_argument("--recipes", nargs="+", default=known)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))

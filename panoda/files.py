@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,38 @@ def explain_disk_full(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _aside(path: Path, kind: str) -> Path:
+    """A hidden sibling of ``path`` for this process; what killed processes of this machine left is removed.
+
+    A folder that a process killed between the two renames of ``staged_directory`` had set aside comes back.
+    """
+    host = socket.gethostname().replace(".", "-")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*"):
+        number, suffix = left.name.split(".")[-2:]
+        if not number.isdigit() or suffix not in ("tmp", "old") or _alive(int(number)):
+            continue
+        if suffix == "old" and not path.exists():
+            os.replace(left, path)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}.{kind}")
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine has that number; this one counts as another's remains."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success it replaces ``path``, on error it is removed.
@@ -35,7 +69,7 @@ def staged_file(path: Path) -> Iterator[Path]:
         OSError: disk full, with the path and what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = _aside(path, "tmp")
     try:
         with explain_disk_full(path):
             yield aside
@@ -52,10 +86,8 @@ def staged_directory(path: Path) -> Iterator[Path]:
         OSError: disk full, with the path and what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, old = _aside(path, "tmp"), _aside(path, "old")
     aside.mkdir()
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         with explain_disk_full(path):
             yield aside

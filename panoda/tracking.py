@@ -121,15 +121,27 @@ class MLflowLogger:
         self._client = client
         self._warn = warn
         self._failures = 0
+        self._logged: dict[str, int] = {}
         self._metrics: list[Any] = []
         self._flushed = time.monotonic()
+
+    def skip_logged(self) -> None:
+        """Skip from now on the steps that the run has already: a resumed stage takes some of them again."""
+
+        def read() -> dict[str, int]:
+            keys = self._client.get_run(self.run_id).data.metrics
+            histories = {key: self._client.get_metric_history(self.run_id, key) for key in keys}
+            return {key: max(point.step for point in points) for key, points in histories.items() if points}
+
+        self._logged = self._try("steps of the killed run", read) or {}
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log many values of one step; they are sent together, at least every few seconds."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._metrics += [Metric(key, float(value), now, int(step)) for key, value in metrics.items()]
+        fresh = {key: value for key, value in metrics.items() if step > self._logged.get(key, -1)}
+        self._metrics += [Metric(key, float(value), now, int(step)) for key, value in fresh.items()]
         if len(self._metrics) >= BATCH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -224,7 +236,8 @@ def start_run(
     client = connect(uri)
     all_tags = {"stage": stage, **{k: v for k, v in tags.items() if v is not None}}
     try:
-        opened = _resume(client, run_id) or _create(client, uri, experiment, name, all_tags, root)
+        resumed = _resume(client, run_id)
+        opened = resumed or _create(client, uri, experiment, name, all_tags, root)
         _describe(client, opened, params, datasets)
     except TrackingError:
         raise
@@ -233,6 +246,8 @@ def start_run(
             f"MLflow store {uri}: the run could not be opened ({_first_line(error)})"
         ) from error
     logger = MLflowLogger(client, opened, warn=warn)
+    if resumed:
+        logger.skip_logged()
     status = "FAILED"
     try:
         yield logger

@@ -96,10 +96,16 @@ def test_a_failed_run_says_why_and_a_killed_one_is_resumed(store: tuple[str, Pat
     run = client.get_run(failed.run_id)
     assert run.info.status == "FAILED" and run.data.tags["error"] == "ValueError: loss is nan"
     with pytest.raises(KeyboardInterrupt), open_run(store) as killed:
+        for step in (1, 2):
+            killed.log_metrics({"loss/total": float(step)}, step)
         raise KeyboardInterrupt
     assert client.get_run(killed.run_id).info.status == "KILLED"
     with open_run(store, run_id=killed.run_id) as again:
         assert again.run_id == killed.run_id
+        for step in (1, 2, 3):
+            again.log_metrics({"loss/total": 10.0 * step}, step)
+    history = client.get_metric_history(killed.run_id, "loss/total")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 2.0), (3, 30.0)]  # no step twice
     assert client.get_run(killed.run_id).info.status == "FINISHED"
     with open_run(store, run_id="0" * 32) as new:
         assert new.run_id != "0" * 32

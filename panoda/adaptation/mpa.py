@@ -15,11 +15,12 @@ from torch import Tensor
 from panoda.labels import IGNORE_INDEX
 
 
-def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, H, W) int64 -> (B, h, w) int64 by nearest neighbour."""
+def resize_label(label: Tensor, size: tuple[int, int], *, corner: bool = False) -> Tensor:
+    """(B, H, W) int64 -> (B, h, w) int64: the label at the centre of each cell, or (released) its corner."""
     if label.shape[-2:] == size:
         return label
-    return F.interpolate(label[:, None].to(torch.float32), size=size, mode="nearest")[:, 0].long()
+    mode = "nearest" if corner else "nearest-exact"
+    return F.interpolate(label[:, None].to(torch.float32), size=size, mode=mode)[:, 0].long()
 
 
 def class_means(features: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +72,8 @@ def mpa_loss(
     Returns:
         Scalar; 0 when no pixel has a prototype (``pixels``).
     """
-    small = resize_label(label, (features.shape[-2], features.shape[-1])).flatten()
+    size = (features.shape[-2], features.shape[-1])
+    small = resize_label(label, size, corner=normaliser == "released").flatten()
     flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (N, D)
     has = small != IGNORE_INDEX
     slot = torch.where(has, small, torch.zeros_like(small))

@@ -1,8 +1,9 @@
 """Looks of the embedded city: the built-in ones, and drawing one world's numbers from a look.
 
-``northern`` and ``harbour`` (source) and ``southern`` and ``evening`` (target) are for development:
-recipes may be chosen on them. ``desert``, ``monsoon`` and ``alpine`` are for final evaluation only;
-they differ from the others in palette, light and building style.
+``northern`` and ``harbour`` (source) and ``southern``, ``evening``, ``desert``, ``monsoon`` and ``alpine``
+(target) are for development: recipes may be chosen on them. ``smog``, ``lagoon`` and ``polar`` are for final
+evaluation only; they differ from the others in palette, light and building style (``benchmarks/looks.py``
+measures how far).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ STYLES = ("plaster", "brick", "glass", "concrete", "timber")
 PALETTES = ("pastel", "brick", "earth", "white", "grey", "vivid")
 TREES = ("round", "conifer", "palm")
 
-DEVELOPMENT_LOOKS = ("northern", "harbour", "southern", "evening")
-FINAL_LOOKS = ("desert", "monsoon", "alpine")
+DEVELOPMENT_LOOKS = ("northern", "harbour", "southern", "evening", "desert", "monsoon", "alpine")
+FINAL_LOOKS = ("smog", "lagoon", "polar")
 
 LOOKS: dict[str, LookParams] = {
     "northern": LookParams(
@@ -142,6 +143,65 @@ LOOKS: dict[str, LookParams] = {
         trees=("conifer", "conifer", "round"),
         dryness=(0.0, 0.25),
         road_albedo=(0.08, 0.12),
+    ),
+    "smog": LookParams(
+        hue_shift_deg=(-6.0, 10.0),
+        saturation=(0.65, 0.9),
+        sun_elevation_deg=(18.0, 36.0),
+        sun_strength=(0.35, 0.55),
+        sun_warmth=(0.35, 0.6),
+        ambient=(0.4, 0.5),
+        sky=("overcast", "cloudy"),
+        haze_per_m=(0.01, 0.018),
+        exposure_ev=(-0.6, -0.2),
+        gamma=(1.1, 1.3),
+        white_balance=(0.3, 0.6),
+        noise=(0.012, 0.024),
+        building_styles=("concrete", "brick", "glass"),
+        palettes=("grey", "earth"),
+        storeys=(4, 10),
+        trees=("round",),
+        dryness=(0.3, 0.7),
+        road_albedo=(0.07, 0.12),
+    ),
+    "lagoon": LookParams(
+        hue_shift_deg=(5.0, 25.0),
+        saturation=(1.0, 1.3),
+        sun_elevation_deg=(35.0, 55.0),
+        sun_strength=(1.05, 1.2),
+        sun_warmth=(0.05, 0.2),
+        ambient=(0.34, 0.42),
+        sky=("clear",),
+        haze_per_m=(0.003, 0.007),
+        exposure_ev=(0.2, 0.5),
+        gamma=(0.8, 0.95),
+        white_balance=(-0.45, -0.15),
+        building_styles=("plaster", "timber"),
+        palettes=("white", "vivid", "vivid"),
+        storeys=(1, 4),
+        trees=("palm", "palm", "round"),
+        dryness=(0.1, 0.4),
+        road_albedo=(0.14, 0.2),
+    ),
+    "polar": LookParams(
+        hue_shift_deg=(-10.0, 5.0),
+        saturation=(0.8, 1.05),
+        sun_elevation_deg=(5.0, 12.0),
+        sun_strength=(0.45, 0.65),
+        sun_warmth=(0.2, 0.5),
+        ambient=(0.32, 0.4),
+        sky=("cloudy", "sunset"),
+        haze_per_m=(0.002, 0.006),
+        exposure_ev=(-0.4, 0.0),
+        gamma=(1.05, 1.25),
+        white_balance=(-0.6, -0.3),
+        noise=(0.01, 0.022),
+        building_styles=("timber", "concrete"),
+        palettes=("vivid", "brick", "white"),
+        storeys=(2, 5),
+        trees=("conifer",),
+        dryness=(0.4, 0.8),
+        road_albedo=(0.05, 0.1),
     ),
 }
 
