@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.looks`` renders the same worlds in every built-in look with the target camera of
 params.yaml and prints, per look, the Frechet distance between its images' colour statistics (mean and
-deviation of R, G and B, in 0..255) and those of the source looks. Looks are designed with it: how far they lie
-from the source can be stated before any model has seen them.
+deviation of R, G and B, in 0..255) and those of the source looks. Looks are designed with it: how far
+they lie from the source can be stated before any model has seen them.
 """
 
 from __future__ import annotations
