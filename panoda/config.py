@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from panoda.labels import SPACES
+from panoda.labels import SPACES, get_label_space, is_space_file
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -489,7 +489,7 @@ class Params(Section):
     seed: Count = 0
     """Seed of every random generator."""
     label_space: str
-    """Classes that are trained and evaluated."""
+    """Classes that are trained and evaluated: a built-in label space, or the path of a YAML file."""
     rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds of pseudo-labels and adaptation."""
     data: DataParams
@@ -515,7 +515,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _known_space(self) -> Params:
-        if self.label_space not in SPACES:
+        if is_space_file(self.label_space):
+            get_label_space(self.label_space)
+        elif self.label_space not in SPACES:
             raise ValueError(f"label_space {self.label_space!r} is unknown; known: {', '.join(SPACES)}")
         return self
 

@@ -1,16 +1,29 @@
-"""Label spaces: class names, palettes and remaps, in one place.
+"""Label spaces: class names, palettes and remaps, in one place; the built-in tables are in ``label_spaces``.
 
-Train ids run from 0 to K - 1; ``IGNORE_INDEX`` (255) is never a class. Sources: the Cityscapes,
-CamVid and DensePASS label definitions.
+Train ids run from 0 to K - 1; ``IGNORE_INDEX`` (255) is never a class. A space of one's own is a YAML file,
+and the path of that file is its name everywhere (relative paths start at the project root)::
+
+    names: [road, lane, house]
+    palette: [[128, 64, 128], [255, 255, 255], [70, 70, 70]]   # optional
+    to:                                                        # optional: remaps into other spaces
+      cs13: {road: road, lane: road, house: building}          # classes left out are dropped
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
+
+from panoda.label_spaces import BUILT_IN, REMAPS, generated_palette
 
 IGNORE_INDEX = 255
+MAX_CLASSES = 254
+"""254 is left free: decoding marks values it does not know with it."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +41,14 @@ class LabelSpace:
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self) -> None:
-        """Refuse a palette that does not fit the names."""
+        """Refuse a palette that does not fit the names, and names that occur twice."""
         if len(self.names) != len(self.palette):
             raise ValueError(f"{self.name}: {len(self.names)} names but {len(self.palette)} colours")
+        if not 0 < len(self.names) <= MAX_CLASSES:
+            raise ValueError(f"{self.name}: {len(self.names)} classes, expected 1 to {MAX_CLASSES}")
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{self.name}: names must differ; {', '.join(twice)} occur more than once")
 
     @property
     def num_classes(self) -> int:
@@ -54,63 +72,44 @@ class LabelSpace:
         return self.colour_table()[np.asarray(label, dtype=np.uint8)]
 
 
-_CS19 = (
-    ("road", (128, 64, 128)),
-    ("sidewalk", (244, 35, 232)),
-    ("building", (70, 70, 70)),
-    ("wall", (102, 102, 156)),
-    ("fence", (190, 153, 153)),
-    ("pole", (153, 153, 153)),
-    ("traffic light", (250, 170, 30)),
-    ("traffic sign", (220, 220, 0)),
-    ("vegetation", (107, 142, 35)),
-    ("terrain", (152, 251, 152)),
-    ("sky", (70, 130, 180)),
-    ("person", (220, 20, 60)),
-    ("rider", (255, 0, 0)),
-    ("car", (0, 0, 142)),
-    ("truck", (0, 0, 70)),
-    ("bus", (0, 60, 100)),
-    ("train", (0, 80, 100)),
-    ("motorcycle", (0, 0, 230)),
-    ("bicycle", (119, 11, 32)),
-)
-_CS13 = (*_CS19[:12], _CS19[13])
-_CAMVID11 = (
-    ("sky", (128, 128, 128)),
-    ("building", (128, 0, 0)),
-    ("pole", (192, 192, 128)),
-    ("road", (128, 64, 128)),
-    ("pavement", (0, 0, 192)),
-    ("tree", (128, 128, 0)),
-    ("sign symbol", (192, 128, 128)),
-    ("fence", (64, 64, 128)),
-    ("car", (64, 0, 128)),
-    ("pedestrian", (64, 64, 0)),
-    ("bicyclist", (0, 128, 192)),
-)
+@dataclass(frozen=True)
+class RemapReport:
+    """What a remap loses, by class name.
 
+    Attributes:
+        dropped: Source classes that become ignored.
+        merged: Target class -> the source classes (two or more) that become it.
+        empty: Target classes that no source class becomes.
+    """
 
-def _space(name: str, classes: tuple[tuple[str, tuple[int, int, int]], ...]) -> LabelSpace:
-    return LabelSpace(name, tuple(c[0] for c in classes), tuple(c[1] for c in classes))
+    dropped: tuple[str, ...]
+    merged: dict[str, tuple[str, ...]]
+    empty: tuple[str, ...]
 
 
 SPACES: dict[str, LabelSpace] = {
-    space.name: space
-    for space in (_space("cs19", _CS19), _space("cs13", _CS13), _space("camvid11", _CAMVID11))
+    name: LabelSpace(name, tuple(c[0] for c in classes), tuple(c[1] for c in classes))
+    for name, classes in BUILT_IN.items()
 }
 
-# (from, to) -> {old id: new id}; ids not listed become IGNORE_INDEX.
-REMAPS: dict[tuple[str, str], dict[int, int]] = {
-    ("cs19", "cs13"): {**{i: i for i in range(12)}, 12: 11, 13: 12, 14: 12, 15: 12, 17: 12, 18: 12},
-    ("camvid11", "cs13"): {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 12, 9: 11, 10: 255},
-}
+
+def is_space_file(name: str) -> bool:
+    """Whether a label space is named by the path of a YAML file."""
+    return name.endswith((".yaml", ".yml"))
 
 
 def get_label_space(name: str) -> LabelSpace:
-    """The label space called ``name``; ValueError lists the known ones."""
+    """The label space called ``name``, or defined by the YAML file of that path.
+
+    Raises:
+        ValueError: unknown name (the message lists the known ones), or not a valid file.
+    """
+    if is_space_file(name):
+        return _read_file(name)[0]
     if name not in SPACES:
-        raise ValueError(f"unknown label space {name!r}; known: {', '.join(SPACES)}")
+        raise ValueError(
+            f"unknown label space {name!r}; known: {', '.join(SPACES)}, or the path of a YAML file"
+        )
     return SPACES[name]
 
 
@@ -123,14 +122,7 @@ def remap_table(source: str, target: str) -> np.ndarray:
         ValueError: no remap between the two is known.
     """
     table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
-    if source == target:
-        k = get_label_space(source).num_classes
-        table[:k] = np.arange(k)
-        return table
-    if (source, target) not in REMAPS:
-        known = ", ".join(f"{a}->{b}" for a, b in REMAPS)
-        raise ValueError(f"no remap {source}->{target}; known: {known}")
-    for old, new in REMAPS[source, target].items():
+    for old, new in _remap(source, target).items():
         table[old] = new
     return table
 
@@ -140,3 +132,94 @@ def shared_classes(source: str, target: str) -> tuple[int, ...]:
     k = get_label_space(source).num_classes
     reached = set(remap_table(source, target)[:k].tolist()) - {IGNORE_INDEX}
     return tuple(sorted(reached))
+
+
+def remap_report(source: str, target: str) -> RemapReport:
+    """Which classes a remap drops, merges and leaves without pixels.
+
+    Raises:
+        ValueError: no remap between the two is known.
+
+    Example:
+        >>> remap_report("cs19", "cs13").merged["person"]
+        ('person', 'rider')
+    """
+    old, new = get_label_space(source), get_label_space(target)
+    table = remap_table(source, target)[: old.num_classes]
+    members = {
+        name: tuple(n for n, to in zip(old.names, table, strict=True) if to == i)
+        for i, name in enumerate(new.names)
+    }
+    return RemapReport(
+        dropped=tuple(n for n, to in zip(old.names, table, strict=True) if to == IGNORE_INDEX),
+        merged={name: classes for name, classes in members.items() if len(classes) > 1},
+        empty=tuple(name for name, classes in members.items() if not classes),
+    )
+
+
+def _remap(source: str, target: str) -> dict[int, int]:
+    """{old id: new id}; ids not listed are dropped."""
+    if source == target:
+        return {i: i for i in range(get_label_space(source).num_classes)}
+    own = _read_file(source)[1] if is_space_file(source) else {}
+    for name, classes in own.items():
+        if name == target or (is_space_file(name) and _same_file(Path(source).parent / name, target)):
+            return _by_id(source, target, classes)
+    if (source, target) not in REMAPS:
+        known = ", ".join([*(f"{a}->{b}" for a, b in REMAPS), *(f"{source}->{b}" for b in own)])
+        raise ValueError(
+            f"no remap {source}->{target}; known: {known}; "
+            "a label space of a YAML file gives its own under to:"
+        )
+    return REMAPS[source, target]
+
+
+def _by_id(source: str, target: str, classes: Mapping[str, str | None]) -> dict[int, int]:
+    old, new = get_label_space(source), get_label_space(target)
+    try:
+        return {old.index(a): new.index(b) for a, b in classes.items() if b is not None}
+    except ValueError as error:
+        raise ValueError(f"{source}: to: {target}: {error}") from error
+
+
+def _same_file(one: Path, two: str) -> bool:
+    return one.expanduser().resolve() == Path(two).expanduser().resolve()
+
+
+def _read_file(name: str) -> tuple[LabelSpace, dict[str, dict[str, str | None]]]:
+    """The space that a YAML file defines, and its remaps by class name."""
+    try:
+        tree = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{name}: no such label space file; relative paths start at the project root"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{name}: cannot be read as YAML ({error})") from error
+    if not isinstance(tree, dict) or not {"names"} <= set(tree) <= {"names", "palette", "to"}:
+        found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
+        raise ValueError(f"{name}: expected the keys names and, optionally, palette and to; found {found}")
+    names, remaps = tree["names"], tree.get("to") or {}
+    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError(f"{name}: names must be a list of texts; found {names!r}")
+    if not isinstance(remaps, dict) or not all(_is_remap(classes) for classes in remaps.values()):
+        raise ValueError(f"{name}: to: must be space -> {{own class: class of that space, or null}}")
+    palette = (
+        generated_palette(len(names)) if tree.get("palette") is None else _palette(name, tree["palette"])
+    )
+    return LabelSpace(name, tuple(names), palette), remaps
+
+
+def _is_remap(classes: Any) -> bool:
+    return isinstance(classes, dict) and all(
+        isinstance(a, str) and (b is None or isinstance(b, str)) for a, b in classes.items()
+    )
+
+
+def _palette(name: str, colours: Any) -> tuple[tuple[int, int, int], ...]:
+    if isinstance(colours, list) and all(
+        isinstance(c, list) and len(c) == 3 and all(type(v) is int and 0 <= v <= 255 for v in c)
+        for c in colours
+    ):
+        return tuple((c[0], c[1], c[2]) for c in colours)
+    raise ValueError(f"{name}: palette must be a list of [R, G, B] in 0..255, one per class")

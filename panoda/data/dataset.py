@@ -20,12 +20,35 @@ ADAPTERS = {
     "city": "panoda.data.city_raw",
     "camvid": "panoda.data.camvid",
     "folder": "panoda.data.folder",
+    "declared": "panoda.data.declared",
+    "stanford2d3d": "panoda.data.stanford2d3d",
+    "structured3d": "panoda.data.structured3d",
 }
 """Data set kind in params.yaml -> module that knows its layout."""
 
 
 class DataError(ValueError):
     """A raw or prepared file is not what it should be; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the values of a label file mean; ``panoda.data.decode`` reads by it.
+
+    Attributes:
+        kind: ids = single-channel values; palette = colours.
+        table: (raw value, id of the raw label space or 255) pairs; a colour is R * 65536 + G * 256 + B. A
+            negative id stands for its two's complement in 8-bit and 16-bit unsigned files, too.
+        others: What a value outside the table is: ignored, or an error.
+        black_is_void: Where the image is black (0, 0, 0), the label is ignored.
+        red_is_void: palette only: a colour with R != 0 that is not in the table is ignored.
+    """
+
+    kind: Literal["ids", "palette"]
+    table: tuple[tuple[int, int], ...]
+    others: Literal["ignore", "error"] = "error"
+    black_is_void: bool = False
+    red_is_void: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +60,7 @@ class RawItem:
         split: Split name.
         group: What the image has in common with others (city, look, sequence); for reports.
         image: Image file.
-        label: File of single-channel class ids, or None.
+        label: Label file, or None.
         projection: Camera model of the uncropped image.
         fov_x_deg: Horizontal field of view in degrees; 360 for a full circle.
         lat_top_deg: Latitude of the uncropped upper edge in degrees; nan for pinhole.
@@ -45,7 +68,8 @@ class RawItem:
         crop_top: Share of the height cut off at the top.
         crop_bottom: Share of the height cut off at the bottom.
         ignore_bottom: Share of the cropped height, at the bottom, where nothing is learned.
-        void_ids: Label ids that mean "unlabelled" in this data set.
+        void_ids: Label ids that mean "unlabelled" in this data set; without ``encoding`` only.
+        encoding: Meaning of the label's values; None = single-channel ids of the raw label space.
     """
 
     id: str
@@ -61,6 +85,7 @@ class RawItem:
     crop_bottom: float = 0.0
     ignore_bottom: float = 0.0
     void_ids: tuple[int, ...] = (IGNORE_INDEX,)
+    encoding: Encoding | None = None
 
 
 class Adapter(Protocol):
@@ -103,3 +128,17 @@ def list_items(dataset: Any, raw: Path) -> list[RawItem]:
             "check its path and splits in params.yaml and run stage download again"
         )
     return items
+
+
+def raw_label_space(dataset: Any, raw: Path) -> str | None:
+    """Label space of a data set's raw labels; None when it has none.
+
+    Most kinds have one for good; the module of a kind whose data sets differ has a function
+    ``label_space(dataset, raw)``.
+
+    Raises:
+        DataError: ``raw`` cannot be read.
+    """
+    own = getattr(adapter(dataset.kind), "label_space", None)
+    space = own(dataset, raw) if own is not None else dataset.label_space
+    return None if space is None else str(space)

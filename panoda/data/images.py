@@ -44,13 +44,26 @@ def read_ids(path: Path) -> np.ndarray:
     Raises:
         DataError: missing or unreadable file, or more than one channel.
     """
-    image = _open(path)
+    return to_ids(read_label(path), path)
+
+
+def to_ids(image: Image.Image, path: Path) -> np.ndarray:
+    """The class ids of a label that was read from ``path``: (H, W) int32; DataError for colours."""
     if image.mode not in ("L", "P", "1", "I") and not image.mode.startswith("I;16"):
         raise DataError(
             f"{path}: a label must be single-channel class ids, found mode {image.mode}; "
-            "convert colour labels to ids first"
+            "convert colour labels to ids first, or declare the data set with encoding: palette"
         )
     return np.asarray(image).astype(np.int32)
+
+
+def read_label(path: Path) -> Image.Image:
+    """Decode a label file as it is: neither its mode nor its orientation changes.
+
+    Raises:
+        DataError: missing or unreadable file.
+    """
+    return _open(path)
 
 
 def _open(path: Path) -> Image.Image:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from panoda.data.dataset import DataError, RawItem
-from panoda.data.images import read_ids, read_rgb
+from panoda.data.dataset import DataError, Encoding, RawItem
+from panoda.data.decode import decode_label
+from panoda.data.images import read_rgb
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX
 
@@ -57,7 +59,7 @@ def prepare_item(item: RawItem, spec: ItemSpec) -> tuple[dict[str, np.ndarray], 
     valid_rows = math.floor(spec.height * (1 - item.ignore_bottom) + 1e-9)
     class_pixels = None
     if item.label is not None:
-        label = _read_label(item, image.size, box, spec)
+        label = _read_label(item, image, box, spec)
         label[valid_rows:] = IGNORE_INDEX
         arrays["label"] = label
         class_pixels = np.bincount(label.ravel(), minlength=256)[: spec.num_classes].tolist()
@@ -99,28 +101,27 @@ def _crop_box(item: RawItem, size: tuple[int, int], spec: ItemSpec) -> tuple[int
 
 
 def _read_label(
-    item: RawItem, size: tuple[int, int], box: tuple[int, int, int, int], spec: ItemSpec
+    item: RawItem, image: Image.Image, box: tuple[int, int, int, int], spec: ItemSpec
 ) -> np.ndarray:
     assert item.label is not None and spec.table is not None
-    ids = read_ids(item.label)
-    if ids.shape != (size[1], size[0]):
+    if item.encoding is None:
+        ids = _plain_ids(item, item.label, spec)
+    else:
+        ids = decode_label(item.label, item.encoding)
+    if ids.shape != (image.height, image.width):
         raise DataError(
             f"{item.label}: label of {ids.shape[0]} x {ids.shape[1]} pixels (height x width), but its image "
-            f"{item.image} has {size[1]} x {size[0]}; both must have one size"
+            f"{item.image} has {image.height} x {image.width}; both must have one size"
         )
-    known = np.zeros(65536, dtype=bool)
-    known[: spec.num_classes_from] = True
-    known[list(item.void_ids)] = True
-    bad = (ids < 0) | (ids > 65535) | ~known[ids & 0xFFFF]
-    if bad.any():
-        values, counts = np.unique(ids[bad], return_counts=True)
-        listed = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:10], counts[:10], strict=True))
-        void = ", ".join(str(v) for v in item.void_ids)
-        raise DataError(
-            f"{item.label}: label ids outside the space: {listed}; expected 0..{spec.num_classes_from - 1}, "
-            f"or {void} for unlabelled"
-        )
-    table = np.full(65536, IGNORE_INDEX, dtype=np.uint8)
-    table[: spec.num_classes_from] = spec.table[: spec.num_classes_from]
-    image = Image.fromarray(table[ids])
-    return np.array(image.resize((spec.width, spec.height), Image.Resampling.NEAREST, box=box))
+    if item.encoding is not None and item.encoding.black_is_void:
+        ids[~np.asarray(image).any(axis=2)] = IGNORE_INDEX
+    label = Image.fromarray(spec.table[ids])
+    return np.array(label.resize((spec.width, spec.height), Image.Resampling.NEAREST, box=box))
+
+
+def _plain_ids(item: RawItem, path: Path, spec: ItemSpec) -> np.ndarray:
+    """(H, W) uint8 from a file of single-channel ids of the raw label space; void ids become 255."""
+    void = dict.fromkeys(item.void_ids, IGNORE_INDEX)
+    table = void | {i: i for i in range(spec.num_classes_from)}
+    expected = f"0..{spec.num_classes_from - 1}, or {', '.join(map(str, item.void_ids))} for unlabelled"
+    return decode_label(path, Encoding(kind="ids", table=tuple(table.items())), expected=expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from panoda.config import DomainParams
-from panoda.data.dataset import DataError, list_items
+from panoda.data.dataset import DataError, list_items, raw_label_space
 from panoda.data.prepare import prepare
 
 
@@ -35,7 +35,7 @@ def preprocess(
             out,
             height=domain.prepare.height,
             width=domain.prepare.width,
-            label_space_from=domain.dataset.label_space,
+            label_space_from=raw_label_space(domain.dataset, raw),
             label_space_to=label_space,
             shard_images=domain.prepare.shard_images,
             progress=progress,
