@@ -7,7 +7,7 @@ Unknown keys are rejected everywhere. The docstring under a field is its documen
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,6 +187,102 @@ class FolderDataset(Section):
         return None
 
 
+class DeclaredDataset(Section):
+    """A data set that a YAML file declares: a built-in one, or the user's own."""
+
+    kind: Literal["declared"]
+    """Data set type."""
+    declaration: str
+    """Name of a built-in declaration, or path of a YAML file (panoda/data/declaration.py has its fields)."""
+    path: str
+    """Folder with the data; used in place. The built-in ones are downloaded to data/downloads/NAME."""
+    splits: dict[str, str]
+    """Our split name -> split name of the declaration. Two of ours may name the same."""
+    groups: list[str] | None = None
+    """Only images of these groups (cities, weathers, ...); null = all."""
+    unlabelled: list[str] = []
+    """Our splits whose labels are left out, such as train of a target that comes with labels."""
+
+    @model_validator(mode="after")
+    def _unlabelled(self) -> DeclaredDataset:
+        _check_unlabelled(self.unlabelled, self.splits)
+        return self
+
+
+class Stanford2D3DDataset(Section):
+    """Stanford2D3D, indoor: pinhole images or panoramas of seven areas, in three folds."""
+
+    kind: Literal["stanford2d3d"]
+    """Data set type."""
+    path: str
+    """Folder with area_1 .. area_6 and semantic_labels.json; used in place."""
+    variant: Literal["pinhole", "panoramic"]
+    """area_*/data (1080 x 1080) or area_*/pano (equirectangular, 4096 x 2048)."""
+    fold: Literal[1, 2, 3] = 1
+    """Validation areas: 1 = 5a, 5b; 2 = 2, 4; 3 = 1, 3, 6; the other areas are for training."""
+    splits: dict[str, Literal["train", "val"]] = {"train": "train", "val": "val"}
+    """Our split name -> part of the fold."""
+    unlabelled: list[str] = []
+    """Our splits whose labels are left out, such as train of a target."""
+    fov_x_deg: Annotated[float, Field(gt=10, lt=170)] = 60.0
+    """pinhole: horizontal field of view in degrees of images without a pose file, which has the exact one."""
+    crop_top: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """panoramic: share of the height cut off at the top (the upper pole)."""
+    crop_bottom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """panoramic: share of the height cut off at the bottom (the lower pole)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Stanford2D3DDataset:
+        _check_unlabelled(self.unlabelled, self.splits)
+        if self.crop_top + self.crop_bottom >= 1:
+            raise ValueError("crop_top and crop_bottom leave nothing of the images")
+        if self.variant == "pinhole" and (self.crop_top or self.crop_bottom):
+            raise ValueError("crop_top and crop_bottom are for variant: panoramic")
+        return self
+
+    @property
+    def label_space(self) -> str:
+        """Native label space."""
+        return "indoor13"
+
+
+class Structured3DDataset(Section):
+    """Structured3D, indoor: rendered panoramas, furnished, in one of three lights."""
+
+    kind: Literal["structured3d"]
+    """Data set type."""
+    path: str
+    """Folder with scene_00000 .. scene_03499; used in place."""
+    light: Literal["rawlight", "coldlight", "warmlight"] = "rawlight"
+    """Which rendering of every room."""
+    splits: dict[str, Literal["train", "val", "test"]] = {"train": "train", "val": "val"}
+    """Our split name -> published one: scenes 0-2999, 3000-3249, 3250-3499."""
+    unlabelled: list[str] = []
+    """Our splits whose labels are left out, such as train of a target."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Structured3DDataset:
+        _check_unlabelled(self.unlabelled, self.splits)
+        return self
+
+    @property
+    def label_space(self) -> str:
+        """Native label space: NYU40."""
+        return "nyu40"
+
+
+def _check_unlabelled(unlabelled: Sequence[str], splits: Mapping[str, str]) -> None:
+    unknown = sorted(set(unlabelled) - set(splits))
+    if unknown:
+        raise ValueError(f"unlabelled names {', '.join(unknown)}, but the splits are {', '.join(splits)}")
+
+
+AnyDataset = (
+    CityDataset | CamVidDataset | FolderDataset | DeclaredDataset | Stanford2D3DDataset | Structured3DDataset
+)
+"""Section of any data set kind."""
+
+
 class PrepareParams(Section):
     """How raw files become shards."""
 
@@ -201,7 +297,7 @@ class PrepareParams(Section):
 class DomainParams(Section):
     """One domain: where its images come from and how they are prepared."""
 
-    dataset: Annotated[CityDataset | CamVidDataset | FolderDataset, Field(discriminator="kind")]
+    dataset: Annotated[AnyDataset, Field(discriminator="kind")]
     """The raw data set."""
     prepare: PrepareParams
     """Sizes and shards."""

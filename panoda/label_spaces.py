@@ -15,7 +15,7 @@ Classes = tuple[tuple[str, RGB], ...]
 
 
 def generated_palette(count: int) -> tuple[RGB, ...]:
-    """``count`` distinct colours: entries 1, 2, ... of the PASCAL VOC colour map (black, entry 0, is left out).
+    """``count`` distinct colours: entries 1, 2, ... of the PASCAL VOC colour map (entry 0 is black).
 
     Bits 0, 1, 2 of the entry's number are the highest bits of red, green and blue, bits 3, 4, 5 the next.
     """

@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 """Lower-case suffixes of files that are taken for images."""
 
 # Pillow reports broken files with all of these.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 def is_image_name(path: Path) -> bool:
@@ -75,14 +75,14 @@ def _open(path: Path) -> Image.Image:
                 return image
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; restore it or run stage download again") from error
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: not a readable image ({error}); replace or remove the file") from error
 
 
 def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     try:
         image = ImageOps.exif_transpose(image)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: broken EXIF data ({error}); replace or remove the file") from error
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from panoda.config import CamVidDataset, CityDataset, FolderDataset
+from panoda.config import AnyDataset
 from panoda.data.dataset import DataError, adapter
 from panoda.files import staged_directory
 
 
-def download(
-    *, role: str, dataset: CityDataset | CamVidDataset | FolderDataset, out: Path, progress: bool
-) -> dict[str, float]:
+def download(*, role: str, dataset: AnyDataset, out: Path, progress: bool) -> dict[str, float]:
     """Fill ``out`` with the raw data of one domain.
 
     Args:

@@ -1,0 +1,170 @@
+"""Stanford2D3D (Armeni et al. 2017): indoor pinhole images and panoramas of seven areas, used in place.
+
+Labels are colours: R * 65536 + G * 256 + B is the place of an instance's name in ``semantic_labels.json``,
+and a name begins with its class (``chair_3_office_1_area_2``). Colours with R != 0 (13,13,13 marks pixels
+without data), ``<UNK>`` and pixels whose image is black are ignored. A label lies beside its image with
+``rgb`` replaced by ``semantic`` in the folder and in the suffix, and nowhere else in the path.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from panoda.config import Stanford2D3DDataset
+from panoda.data.dataset import DataError, Encoding, RawItem
+from panoda.data.listing import ListedItem, check_ids, read_listing, write_listing
+from panoda.data.pointer import existing_folder
+from panoda.labels import IGNORE_INDEX, get_label_space
+from panoda.progress import track
+
+AREAS = ("area_1", "area_2", "area_3", "area_4", "area_5a", "area_5b", "area_6")
+VALIDATION = {1: ("area_5a", "area_5b"), 2: ("area_2", "area_4"), 3: ("area_1", "area_3", "area_6")}
+"""Fold -> validation areas; the other areas are for training."""
+NAMES = "semantic_labels.json"
+UNKNOWN = "<UNK>"
+_RGB, _SEMANTIC, _POSE = "_rgb.png", "_semantic.png", "_pose.json"
+
+
+def fold_areas(fold: int, part: str) -> tuple[str, ...]:
+    """Areas of ``train`` or ``val`` of a fold (1, 2 or 3)."""
+    chosen = VALIDATION[fold]
+    return chosen if part == "val" else tuple(area for area in AREAS if area not in chosen)
+
+
+def download(dataset: Stanford2D3DDataset, out: Path, *, progress: bool) -> None:
+    """Find the images of every split and write a pointer to the folder.
+
+    Raises:
+        DataError: an area or the list of names is missing, or images have no labels.
+    """
+    folder = existing_folder(dataset.path)
+    names = _names_file(folder)
+    class_ids(folder / names)
+    items: list[ListedItem] = []
+    poses: list[str] = []
+    for split, part in dataset.splits.items():
+        for area in fold_areas(dataset.fold, part):
+            found = list(_area_items(folder, area, split, dataset, progress=progress))
+            items += [item for item, _ in found]
+            poses += [pose for _, pose in found if pose is not None]
+    check_ids(items)
+    write_listing(
+        out, dataset.path, items, facts={"names": names}, more_files=[names, *poses], progress=progress
+    )
+
+
+def list_items(dataset: Stanford2D3DDataset, raw: Path) -> list[RawItem]:
+    """Items in order of split, area and name; the group is the area."""
+    listing = read_listing(raw)
+    encoding = label_encoding(listing.folder / listing.facts["names"])
+    panoramic = dataset.variant == "panoramic"
+    nan = float("nan")
+    return [
+        RawItem(
+            id=item.id,
+            split=item.split,
+            group=item.group,
+            image=listing.folder / item.image,
+            label=listing.folder / item.label if item.label is not None else None,
+            projection="erp" if panoramic else "pinhole",
+            fov_x_deg=360.0 if panoramic else item.fov_x_deg or dataset.fov_x_deg,
+            lat_top_deg=90.0 if panoramic else nan,
+            lat_bottom_deg=-90.0 if panoramic else nan,
+            crop_top=dataset.crop_top,
+            crop_bottom=dataset.crop_bottom,
+            encoding=encoding,
+        )
+        for item in listing.items
+    ]
+
+
+def label_encoding(path: Path) -> Encoding:
+    """Colours of instances -> ids of indoor13, as ``semantic_labels.json`` says."""
+    table = tuple(enumerate(class_ids(path)))
+    return Encoding(kind="palette", table=table, black_is_void=True, red_is_void=True)
+
+
+def class_ids(path: Path) -> list[int]:
+    """Id of indoor13, or 255 for ``<UNK>``, of every entry of ``semantic_labels.json``.
+
+    Raises:
+        DataError: unreadable file, or a name whose class is not one of indoor13.
+    """
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); copy it from the data set's toolkit again"
+        ) from error
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: expected a list of names such as chair_3_office_1_area_2")
+    if len(names) > 65536:
+        raise DataError(f"{path}: {len(names)} names, but two colour channels can tell 65536 apart")
+    space = get_label_space("indoor13")
+    classes = [name.split("_")[0] for name in names]
+    unknown = sorted(set(classes) - {*space.names, UNKNOWN})
+    if unknown:
+        raise DataError(
+            f"{path}: unknown classes {', '.join(unknown[:10])}; expected "
+            f"{', '.join(space.names)} or {UNKNOWN}"
+        )
+    ids = {name: i for i, name in enumerate(space.names)} | {UNKNOWN: IGNORE_INDEX}
+    return [ids[name] for name in classes]
+
+
+def _names_file(folder: Path) -> str:
+    for name in (NAMES, f"assets/{NAMES}"):
+        if (folder / name).is_file():
+            return name
+    raise DataError(
+        f"{folder / NAMES}: no such file; it says what the label colours mean: copy it there from assets/ of "
+        "the data set's toolkit (2D-3D-Semantics)"
+    )
+
+
+def _area_items(
+    folder: Path, area: str, split: str, dataset: Stanford2D3DDataset, *, progress: bool
+) -> Iterator[tuple[ListedItem, str | None]]:
+    """Items of one area with their pose files."""
+    base = f"{area}/{'pano' if dataset.variant == 'panoramic' else 'data'}"
+    images = folder / base / "rgb"
+    if not images.is_dir():
+        raise DataError(
+            f"{images}: no such folder; unpack {area} there (fold {dataset.fold} needs it for split {split})"
+        )
+    files = sorted(p.name for p in images.iterdir() if p.name.endswith(_RGB) and not p.name.startswith("."))
+    if not files:
+        raise DataError(f"{images}: no *{_RGB} files; unpack {area} again")
+    labelled = split not in dataset.unlabelled
+    for name in track(files, f"listing {area}", enabled=progress):
+        stem = name.removesuffix(_RGB)
+        label = f"{base}/semantic/{stem}{_SEMANTIC}"
+        if labelled and not (folder / label).is_file():
+            raise DataError(f"{images / name}: its label {folder / label} is missing; unpack {area} again")
+        pose = f"{base}/pose/{stem}{_POSE}" if dataset.variant == "pinhole" else None
+        known = pose is not None and (folder / pose).is_file()
+        yield (
+            ListedItem(
+                split=split,
+                id=f"{area}/{stem.removesuffix('_domain')}",
+                group=area,
+                image=f"{base}/rgb/{name}",
+                label=label if labelled else None,
+                fov_x_deg=_fov_deg(folder / pose) if pose is not None and known else None,
+            ),
+            pose if known else None,
+        )
+
+
+def _fov_deg(path: Path) -> float:
+    """Field of view of a pose file in degrees."""
+    try:
+        radians = float(json.loads(path.read_text(encoding="utf-8"))["field_of_view_rads"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: no readable field_of_view_rads ({error}); unpack the area again") from error
+    if not 0.01 < radians < math.pi:
+        raise DataError(f"{path}: field_of_view_rads is {radians}, expected an angle between 0.01 and pi")
+    return math.degrees(radians)
