@@ -1,4 +1,4 @@
-"""Stanford2D3D and Structured3D: layouts, encodings and quirks, through the stages download and preprocess."""
+"""Stanford2D3D and Structured3D: layouts, encodings and quirks."""
 
 from __future__ import annotations
 
