@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 from miniature import SIZE, picture, save, values
 from PIL import Image
 
-from panoda.config import DeclaredDataset, DomainParams, PrepareParams
+from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
 from panoda.data.dataset import DataError, list_items, raw_label_space
 from panoda.data.declaration import built_in, read_declaration
 from panoda.data.declared import scan_split, unused_labels
@@ -25,6 +26,8 @@ from panoda.data.prepared import PreparedSplit
 from panoda.labels import remap_table
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
+
+REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 
 
 def run(dataset, tmp_path, *, label_space, size=SIZE):
@@ -363,3 +366,13 @@ def test_declarations_are_read_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.skipif(not (REAL / "camvid" / "val").is_dir(), reason="no real images on this machine")
+def test_real_camvid_is_what_the_adapter_of_its_own_reads(tmp_path):
+    plain = CamVidDataset(kind="camvid", path=str(REAL / "camvid"), splits={"val": "val"})
+    one = run(plain, tmp_path / "plain", label_space="cs13", size=(90, 120))["val"]
+    dataset = declared("camvid", REAL / "camvid", splits={"val": "val"})
+    two = run(dataset, tmp_path / "declared", label_space="cs13", size=(90, 120))["val"]
+    assert [name.replace("/", "_") for name in two.ids] == one.ids and len(two) > 0
+    np.testing.assert_array_equal(one.class_pixels, two.class_pixels)
