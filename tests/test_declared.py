@@ -231,6 +231,9 @@ def test_list_file(tmp_path, kind):
     prepared = run(dataset, tmp_path, label_space="cs13")["train"]
     assert prepared.ids == ["shots/2", "shots/1"] and prepared.index.group.tolist() == ["b", "a"]
     assert prepared.has_labels
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(DataError, match=f"1 files changed since stage download .*list.{kind}"):
+        list_items(dataset, tmp_path / "raw")
 
 
 def lists(text: str) -> Callable[[Path], Callable[[dict], object]]:

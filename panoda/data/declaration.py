@@ -3,7 +3,8 @@
 The built-in data sets (``panoda/data/declarations/*.yaml``) and the user's own use the same mechanism. A
 path pattern is relative to the data set's folder: ``*`` matches within one name, ``{id}`` and ``{group}``
 match the same and are remembered; ``{id}`` may match across folders as ``{id:path}``. A label pattern is
-filled with what its image matched.
+filled with what its image matched. File suffixes match in upper and lower case. An image's id is what
+``{id}`` matched, after ``group/`` where there is a ``{group}``.
 
 Example:
     splits:
@@ -34,7 +35,8 @@ class LabelEncoding(Section):
     encoding: Literal["ids", "palette"] = "ids"
     """ids: single-channel class ids (palette PNGs count as ids). palette: RGB colours."""
     ids: dict[int, int] | None = None
-    """Raw id -> id of the space (255 = ignored); null = raw ids are those of the space."""
+    """Raw id -> id of the space (255 = ignored); null = raw ids are those of the space, 255 is
+    unlabelled. A negative id also stands for its two's complement in unsigned files (-1: 255 in 8 bits, 65535 in 16)."""
     palette: dict[str, int] | None = None
     """palette only: "R,G,B" -> id of the space; null = the palette of the space."""
     void: list[int] = []

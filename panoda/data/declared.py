@@ -70,7 +70,9 @@ def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
         encoding_of(declaration.labels, dataset.declaration)
         encoding = {"space": space_of(declaration.labels, dataset.declaration)}
     facts = {"declaration": declaration.model_dump(mode="json"), "labels": encoding}
-    write_listing(out, dataset.path, items, facts=facts, progress=progress)
+    used = (declaration.splits[theirs].list_file for theirs in dataset.splits.values())
+    lists = sorted({name for name in used if name is not None})
+    write_listing(out, dataset.path, items, facts=facts, more_files=lists, progress=progress)
 
 
 def list_items(dataset: DeclaredDataset, raw: Path) -> list[RawItem]:
