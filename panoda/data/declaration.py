@@ -35,8 +35,8 @@ class LabelEncoding(Section):
     encoding: Literal["ids", "palette"] = "ids"
     """ids: single-channel class ids (palette PNGs count as ids). palette: RGB colours."""
     ids: dict[int, int] | None = None
-    """Raw id -> id of the space (255 = ignored); null = raw ids are those of the space, 255 is
-    unlabelled. A negative id also stands for its two's complement in unsigned files (-1: 255 in 8 bits, 65535 in 16)."""
+    """Raw id -> id of the space (255 = ignored); null = raw ids are those of the space, 255 is unlabelled.
+    A negative id also stands for its two's complement in unsigned files (-1: 255 or 65535)."""
     palette: dict[str, int] | None = None
     """palette only: "R,G,B" -> id of the space; null = the palette of the space."""
     void: list[int] = []
