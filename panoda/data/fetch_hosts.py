@@ -1,10 +1,9 @@
 """Files on hosts with manners of their own: Google Drive (gdown) and Cityscapes (cityscapesscripts).
 
 Both libraries are imported only when such a file is fetched. A login comes from the prompt of
-cityscapesscripts,
-from the file it may have stored, or from ``CITYSCAPES_USERNAME`` and ``CITYSCAPES_PASSWORD``; it is never
-written
-anywhere here, and errors that could carry it are replaced, not chained.
+cityscapesscripts, from the file it may have stored, or from the environment variables CITYSCAPES_USERNAME and
+CITYSCAPES_PASSWORD; it is never written anywhere here, and errors that could carry it are replaced, not
+chained.
 """
 
 from __future__ import annotations

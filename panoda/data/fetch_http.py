@@ -25,7 +25,8 @@ LONGEST_WAIT_S = 300.0
 """A server that asks for a longer pause is given up for now."""
 PROGRESS_BYTES = 1 << 20
 """An attempt that brought this much starts the count of failures anew."""
-CHUNK = 1 << 18
+CHUNK = 1 << 16
+"""Bytes written at once; at most so many are lost when a connection is cut."""
 
 
 class FetchError(DataError):
