@@ -166,6 +166,9 @@ class _Transfer:
             raise FetchError(
                 f"{self.part}: disk full; make room and run the command again, it goes on from there"
             ) from error
+        finally:
+            if not _size(self.part):
+                self._forget()
         if self.total is not None and _size(self.part) < self.total:
             raise _TryAgain(f"cut off after {_size(self.part)} of {self.total} bytes")
 
