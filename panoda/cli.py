@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from panoda.config import Params, load_params
+from panoda.data_cli import data
 from panoda.files import staged_file
 from panoda.pipeline import STAGES
 from panoda.runs import RECORD, clean_state
@@ -33,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data, name="data")
 
 
 def main() -> None:

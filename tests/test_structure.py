@@ -31,7 +31,7 @@ LEVELS = (
     ("report",),
     ("stages",),
     ("pipeline", "runs", "tracking"),
-    ("cli",),
+    ("cli", "data_cli"),
 )
 
 

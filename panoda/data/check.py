@@ -100,7 +100,7 @@ class CheckReport:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What one process learned of one item: small, to be sent back."""
+    """What one worker learned of one item: small, as processes send it back."""
 
     size: tuple[int, int] | None
     image_sha: str
@@ -117,7 +117,7 @@ def check_dataset(
     Args:
         declaration: Where files are, what they should be.
         folder: The data set's folder, read only.
-        workers: Processes; None = one for each core.
+        workers: Threads; None = one for each core.
         progress: Show progress on a terminal.
 
     Raises:
@@ -145,7 +145,7 @@ def check_items(
     expected: Mapping[str, int | None] | None = None,
     inventory: Inventory | None = None,
     workers: int | None = None,
-    threads: bool = False,
+    processes: bool = False,
     progress: bool = False,
 ) -> CheckReport:
     """Check raw items of any adapter.
@@ -157,8 +157,8 @@ def check_items(
         size: Published height and width in pixels.
         expected: Published number of images by split.
         inventory: Labels without image and images without label, when the lister knows.
-        workers: Processes (or threads); None = one for each core.
-        threads: Threads in place of processes.
+        workers: Threads (or processes); None = one for each core.
+        processes: Processes in place of threads; they start slowly and pay on many cores only.
         progress: Show progress on a terminal.
 
     Returns:
@@ -173,7 +173,7 @@ def check_items(
     job = partial(_look_at, rule=rule, size=size)
     with progress_bar(enabled=progress) as bar:
         task = bar.add_task(f"checking {name}", total=len(items))
-        for item, facts in zip(items, _results(job, items, workers, threads=threads), strict=True):
+        for item, facts in zip(items, _results(job, items, workers, processes=processes), strict=True):
             seen.add(item, facts)
             bar.advance(task)
     _compare_counts(report, inventory)
@@ -227,25 +227,26 @@ def _by(size: tuple[int, int]) -> str:
 
 
 def _results(
-    job: partial[_Facts], items: Sequence[RawItem], workers: int | None, *, threads: bool
+    job: partial[_Facts], items: Sequence[RawItem], workers: int | None, *, processes: bool
 ) -> Iterator[_Facts]:
     """Results in order; in this process when there is one worker."""
     count = min(workers or len(os.sched_getaffinity(0)), max(len(items), 1))
     if count == 1:
         yield from map(job, items)
         return
-    with _pool(count, threads=threads) as pool:
+    with _pool(count, processes=processes) as pool:
         chunk = max(1, min(16, len(items) // (4 * count)))
         yield from pool.map(job, items, chunksize=chunk)
 
 
 @contextmanager
-def _pool(count: int, *, threads: bool) -> Iterator[Executor]:
-    # forkserver: a fork of a process with threads may hang, and a fresh start per worker is slow.
+def _pool(count: int, *, processes: bool) -> Iterator[Executor]:
+    # Decoding and hashing release the interpreter lock, so threads share the cores. forkserver: a fork of a
+    # process with threads may hang.
     pool: Executor = (
-        ThreadPoolExecutor(count)
-        if threads
-        else ProcessPoolExecutor(count, mp_context=get_context("forkserver"))
+        ProcessPoolExecutor(count, mp_context=get_context("forkserver"))
+        if processes
+        else ThreadPoolExecutor(count)
     )
     try:
         yield pool

@@ -1,0 +1,263 @@
+"""The check: every kind of problem is found, named and counted; good data pass."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from panoda.data import check as module
+from panoda.data.check import CheckReport, check_dataset, check_items
+from panoda.data.check_report import EXAMPLES, show, write_parquet
+from panoda.data.dataset import DataError
+from panoda.data.declaration import Declaration, LabelEncoding, read_declaration
+from panoda.data.inventory import take_inventory
+from panoda.data.label_counts import count_label, label_rule
+
+SIZE = (8, 16)
+TREE = {
+    "name": "mini",
+    "title": "Miniature",
+    "projection": "pinhole",
+    "fov_x_deg": 49.0,
+    "size": list(SIZE),
+    "labels": {"space": "cs19", "ids": {7: 0, 8: 1, 26: 13}, "void": [-1, 0]},
+    "splits": {
+        "train": {
+            "images": ["img/train/{group}/{id}_rgb.png"],
+            "labels": ["gt/train/{group}/{id}_ids.png"],
+            "expected": 3,
+        },
+        "test": {"images": ["img/test/{group}/{id}_rgb.png"], "expected": 1},
+    },
+}
+
+
+def declare(tmp_path: Path, **changes: object) -> Declaration:
+    path = tmp_path / "mini.yaml"
+    path.write_text(yaml.safe_dump({**TREE, **changes}, sort_keys=False), encoding="utf-8")
+    return read_declaration(str(path))
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = SIZE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def label(path: Path, values: np.ndarray | int, size: tuple[int, int] = SIZE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.broadcast_to(np.asarray(values, np.uint8), size).copy()).save(path)
+    return path
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """Three labelled images and one without label; label i has i rows of class 8 below class 7."""
+    folder = tmp_path / "data"
+    for i in range(3):
+        picture(folder / "img/train/bonn" / f"{i}_rgb.png", i)
+        values = np.full(SIZE, 7)
+        values[SIZE[0] - 1 - i :] = 8
+        values[0] = 255 if i == 2 else 0  # 255: how 8 bits hold -1
+        label(folder / "gt/train/bonn" / f"{i}_ids.png", values)
+    picture(folder / "img/test/ulm" / "9_rgb.png", 9)
+    return folder
+
+
+def found(report: CheckReport) -> dict[str, list[str]]:
+    """Kind -> names of the files."""
+    kinds: dict[str, list[str]] = {}
+    for problem in report.problems:
+        kinds.setdefault(problem.kind, []).append(Path(problem.path).name)
+    return kinds
+
+
+def detail(report: CheckReport, kind: str) -> str:
+    [text] = [problem.detail for problem in report.problems if problem.kind == kind]
+    return text
+
+
+def test_good_data_pass_and_are_counted(tmp_path, good):
+    report = check_dataset(declare(tmp_path), good)
+    assert report.ok and not report.problems
+    train, test = report.splits["train"], report.splits["test"]
+    assert (train.images, train.labels, train.expected) == (3, 3, 3)
+    assert (test.images, test.labels, test.expected) == (1, 0, 1)
+    # Of 8 rows of 16: one is void, 1 + 2 + 3 are sidewalk, the others road.
+    assert train.ignored == 3 * 16
+    assert train.class_pixels.tolist() == [(24 - 3 - 6) * 16, 6 * 16, *[0] * 17]
+
+
+@pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"workers": 2, "processes": True}])
+def test_any_number_of_workers_gives_one_report(tmp_path, good, options):
+    label(good / "gt/train/bonn/1_ids.png", 99)
+    declaration = declare(tmp_path)
+    items = take_inventory(declaration, good).items
+    one = check_items(items, labels=declaration.labels, workers=1)
+    other = check_items(items, labels=declaration.labels, **options)
+    assert other.problems == one.problems and len(one.problems) == 1
+    for name, split in one.splits.items():
+        assert other.splits[name].class_pixels.tolist() == split.class_pixels.tolist()
+        assert other.splits[name].wrong == split.wrong
+
+
+def test_counts_against_the_published(tmp_path, good):
+    (good / "img/test/ulm/9_rgb.png").unlink()
+    report = check_dataset(declare(tmp_path), good)
+    assert found(report) == {module.COUNT: [""]}
+    assert detail(report, module.COUNT) == "0 images, published are 1"
+    assert report.problems[0].split == "test" and report.problems[0].value == 0
+
+
+def test_unpaired_files(tmp_path, good):
+    (good / "gt/train/bonn/0_ids.png").rename(good / "gt/train/bonn/7_ids.png")
+    report = check_dataset(declare(tmp_path), good)
+    assert found(report) == {module.NO_LABEL: ["0_rgb.png"], module.NO_IMAGE: ["7_ids.png"]}
+    assert report.splits["train"].labels == 2
+
+
+def test_duplicates(tmp_path, good):
+    (good / "img/test/ulm/9_rgb.png").write_bytes((good / "img/train/bonn/1_rgb.png").read_bytes())
+    (good / "gt/train/bonn/2_ids.png").write_bytes((good / "gt/train/bonn/0_ids.png").read_bytes())
+    report = check_dataset(declare(tmp_path), good)
+    assert found(report) == {module.SAME_LABEL: ["2_ids.png"], module.SAME_IMAGE: ["9_rgb.png"]}
+    assert detail(report, module.SAME_IMAGE).endswith("bonn/1_rgb.png (split train)")
+
+
+def test_labels_of_one_value_are_no_copies(tmp_path, good):
+    for i in range(3):
+        label(good / f"gt/train/bonn/{i}_ids.png", 7)
+    assert check_dataset(declare(tmp_path), good).ok
+
+
+def test_unreadable_files(tmp_path, good):
+    image, broken = good / "img/train/bonn/0_rgb.png", good / "gt/train/bonn/1_ids.png"
+    image.write_bytes(image.read_bytes()[:100])
+    broken.write_text("no picture")
+    report = check_dataset(declare(tmp_path), good)
+    assert found(report) == {module.UNREADABLE_IMAGE: ["0_rgb.png"], module.UNREADABLE_LABEL: ["1_ids.png"]}
+    assert "not a readable image" in detail(report, module.UNREADABLE_IMAGE)
+    assert report.splits["train"].images == 3 and report.splits["train"].labels == 2
+
+
+def test_wrong_sizes(tmp_path, good):
+    picture(good / "img/train/bonn/0_rgb.png", 5, (16, 16))
+    label(good / "gt/train/bonn/1_ids.png", 7, (4, 16))
+    report = check_dataset(declare(tmp_path), good)
+    assert found(report) == {module.IMAGE_SIZE: ["0_rgb.png"], module.LABEL_SIZE: ["0_ids.png", "1_ids.png"]}
+    assert detail(report, module.IMAGE_SIZE) == "16 x 16 (height x width), published 8 x 16 (height x width)"
+    assert check_dataset(declare(tmp_path, size=None), good).counts() == {module.LABEL_SIZE: 2}
+
+
+def test_values_outside_the_encoding(tmp_path, good):
+    values = np.full(SIZE, 7)
+    values[0, :5], values[1, :3] = 9, 200
+    label(good / "gt/train/bonn/0_ids.png", values)
+    values[2, :2] = 9
+    label(good / "gt/train/bonn/1_ids.png", values)
+    report = check_dataset(declare(tmp_path), good)
+    assert found(report) == {module.VALUES: ["0_ids.png", "1_ids.png"]}
+    assert report.problems[0].detail == "outside the encoding: 9 (5 pixels), 200 (3 pixels)"
+    assert [problem.value for problem in report.problems] == [8, 10]
+    assert report.splits["train"].wrong == {"9": (12, 2), "200": (6, 2)}
+    ignoring = declare(tmp_path, labels={**TREE["labels"], "others": "ignore"})  # type: ignore[dict-item]
+    report = check_dataset(ignoring, good)
+    assert report.ok and report.splits["train"].wrong == {"9": (12, 2), "200": (6, 2)}
+
+
+def test_list_file(tmp_path, good):
+    rows = [f"img/train/bonn/{i}_rgb.png,gt/train/bonn/{i}_ids.png,train" for i in range(3)]
+    rows += ["img/test/ulm/9_rgb.png,,test", "img/test/ulm/10_rgb.png,,test"]
+    (good / "list.csv").write_text("\n".join(["image,label,split", *rows]) + "\n")
+    listed = {name: {"list_file": "list.csv"} for name in ("train", "test")}
+    report = check_dataset(declare(tmp_path, splits=listed), good)
+    assert found(report) == {module.UNREADABLE_IMAGE: ["10_rgb.png"]}
+    assert (report.splits["train"].labels, report.splits["test"].images) == (3, 2)
+    (good / "list.csv").write_text("picture\na.png\n")
+    with pytest.raises(DataError, match="a list needs a column image; found picture"):
+        check_dataset(declare(tmp_path, splits=listed), good)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(DataError, match="no such folder; `panoda data get mini`"):
+        check_dataset(declare(tmp_path), tmp_path / "none")
+
+
+def test_same_id_twice(tmp_path, good):
+    picture(good / "img/train/bonn/0_rgb.PNG", 77)
+    report = check_dataset(declare(tmp_path), good)
+    # The suffix in capitals belongs to the pattern, too: both images are "0" and share a label.
+    assert found(report)[module.SHARED_ID] == ["0_rgb.png"]
+
+
+# --- label values --------------------------------------------------------------------------------------
+
+
+def count(tmp_path: Path, save: Callable[[Path], object], **encoding: object) -> tuple[dict, int, dict]:
+    path = tmp_path / "l.png"
+    save(path)
+    counts = count_label(path, label_rule(LabelEncoding(space="cs13", **encoding)))
+    classes = {i: n for i, n in enumerate(counts.class_pixels.tolist()) if n}
+    return classes, counts.ignored, counts.wrong
+
+
+def test_counts_of_16_bit_and_palette_files(tmp_path):
+    wide = np.array([[1000, 1000, 2], [65535, 0, 300]], np.uint16)
+    ids = {1000: 5, 2: 1, 300: 1, -1: 255}
+    assert count(tmp_path, Image.fromarray(wide).save, ids=ids) == ({1: 2, 5: 2}, 1, {"0": 1})
+    indexed = Image.fromarray(np.array([[0, 1, 1, 255]], np.uint8)).convert("P")
+    indexed.putdata([0, 1, 1, 255])
+    assert count(tmp_path, indexed.save) == ({0: 1, 1: 2}, 1, {})
+
+
+def test_counts_of_colours(tmp_path):
+    colours = np.array([[(128, 64, 128), (128, 64, 128), (0, 0, 142), (1, 2, 3)]], np.uint8)
+    save = Image.fromarray(colours).save
+    assert count(tmp_path, save, encoding="palette") == ({0: 2, 12: 1}, 0, {"1,2,3": 1})
+    own = {"128, 64,128": 3, "1,2,3": 255}
+    assert count(tmp_path, save, encoding="palette", palette=own) == ({3: 2}, 1, {"0,0,142": 1})
+    with pytest.raises(DataError, match='expected "R,G,B"'):
+        label_rule(LabelEncoding(space="cs13", encoding="palette", palette={"1,2,300": 0}))
+
+
+def test_wrong_encodings_are_refused():
+    with pytest.raises(DataError, match="4 becomes 13, but cs13 has classes 0..12"):
+        label_rule(LabelEncoding(space="cs13", ids={4: 13}))
+    with pytest.raises(DataError, match="labels.space: unknown label space"):
+        label_rule(LabelEncoding(space="nothing"))
+
+
+# --- what is shown and written -------------------------------------------------------------------------
+
+
+def test_table_shows_ten_examples_and_parquet_all(tmp_path, good):
+    for i in range(EXAMPLES + 3):
+        (good / "img/train/bonn" / f"x[{i:02d}]_rgb.png").write_text(f"no picture {i}")
+        label(good / "gt/train/bonn" / f"x[{i:02d}]_ids.png", 7)
+    report = check_dataset(declare(tmp_path), good)
+    text = io.StringIO()
+    show(report, Console(file=text, width=200))
+    shown = text.getvalue()
+    assert "x[09]_rgb.png" in shown and "x[10]_rgb.png" not in shown and "and 3 more" in shown
+    assert "16 images, published are 3" in shown and "14 problems" in shown
+    assert "sidewalk" in shown
+
+    write_parquet(report, tmp_path / "out" / "report.parquet")
+    table = pd.read_parquet(tmp_path / "out" / "report.parquet")
+    assert (table["kind"] == module.UNREADABLE_IMAGE).sum() == EXAMPLES + 3
+    images = table[(table["kind"] == "images") & (table["split"] == "train")].iloc[0]
+    assert (images["value"], images["expected"]) == (16, 3)
+    classes = table[table["kind"] == "class"].set_index("name")
+    assert classes["share"].sum() == pytest.approx(1)
+    road = int((24 - 3 - 6) * 16 + 13 * SIZE[0] * SIZE[1])
+    assert classes.loc["road", "value"] == road
+    assert classes.loc["road", "share"] == pytest.approx(road / (road + 6 * 16))
