@@ -68,7 +68,7 @@ def test_broken_index(tmp_path):
     with pytest.raises(DataError, match=r"index\.parquet: not a readable index"):
         PreparedSplit(folder)
     pq.write_table(pa.table({"id": ["a"]}), index)
-    with pytest.raises(DataError, match="format None, expected 1"):
+    with pytest.raises(DataError, match="format None, codec raw; expected format 1"):
         PreparedSplit(folder)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,16 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from panoda.data.codec import Codec
 from panoda.data.dataset import DataError, Projection
 from panoda.data.shards import Columns, ShardReader
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX, get_label_space
 
 FORMAT = 1
-"""Version of the layout of index.parquet and its shards."""
+"""Version of the layout of index.parquet and its raw shards."""
+CODEC_FORMAT = 2
+"""The same with shards in the codec that the index names."""
 METADATA_KEY = b"panoda"
 """Key of the JSON in the parquet schema's metadata."""
 
@@ -61,6 +64,7 @@ class PreparedSplit:
         lat_bottom_deg: Latitude of the lower edge in degrees, likewise.
         full_circle: The width covers 360 degrees, so columns wrap around.
         has_labels: Labels exist.
+        codec: How the shards store arrays.
         class_pixels: (K,) int64 labelled pixels per class.
         digest: SHA-256 over the index, which holds the hashes of raw files and shards.
 
@@ -90,7 +94,8 @@ class PreparedSplit:
         columns: Columns = {"image": (3, self.height, self.width)}
         if self.has_labels:
             columns["label"] = (self.height, self.width)
-        self._reader = ShardReader(folder, columns=columns, shards=metadata["shards"])
+        self.codec: Codec = metadata.get("codec", "raw")
+        self._reader = ShardReader(folder, columns=columns, shards=metadata["shards"], codec=self.codec)
         self.ids: list[str] = self.index["id"].to_list()
         # Plain lists: a pandas row lookup would cost more than reading the image.
         self._places: list[list[int]] = (
@@ -154,8 +159,13 @@ def read_index(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
         raise DataError(f"{path}: not a readable index ({error}); write {folder} again") from error
     raw = (table.schema.metadata or {}).get(METADATA_KEY)
     metadata: dict[str, Any] = json.loads(raw) if raw else {}
-    if metadata.get("format") != FORMAT:
-        raise DataError(f"{path}: format {metadata.get('format')}, expected {FORMAT}; write {folder} again")
+    known = (FORMAT, CODEC_FORMAT)
+    if metadata.get("format") not in known or metadata.get("codec", "raw") not in get_args(Codec):
+        found = f"format {metadata.get('format')}, codec {metadata.get('codec', 'raw')}"
+        raise DataError(
+            f"{path}: {found}; expected format {' or '.join(map(str, known))}, codec "
+            f"{' or '.join(get_args(Codec))}; write {folder} again"
+        )
     if table.num_rows == 0:
         raise DataError(f"{path}: the split is empty")
     return table, metadata
