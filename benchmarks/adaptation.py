@@ -67,7 +67,12 @@ def data(params: Params, work: Path) -> None:
             raw = work / f"raw_{role}"
             download(role=role, dataset=domain.dataset, out=raw, progress=True)
             preprocess(
-                role=role, raw=raw, out=folder, domain=domain, label_space=params.label_space, progress=True
+                role=role,
+                raw=raw,
+                out=folder,
+                domain=domain,
+                label_space=params.label_space,
+                context=RunContext(progress=True),
             )
             shutil.rmtree(raw)
 

@@ -286,10 +286,17 @@ def _log_results(stage: Stage, run: StageRun) -> None:
     """Files of the result, and the registered model of the pipeline's last adaptation."""
     logger: Any = run.context.logger
     logger.set_tags({"out": run.out})
-    for name in ("model.safetensors", "prototypes.safetensors", "metrics.json", "history.csv", "index.html"):
+    for name in (
+        "model.safetensors",
+        "prototypes.safetensors",
+        "metrics.json",
+        "statistics.json",
+        "history.csv",
+        "index.html",
+    ):
         if (run.out / name).is_file():
             logger.log_artifact(run.out / name)
-    for name in ("classes.csv", "per_class.csv", "by_latitude.csv", "by_azimuth.csv"):
+    for name in ("classes.csv", "per_class.csv", "by_latitude.csv", "by_azimuth.csv", "groups.csv"):
         if (run.out / name).is_file():
             logger.log_artifact(run.out / name)
     if run.record["pipeline"]:

@@ -45,7 +45,7 @@ def preprocess(
                 out=run.out,
                 domain=getattr(run.params.data, role),
                 label_space=run.params.label_space,
-                progress=run.context.progress,
+                context=run.context,
             )
         )
 

@@ -292,6 +292,8 @@ class PrepareParams(Section):
     """Prepared image width in pixels."""
     shard_images: Annotated[int, Field(ge=1)] = 256
     """Images in one Arrow shard."""
+    codec: Literal["raw", "webp"] = "raw"
+    """How shards store arrays: raw (fastest to read) or webp (lossless, a third to a half of the space)."""
 
 
 class DomainParams(Section):

@@ -38,16 +38,17 @@ for given in stage["inputs"]:
     for file in sorted([Path(given), *Path(given).rglob("*")]):
         total.update(file.read_bytes() if file.is_file() else b"")
 text = total.hexdigest()
+METRICS = ("metrics.json", "statistics.json")
 for name in stage["writes"]:
     path = Path(stage["out"], name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"value": int(text[:6], 16)}) if name == "metrics.json" else text)
+    path.write_text(json.dumps({"value": int(text[:6], 16)}) if name in METRICS else text)
 with open("ran.txt", "a") as log:
     log.write(label + "\\n")
 """
 WRITES = {
     "download": ["raw"],
-    "preprocess": ["train/index.parquet", "val/index.parquet", "test/index.parquet"],
+    "preprocess": ["train/index.parquet", "val/index.parquet", "test/index.parquet", "statistics.json"],
     "pseudo_labels": ["index.parquet", "metrics.json"],
     "prototypes": ["prototypes.safetensors", "metrics.json"],
     "rounds": ["metrics.json"],

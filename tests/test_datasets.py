@@ -16,6 +16,7 @@ from panoda.data.dataset import DataError, adapter, list_items
 from panoda.data.prepared import PreparedSplit
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
+from panoda.training.context import RunContext
 
 REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real images on this machine")
@@ -30,7 +31,7 @@ def run(dataset, tmp_path, *, height=64, width=128, label_space="cs13"):
         out=tmp_path / "prepared",
         domain=domain,
         label_space=label_space,
-        progress=False,
+        context=RunContext(),
     )
     return result, {p.name: PreparedSplit(p) for p in (tmp_path / "prepared").iterdir() if p.is_dir()}
 
@@ -50,7 +51,7 @@ def camvid(tmp_path: Path, counts=(3, 2)) -> CamVidDataset:
 
 def test_camvid(tmp_path):
     result, splits = run(camvid(tmp_path), tmp_path)
-    assert result == {"images/train": 3.0, "images/val": 2.0}
+    assert result.items() >= {"images/train": 3.0, "images/val": 2.0}.items()
     train = splits["train"]
     assert train.ids == ["seq0_train0", "seq0_train2", "seq1_train1"] and train.label_space == "cs13"
     assert train.index.group.tolist() == ["seq0", "seq0", "seq1"] and train.fov_x_deg == 60.0
@@ -97,7 +98,7 @@ def test_folder(tmp_path):
         ignore_bottom=0.5,
     )
     result, splits = run(dataset, tmp_path)
-    assert result == {"images/train": 3.0, "images/test": 1.0}
+    assert result.items() >= {"images/train": 3.0, "images/test": 1.0}.items()
     train = splits["train"]
     assert train.ids == ["a", "b", "sub/a"] and train.full_circle and not train.has_labels
     assert train.index.raw_width.tolist() == [128, 160, 200]
@@ -202,7 +203,7 @@ def test_unknown_kind():
 def test_real_camvid(tmp_path):
     dataset = CamVidDataset(kind="camvid", path=str(REAL / "camvid"), splits={"val": "val"})
     result, splits = run(dataset, tmp_path, height=90, width=120)
-    assert result == {"images/val": 40.0}
+    assert result.items() >= {"images/val": 40.0}.items()
     shares = splits["val"].class_pixels / splits["val"].class_pixels.sum()
     assert shares[[0, 2, 10]].sum() > 0.6  # road, building and sky dominate a street
     assert shares[[3, 6, 9]].sum() == 0
@@ -214,6 +215,6 @@ def test_real_panoramas(tmp_path):
         kind="folder", path=str(REAL / "panoramas"), crop_top=0.2, crop_bottom=0.2, splits={"test": ["*.jpg"]}
     )
     result, splits = run(dataset, tmp_path, height=64, width=256)
-    assert result == {"images/test": 17.0}
+    assert result.items() >= {"images/test": 17.0}.items()
     assert set(splits["test"].index.raw_height) == {1024, 692, 960}
     assert all(s["image"].float().std() > 10 for s in splits["test"])

@@ -1,32 +1,40 @@
-"""Raw files -> a parquet index and memory-mappable Arrow shards of decoded, resized images and labels."""
+"""Raw files -> a parquet index and memory-mappable Arrow shards of resized images and labels, and statistics.
+
+Images are resized with an antialiased triangle filter, labels by the pixel under each new pixel's centre.
+Work goes shard by shard: with a state folder a killed run goes on with the shards it had finished.
+"""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from PIL import Image
 
+from panoda.data.codec import Codec, check_codec
+from panoda.data.contact_sheet import contact_sheet
 from panoda.data.dataset import DataError, RawItem
-from panoda.data.prepare_item import ItemSpec, prepare_item
-from panoda.data.prepared import FORMAT, METADATA_KEY
-from panoda.data.shards import ShardWriter
-from panoda.files import sha256_file, staged_directory, write_json
+from panoda.data.prepare_item import ItemSpec
+from panoda.data.prepare_split import (
+    How,
+    Result,
+    SplitWork,
+    cores,
+    prepare_items,
+    raise_problems,
+    write_index,
+    write_shards,
+)
+from panoda.data.prepared import PreparedSplit
+from panoda.data.space import check_space, foresee, megabytes
+from panoda.data.statistics import write_statistics
+from panoda.files import staged_directory, write_json
 from panoda.labels import get_label_space, remap_table
-from panoda.progress import progress_bar
 
-MAX_PROBLEMS = 20
-"""Bad files listed in one message before giving up."""
+CONTACT_SHEET = "contact_sheet.png"
 
 
 def prepare(
@@ -39,11 +47,15 @@ def prepare(
     label_space_to: str,
     shard_images: int,
     progress: bool,
+    codec: Codec = "raw",
+    state_dir: Path | None = None,
+    workers: int | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Decode, crop, resize and store every item; the same input gives the same bytes.
+    """Decode, crop, resize, store and count every item; the same input gives the same bytes.
 
-    Images are resized with antialiased bilinear, labels with nearest. Memory is constant; ``out`` is
-    replaced as a whole at the end, or left as it was.
+    Neither the number of workers nor a resumed run changes a byte. Memory is constant but for the index
+    (about 1 kB per image); ``out`` is replaced as a whole at the end, or left as it was.
 
     Args:
         items: Raw items of all splits.
@@ -54,14 +66,20 @@ def prepare(
         label_space_to: Label space of the prepared labels.
         shard_images: Images per shard.
         progress: Show a progress bar.
+        codec: How the shards store arrays.
+        state_dir: Folder where finished shards wait for a killed run to go on; None to keep none.
+        workers: Images worked on at a time; None = every core this process may use.
+        say: Told the space it will take, before the work starts.
 
     Returns:
         The content of ``dataset.json``.
 
     Raises:
         DataError: bad items; the message names every one (up to 20).
+        ValueError: a size that the codec cannot hold.
         OSError: disk full, with what to do.
     """
+    check_codec(codec, height=height, width=width)
     splits = _by_split(items)
     space = get_label_space(label_space_to)
     spec = ItemSpec(
@@ -72,27 +90,33 @@ def prepare(
         table=remap_table(label_space_from, label_space_to) if label_space_from else None,
     )
     _check_items(splits, labelled=spec.table is not None)
-    _check_space(items, out, height=height, width=width)
+    how = How(spec, codec, shard_images, workers or cores())
+    waiting = None if state_dir is None else state_dir / "shards"
+    works = [SplitWork(name, members, how, waiting) for name, members in splits.items()]
+    _check_space(works, out, how, waiting, say)
     summary: dict[str, Any] = {
         "label_space": space.name,
         "class_names": list(space.names),
         "raw_label_space": label_space_from,
         "height": height,
         "width": width,
+        "codec": codec,
         "splits": {},
     }
     with staged_directory(out) as staged:
-        for split, members in splits.items():
-            folder = staged / split
+        for work in works:
+            folder = staged / work.name
             folder.mkdir(parents=True)
-            summary["splits"][split] = _prepare_split(
-                members, folder, spec, space=space.name, shard_images=shard_images, progress=progress
-            )
+            rows = write_shards(work, folder, how, progress=progress)
+            summary["splits"][work.name] = write_index(work, folder, rows, how, space=space.name)
         joined = json.dumps(
             {name: part["digest"] for name, part in summary["splits"].items()}, sort_keys=True
         )
         summary["digest"] = hashlib.sha256(joined.encode()).hexdigest()
         write_json(staged / "dataset.json", summary)
+        write_statistics(staged, {work.name: work.counts for work in works}, space)
+        sheet = contact_sheet({work.name: PreparedSplit(staged / work.name) for work in works})
+        Image.fromarray(sheet).save(staged / CONTACT_SHEET)
     return summary
 
 
@@ -123,124 +147,31 @@ def _check_items(splits: dict[str, list[RawItem]], *, labelled: bool) -> None:
             problems.append(f"{members[0].image}: has a label, but the data set has no label space")
         if len({(i.projection, i.fov_x_deg >= 360) for i in members}) > 1:
             problems.append(f"split {split} mixes projections; make it two splits")
-    _raise(problems)
+    raise_problems(problems)
 
 
-def _check_space(items: Sequence[RawItem], out: Path, *, height: int, width: int) -> None:
-    """Refuse before an hour of work what cannot fit."""
-    needed = sum(height * width * (3 if item.label is None else 4) for item in items)
-    place = next(p for p in (out, *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise OSError(
-            errno.ENOSPC,
-            f"disk full: {out} needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; "
-            "free some space or lower prepare.height and prepare.width",
+def _check_space(
+    works: list[SplitWork],
+    out: Path,
+    how: How,
+    waiting: Path | None,
+    say: Callable[[str], None] | None,
+) -> None:
+    """Say what it will take, and refuse what cannot fit."""
+
+    def trial(items: Sequence[RawItem]) -> list[int]:
+        results = prepare_items(list(items), how)
+        return [r.stored for r in results if isinstance(r, Result)]
+
+    spec, done = how.spec, [s.finished for w in works for s in w.shards if s.finished is not None]
+    todo = {work.name: work.todo for work in works}
+    need = foresee(todo, height=spec.height, width=spec.width, codec=how.codec, trial=trial)
+    kept = sum(shard["info"]["bytes"] for shard in done)
+    free = check_space(out, need, also=waiting, kept=kept)
+    if say is not None:
+        total, left = sum(len(work.items) for work in works), sum(len(members) for members in todo.values())
+        resumed = f"; {total - left} of {total} images were finished before" if done else ""
+        say(
+            f"{out}: {left} images of {spec.height} x {spec.width} ({how.codec}) will take about {need}, "
+            f"{megabytes(free)} are free{resumed}"
         )
-
-
-def _raise(problems: list[str]) -> None:
-    if not problems:
-        return
-    listed = "\n".join(f"  {problem}" for problem in problems[:MAX_PROBLEMS])
-    more = len(problems) - MAX_PROBLEMS
-    tail = f"\n  ... and {more} more" if more > 0 else ""
-    raise DataError(f"{len(problems)} problem(s) in the raw data; nothing was written\n{listed}{tail}")
-
-
-def _prepare_split(
-    items: list[RawItem], folder: Path, spec: ItemSpec, *, space: str, shard_images: int, progress: bool
-) -> dict[str, Any]:
-    has_labels = items[0].label is not None
-    columns: dict[str, tuple[int, ...]] = {"image": (3, spec.height, spec.width)}
-    if has_labels:
-        columns["label"] = (spec.height, spec.width)
-    rows: list[dict[str, Any]] = []
-    problems: list[str] = []
-    with (
-        ShardWriter(folder, columns=columns, rows_per_shard=shard_images) as writer,
-        progress_bar(enabled=progress) as bar,
-    ):
-        for result in bar.track(
-            _parallel(items, spec), total=len(items), description=f"preparing {items[0].split}"
-        ):
-            if isinstance(result, DataError):
-                problems.append(str(result))
-                if len(problems) == MAX_PROBLEMS:
-                    break
-            elif not problems:
-                arrays, row = result
-                row["shard"], row["row"], row["crc32"] = writer.append(arrays)
-                rows.append(row)
-    _raise(problems)
-    metadata = {
-        "format": FORMAT,
-        "label_space": space,
-        "height": spec.height,
-        "width": spec.width,
-        "has_labels": has_labels,
-        "shards": writer.shards,
-    }
-    path = folder / "index.parquet"
-    schema = _INDEX_SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
-    return {
-        "images": len(rows),
-        "labelled": has_labels,
-        "projection": items[0].projection,
-        "fov_x_deg": items[0].fov_x_deg,
-        "digest": sha256_file(path),
-    }
-
-
-_INDEX_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("split", pa.string()),
-        ("group", pa.string()),
-        ("projection", pa.string()),
-        ("fov_x_deg", pa.float64()),
-        ("lat_top_deg", pa.float64()),
-        ("lat_bottom_deg", pa.float64()),
-        ("raw_height", pa.int32()),
-        ("raw_width", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("valid_rows", pa.int32()),
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-        ("crc32", pa.int64()),
-        ("image_sha256", pa.string()),
-        ("label_sha256", pa.string()),
-        ("class_pixels", pa.list_(pa.int64())),
-    ]
-)
-
-
-def _parallel(
-    items: list[RawItem], spec: ItemSpec
-) -> Iterator[tuple[dict[str, np.ndarray], dict[str, Any]] | DataError]:
-    """Results in the order of the items; a bounded number is under way, so memory stays constant."""
-    # Threads, not processes: Pillow and hashlib work outside the interpreter lock.
-    workers = max(
-        1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    pending: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(_try_one, item, spec))
-                if len(pending) >= 2 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _try_one(item: RawItem, spec: ItemSpec) -> tuple[dict[str, np.ndarray], dict[str, Any]] | DataError:
-    try:
-        return prepare_item(item, spec)
-    except DataError as error:
-        return error

@@ -1,8 +1,8 @@
 """Arrow IPC shards of uint8 arrays: written row by row, read back through a memory map.
 
 One record batch holds one row, so writing needs the memory of one row, and a row is found without an
-offset table. A column holds bytes of fixed size (codec raw) or compressed images (``panoda.data.codec``). Each
-row has a CRC-32 of its stored bytes in the index that refers to it; it is checked on the first read.
+offset table. A column holds bytes of fixed size (codec raw) or compressed images (``panoda.data.codec``).
+Each row has a CRC-32 of its stored bytes in the index that refers to it; it is checked on the first read.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ShardWriter:
             self._writer = pa.ipc.new_file(self._sink, self._schema)
         cells = [_cell(field.type, value) for field, value in zip(self._schema, stored, strict=True)]
         self._writer.write_batch(pa.record_batch(cells, schema=self._schema))
-        place = (number, self._rows, _crc([memoryview(value) for value in stored]))
+        place = (number, self._rows, _crc([v if isinstance(v, bytes) else v.data for v in stored]))
         self._rows += 1
         if self._rows == self.rows_per_shard:
             self.close()
@@ -169,7 +169,7 @@ class ShardReader:
         try:
             batch = self._reader(shard).get_batch(row)
             stored = {name: self._stored(batch, name) for name in self.columns}
-        except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        except (pa.ArrowException, OSError, ValueError, IndexError, TypeError) as error:
             raise DataError(f"{path}: row {row} cannot be read ({error}); {_REDO}") from error
         if (shard, row) not in self._seen:
             if _crc(list(stored.values())) != crc:
@@ -209,7 +209,7 @@ def _cell(kind: pa.DataType, value: np.ndarray | bytes) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(value)])
 
 
-def _crc(parts: Sequence[memoryview]) -> int:
+def _crc(parts: Sequence[memoryview | bytes]) -> int:
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)

@@ -1,36 +1,43 @@
-"""Stage preprocess: raw files to index and shards."""
+"""Stage preprocess: raw files to index and shards, statistics and a contact sheet."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from panoda.config import DomainParams
 from panoda.data.dataset import DataError, list_items, raw_label_space
-from panoda.data.prepare import prepare
+from panoda.data.prepare import CONTACT_SHEET, prepare
+from panoda.data.statistics import STATISTICS
+from panoda.training.context import RunContext
 
 
 def preprocess(
-    *, role: str, raw: Path, out: Path, domain: DomainParams, label_space: str, progress: bool
+    *, role: str, raw: Path, out: Path, domain: DomainParams, label_space: str, context: RunContext
 ) -> dict[str, float]:
     """Prepare every split of one domain.
 
     Args:
         role: source or target; for messages.
         raw: ``data/raw/<role>``.
-        out: ``data/prepared/<role>``; replaced as a whole.
+        out: ``data/prepared/<role>``; replaced as a whole: a folder per split, dataset.json, statistics.json,
+            groups.csv, contact_sheet.png and, with labels, classes.csv and by_latitude.csv.
         domain: The domain's section of params.yaml.
         label_space: Label space of the prepared labels.
-        progress: Show progress bars.
+        context: Logger, progress, and the folder where finished shards wait for a killed run to go on.
 
     Returns:
-        Number of images per split.
+        The content of statistics.json (see ``panoda.data.statistics.write_statistics``).
 
     Raises:
         DataError: missing, unreadable or wrong raw files; the message names them.
         OSError: disk full.
     """
     try:
-        summary = prepare(
+        prepare(
             list_items(domain.dataset, raw),
             out,
             height=domain.prepare.height,
@@ -38,8 +45,14 @@ def preprocess(
             label_space_from=raw_label_space(domain.dataset, raw),
             label_space_to=label_space,
             shard_images=domain.prepare.shard_images,
-            progress=progress,
+            codec=domain.prepare.codec,
+            state_dir=context.state_dir,
+            progress=context.progress,
+            say=print if context.progress else None,
         )
     except DataError as error:
         raise DataError(f"{role}: {error}") from error
-    return {f"images/{split}": float(part["images"]) for split, part in summary["splits"].items()}
+    metrics: dict[str, float] = json.loads((out / STATISTICS).read_text(encoding="utf-8"))
+    context.logger.log_metrics(metrics, 0)
+    context.logger.log_image("contact_sheet", np.asarray(Image.open(out / CONTACT_SHEET)), 0)
+    return metrics

@@ -1,0 +1,85 @@
+"""Shards that a killed run had finished: kept in a state folder and taken over by the next run.
+
+Each finished shard lies there beside a note: its recipe, its index rows, its counts. The note is written
+after the shard, so a shard without one is not finished. The recipe covers the items, the size and time of
+their files and every setting that decides the bytes; the code is the caller's to watch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from panoda.data.dataset import RawItem
+from panoda.data.shards import ShardInfo, shard_name
+from panoda.files import sha256_file, write_json
+
+
+class Finished(TypedDict):
+    """A finished shard.
+
+    Attributes:
+        info: What the index remembers of it.
+        rows: Rows of the index, in order.
+        counts: ``Counts`` of its images, as JSON.
+    """
+
+    info: ShardInfo
+    rows: list[dict[str, Any]]
+    counts: dict[str, Any]
+
+
+def recipe(items: Sequence[RawItem], **settings: Any) -> str:
+    """SHA-256 over all that decides the bytes of a shard: items, state of their files, settings."""
+    files = [
+        None if path is None else [path.stat().st_size, path.stat().st_mtime_ns]
+        for item in items
+        for path in (item.image, item.label)
+    ]
+    value = {"items": [asdict(item) for item in items], "files": files, **settings}
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def load(folder: Path, number: int, made_from: str) -> Finished | None:
+    """The finished shard ``number`` of a folder; None when there is none, or one of another recipe."""
+    note, shard = folder / f"{shard_name(number)}.json", folder / shard_name(number)
+    try:
+        value = json.loads(note.read_text(encoding="utf-8"))
+        if value.pop("recipe") != made_from or value["info"]["sha256"] != sha256_file(shard):
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    return Finished(info=value["info"], rows=value["rows"], counts=value["counts"])
+
+
+def save(folder: Path, number: int, made_from: str, shard: Finished) -> None:
+    """Note that shard ``number`` of a folder is finished."""
+    write_json(folder / f"{shard_name(number)}.json", {"recipe": made_from, **shard})
+
+
+def take(shard: Path, folder: Path) -> None:
+    """Put a finished shard into the result: a second name for the same bytes, or a copy on another disk."""
+    try:
+        os.link(shard, folder / shard.name)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            shutil.copyfile(shard, folder / shard.name)
+        else:  # a file system without hard links
+            os.replace(shard, folder / shard.name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value)
