@@ -82,6 +82,53 @@ def test_labels_are_nearest_and_remapped(tmp_path):
     assert split.label_space == "cs13"
 
 
+@pytest.mark.parametrize("size", [(192, 384), (160, 224), (40, 80)])
+def test_labels_are_taken_at_pixel_centres(tmp_path, size):
+    # The label says where each pixel came from: rows in one image, columns in the other.
+    rows, columns = np.indices(size) % 19
+    from_row = np.floor((np.arange(64) + 0.5) * size[0] / 64).astype(int) % 19
+    from_column = np.floor((np.arange(128) + 0.5) * size[1] / 128).astype(int) % 19
+    for name, ids in (("rows", rows), ("columns", columns)):
+        Image.new("RGB", (size[1], size[0])).save(tmp_path / f"{name}.png")
+        Image.fromarray(ids.astype(np.uint8)).save(tmp_path / f"{name}_label.png")
+    items = [
+        pinhole_item(tmp_path / f"{name}.png", tmp_path / f"{name}_label.png") for name in ("rows", "columns")
+    ]
+    run_prepare(items, tmp_path / "out")
+    one, two = (sample["label"].numpy() for sample in split_of(tmp_path / "out"))
+    np.testing.assert_array_equal(one, np.broadcast_to(from_row[:, None], one.shape))
+    np.testing.assert_array_equal(two, np.broadcast_to(from_column, two.shape))
+
+
+def test_images_and_labels_stay_aligned_and_nothing_aliases(tmp_path):
+    # A disc, shrunk by an odd factor: its image is half covered where its label ends.
+    y, x = np.indices((448, 896)) + 0.5
+    disc = np.hypot(y - 224, x - 448) < 150
+    Image.fromarray(np.repeat(255 * disc[..., None], 3, axis=2).astype(np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(disc.astype(np.uint8)).save(tmp_path / "l.png")
+    # Fine stripes that a filter of too few pixels would turn into coarse ones.
+    stripes = np.repeat(255 * (np.arange(896) % 5 < 2)[None, :, None], 448, axis=0).repeat(3, axis=2)
+    Image.fromarray(stripes.astype(np.uint8)).save(tmp_path / "s.png")
+    Image.new("L", (896, 448)).save(tmp_path / "sl.png")
+    run_prepare(
+        [
+            pinhole_item(tmp_path / "a.png", tmp_path / "l.png"),
+            pinhole_item(tmp_path / "s.png", tmp_path / "sl.png"),
+        ],
+        tmp_path / "out",
+    )
+    disc_sample, stripe_sample = split_of(tmp_path / "out")
+    image, label = disc_sample["image"][0].numpy().astype(float), disc_sample["label"].numpy()
+    edge = (image > 5) & (image < 250)
+    assert ((image > 127.5) == (label == 1))[~edge].all()
+    assert 0.9 < ((image > 127.5) == (label == 1))[edge].mean() and image[0, 0] == 0 and image[32, 64] == 255
+    rows, columns = (np.nonzero(label)[axis].mean() for axis in (0, 1))
+    assert rows == pytest.approx(31.5, abs=0.02) and columns == pytest.approx(63.5, abs=0.02)
+    assert image.sum() / 255 == pytest.approx(np.pi * (150 / 7) ** 2, rel=0.01)
+    inner = stripe_sample["image"].numpy().astype(float)[:, :, 2:-2]
+    assert np.abs(inner - 0.4 * 255).max() < 12
+
+
 def test_ignore_band(tmp_path):
     image, label = write_pair(tmp_path, "a")
     run_prepare([erp_item(image, label, ignore_bottom=0.25)], tmp_path / "out")

@@ -1,0 +1,201 @@
+"""A killed preparation goes on with the shards it had finished, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from raw_data import erp_item, run_prepare, write_pair
+
+from panoda.data import prepare_split
+from panoda.data.dataset import DataError
+from panoda.files import sha256_file
+
+HERE = Path(__file__).parent
+IMAGES, SHARD = 24, 2
+# The same items in every process: this file makes them, and prepares them when it is run.
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from raw_data import run_prepare
+from test_finished import items_in
+raw, out, state, codec = map(Path, sys.argv[2:])
+run_prepare(items_in(raw), out, codec=str(codec), state_dir=state)
+"""
+
+
+def items_in(raw: Path) -> list:
+    names = sorted(path for path in raw.glob("*.png") if not path.stem.endswith("_label"))
+    return [
+        erp_item(path, path.with_name(f"{path.stem}_label.png"), split="val" if n % 4 == 3 else "train")
+        for n, path in enumerate(names)
+    ]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("raw")
+    for n in range(IMAGES):
+        write_pair(folder, f"i{n:02d}", size=(128, 256), seed=n)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def notes(state: Path) -> list[Path]:
+    return sorted(state.glob("shards/*/*.json"))
+
+
+@pytest.mark.parametrize("codec", ["raw", "webp"])
+def test_killed_at_a_random_moment_it_ends_with_the_same_bytes(raw, tmp_path, codec):
+    run_prepare(items_in(raw), tmp_path / "whole", codec=codec)
+    here = tmp_path / "killed"
+    out, state = here / "out", here / "state"
+    command = [sys.executable, "-c", SCRIPT, *map(str, (HERE, raw, out, state)), codec]
+    chance = random.Random(time.time_ns())
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    least = chance.randint(1, 8)
+    while len(notes(state)) < least and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0, 0.03))
+    process.kill()
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    assert not out.exists()
+    finished = {
+        n.with_suffix("").relative_to(state / "shards"): n.with_suffix("").stat() for n in notes(state)
+    }
+    assert least <= len(finished) <= IMAGES // SHARD
+    run_prepare(items_in(raw), out, codec=codec, state_dir=state)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert sorted(p.name for p in here.iterdir()) == ["out", "state"]
+    for name, before in finished.items():  # taken over, not made again
+        assert (out / name).stat().st_ino == before.st_ino and (out / name).stat().st_mtime == before.st_mtime
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_the_number_of_workers_changes_nothing(raw, tmp_path, workers):
+    for codec in ("raw", "webp"):
+        run_prepare(items_in(raw)[:9], tmp_path / codec, codec=codec, workers=workers)
+        run_prepare(items_in(raw)[:9], tmp_path / f"{codec}-all", codec=codec)
+        assert contents(tmp_path / codec) == contents(tmp_path / f"{codec}-all")
+
+
+def made(monkeypatch) -> list[str]:
+    """Ids of the images that are prepared from now on."""
+    ids: list[str] = []
+    original = prepare_split.prepare_item
+
+    def noting(item, spec):
+        ids.append(item.id)
+        return original(item, spec)
+
+    monkeypatch.setattr(prepare_split, "prepare_item", noting)
+    return ids
+
+
+def test_only_what_is_missing_or_changed_is_made(raw, tmp_path, monkeypatch):
+    copied = tmp_path / "raw"
+    shutil.copytree(raw, copied)
+    items = [item for item in items_in(copied) if item.split == "train"][:6]
+    state, out = tmp_path / "state", tmp_path / "out"
+    run_prepare(items, out, state_dir=state)
+    shards = state / "shards/train"
+    ids = made(monkeypatch)
+    said: list[str] = []
+    run_prepare(items, out, state_dir=state, say=said.append)
+    assert ids == [] and "0 images" in said[0] and "6 of 6 images were finished before" in said[0]
+
+    (shards / "shard-00001.arrow.json").unlink()  # killed between the shard and its note
+    os.truncate(shards / "shard-00002.arrow", 5000)  # lost with the power
+    run_prepare(items, out, state_dir=state)
+    assert sorted(ids) == sorted(item.id for item in items[2:6])
+
+    ids.clear()
+    before = contents(out)
+    write_pair(copied, items[0].id, size=(128, 256), seed=99)  # another image under the same name
+    run_prepare(items, out, state_dir=state)
+    assert sorted(ids) == sorted(item.id for item in items[:2])
+    changed = {name for name, digest in contents(out).items() if before[name] != digest}
+    assert {"train/shard-00000.arrow", "train/index.parquet"} <= changed
+    assert "train/shard-00001.arrow" not in changed
+
+    ids.clear()
+    run_prepare(items, out, state_dir=state, codec="webp")
+    assert len(ids) >= 6  # and those on trial
+    ids.clear()
+    run_prepare(items[1:], out, state_dir=state, codec="webp")
+    assert len(ids) >= 5  # other items to a shard
+
+
+def test_making_a_shard_anew_leaves_an_older_result_alone(raw, tmp_path):
+    items = items_in(raw)[:2]
+    run_prepare(items, tmp_path / "one", state_dir=tmp_path / "state")
+    before = contents(tmp_path / "one")
+    run_prepare(items[::-1], tmp_path / "two", state_dir=tmp_path / "state")
+    assert contents(tmp_path / "one") == before != contents(tmp_path / "two")
+
+
+def test_a_bad_file_costs_only_its_shard(raw, tmp_path, monkeypatch):
+    copied = tmp_path / "raw"
+    shutil.copytree(raw, copied)
+    items = [item for item in items_in(copied) if item.split == "train"][:8]
+    good = items[5].image.read_bytes()
+    items[5].image.write_bytes(good[:200])
+    with pytest.raises(DataError, match=r"1 problem.*nothing was written"):
+        run_prepare(items, tmp_path / "out", state_dir=tmp_path / "state")
+    assert not (tmp_path / "out").exists() and len(notes(tmp_path / "state")) == 2
+    items[5].image.write_bytes(good)
+    ids = made(monkeypatch)
+    run_prepare(items, tmp_path / "out", state_dir=tmp_path / "state")
+    assert sorted(ids) == sorted(item.id for item in items[4:])
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
+def test_another_disk_or_no_hard_links(raw, tmp_path, monkeypatch, number):
+    run_prepare(items_in(raw)[:3], tmp_path / "whole")
+
+    def refuse(source, target):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    run_prepare(items_in(raw)[:3], tmp_path / "out", state_dir=tmp_path / "state")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    image, label = tmp_path / "a.png", tmp_path / "a_label.png"
+    Image.fromarray(np.zeros((128, 256, 3), np.uint8)).save(image)
+    Image.fromarray(np.zeros((128, 256), np.uint8)).save(label)
+    script = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from raw_data import erp_item, run_prepare
+folder = Path(sys.argv[2])
+for count in (10, 100):
+    items = [erp_item(folder / "a.png", folder / "a_label.png", id=str(n)) for n in range(count)]
+    run_prepare(items, folder / "out", height=256, width=512, shard_images=16)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    command = [sys.executable, "-c", script, str(HERE), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    few, many = (int(line) / 1024 for line in done.stdout.split())
+    assert many - few < 15, f"90 images of 0.5 MB more cost {many - few:.0f} MB"
