@@ -26,6 +26,7 @@ from panoda.data.prepared import PreparedSplit
 from panoda.labels import remap_table
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
+from panoda.training.context import RunContext
 
 REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 
@@ -40,7 +41,7 @@ def run(dataset, tmp_path, *, label_space, size=SIZE):
         out=tmp_path / "prepared",
         domain=domain,
         label_space=label_space,
-        progress=False,
+        context=RunContext(),
     )
     return {p.name: PreparedSplit(p) for p in (tmp_path / "prepared").iterdir() if p.is_dir()}
 

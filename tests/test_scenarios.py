@@ -13,6 +13,7 @@ from panoda.data.prepared import PreparedSplit
 from panoda.labels import remap_report
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
+from panoda.training.context import RunContext
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 SIZES = {  # (source, target), height before width, as in the papers
@@ -45,7 +46,7 @@ def test_scenario_on_miniature_trees(name, tmp_path):
             out=out,
             domain=domain.model_copy(update={"dataset": dataset, "prepare": small}),
             label_space=params.label_space,
-            progress=False,
+            context=RunContext(),
         )
         splits = {path.name: PreparedSplit(path) for path in out.iterdir() if path.is_dir()}
         assert set(splits) == ({"train", "val"} if role == "source" else {"train", "test"})
