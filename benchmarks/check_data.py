@@ -22,14 +22,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from panoda.data.check import check_items
+from panoda.data.check import check_survey
 from panoda.data.dataset import RawItem
-from panoda.data.declaration import LabelEncoding
+from panoda.data.declaration import read_declaration
+from panoda.data.encoding import encoding_of
+from panoda.data.survey import Survey
+from panoda.labels import get_label_space
 
 HEIGHT, WIDTH = 1024, 2048
-TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9}
-TRAIN_IDS |= {23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
-LABELS = LabelEncoding(space="cs19", ids=TRAIN_IDS, others="ignore")
+LABELS = read_declaration("cityscapes").labels
+assert LABELS is not None
 
 
 def write_pair(folder: Path, number: int) -> RawItem:
@@ -51,6 +53,7 @@ def write_pair(folder: Path, number: int) -> RawItem:
         label=label,
         projection="pinhole",
         fov_x_deg=49.0,
+        encoding=encoding_of(LABELS, "cityscapes"),
     )
 
 
@@ -73,14 +76,13 @@ def main() -> None:
             items = list(pool.map(write_pair, [folder] * options.pairs, range(options.pairs)))
         size = sum(item.image.stat().st_size for item in items)
         start, before = time.perf_counter(), cpu_seconds()
-        report = check_items(
-            items,
-            labels=LABELS,
-            size=(HEIGHT, WIDTH),
-            workers=options.workers,
-            processes=options.processes,
-            progress=False,
+        survey = Survey(
+            "pairs",
+            items=items,
+            classes=get_label_space("cs19").names,
+            sizes={"train": (HEIGHT, WIDTH)},
         )
+        report = check_survey(survey, workers=options.workers, processes=options.processes)
         seconds, busy = time.perf_counter() - start, cpu_seconds() - before
     if report.problems:
         raise SystemExit(f"the pairs are wrong: {report.problems[:3]}")

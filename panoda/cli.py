@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from panoda.config import Params, load_params
+from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
 from panoda.files import staged_file
 from panoda.pipeline import STAGES
@@ -125,7 +126,18 @@ def scenario(
             )
     with staged_file(PARAMS) as aside:
         shutil.copyfile(known[name], aside)
+    for folder in _make_download_folders(load_params(PARAMS)):
+        typer.echo(f"made {folder}: `dvc repro` needs it, and fetches the data there or says how to get them")
     typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
+
+
+def _make_download_folders(params: Params) -> list[Path]:
+    """Make the folders below data/downloads: DVC wants a stage's inputs to exist before it runs the stage."""
+    paths = [Path(getattr(domain.dataset, "path", "")) for domain in (params.data.source, params.data.target)]
+    missing = [path for path in paths if path.is_relative_to(DOWNLOADS) and not path.exists()]
+    for path in missing:
+        path.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def load_tree(path: Path) -> dict[str, Any] | None:

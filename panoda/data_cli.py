@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from panoda.data.declaration import Declaration, built_in, read_declaration
+from panoda.data.declaration import Declaration, built_in, default_folder, read_declaration
 
 data = typer.Typer(help="Data sets: list, get, check.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ def list_command() -> None:
 def get(name: Name, path: Folder = None) -> None:
     """Fetch, verify and unpack a data set; say what has to be done by hand."""
     # Imported here: listing needs none of it.
-    from panoda.data.obtain import default_folder, explain_by_hand, obtain
+    from panoda.data.obtain import explain_by_hand, obtain
 
     declaration = read_declaration(name)
     folder = path or default_folder(declaration)
@@ -72,10 +72,9 @@ def check(
     """Read every file of a data set and report all that is wrong; exit status 1 when anything is."""
     from panoda.data.check import check_dataset
     from panoda.data.check_report import show, write_parquet
-    from panoda.data.obtain import default_folder
 
     declaration = read_declaration(name)
-    report = check_dataset(declaration, path or default_folder(declaration), workers=workers, progress=True)
+    report = check_dataset(name, path or default_folder(declaration), workers=workers, progress=True)
     show(report, Console())
     if out is not None:
         write_parquet(report, out)
@@ -98,8 +97,7 @@ def how(declaration: Declaration) -> str:
 
 def present(declaration: Declaration) -> str:
     """Which splits have images in the default folder, and which archives lie there."""
-    from panoda.data.inventory import has_images
-    from panoda.data.obtain import default_folder
+    from panoda.data.declared import has_images
 
     folder = default_folder(declaration)
     if not folder.is_dir():
@@ -112,6 +110,6 @@ def present(declaration: Declaration) -> str:
 
 
 def _here(declaration: Declaration, folder: Path) -> bool:
-    from panoda.data.inventory import has_images
+    from panoda.data.declared import has_images
 
     return folder.is_dir() and any(has_images(folder, split) for split in declaration.splits.values())

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from panoda.data.dataset import DataError, Encoding
-from panoda.data.decode import colour_code, decode_label, wrong_values
+from panoda.data.decode import colour_code, decode, decode_label, ignore_black
 
 IDS = Encoding(kind="ids", table=((-1, 255), (0, 3), (7, 0), (300, 5)))
 
@@ -41,7 +41,7 @@ def test_255_of_sixteen_bits_is_not_minus_one(tmp_path):
 
 def test_numbers_beyond_sixteen_bits_do_not_wrap(tmp_path):
     path = write(tmp_path / "i.tif", np.array([[65536 + 7, -65529, 7]], np.int32))
-    assert wrong_values(path, IDS) == {"-65529": 1, "65543": 1}
+    assert decode(path, IDS).wrong == {"-65529": 1, "65543": 1}
 
 
 def test_wrong_values_most_frequent_first_and_ignored_when_asked(tmp_path):
@@ -52,7 +52,11 @@ def test_wrong_values_most_frequent_first_and_ignored_when_asked(tmp_path):
         decode_label(path, IDS)
     lenient = Encoding(kind="ids", table=IDS.table, others="ignore")
     assert decode_label(path, lenient).tolist() == [[255, 255, 255, 3]]
-    assert wrong_values(path, lenient) == {"9": 2, "8": 1}
+    for encoding in (IDS, lenient):
+        found = decode(path, encoding)
+        assert list(found.wrong.items()) == [("9", 2), ("8", 1)] and found.ids.tolist() == [
+            [255, 255, 255, 3]
+        ]
 
 
 def test_many_wrong_values_are_cut_short(tmp_path):
@@ -87,7 +91,7 @@ def test_wrong_colours_are_named(tmp_path):
         DataError, match=r"colours outside the space: 1,2,3 \(2 pixels\); expected 0,0,0 0,0,255"
     ):
         decode_label(path, COLOURS)
-    assert wrong_values(path, COLOURS) == {"1,2,3": 2}
+    assert decode(path, COLOURS).wrong == {"1,2,3": 2}
 
 
 def test_red_is_void_only_where_it_is_not_listed(tmp_path):
@@ -107,3 +111,9 @@ def test_results_are_the_callers_own(tmp_path):
     path = write(tmp_path / "8.png", np.array([[7]], np.uint8))
     decode_label(path, IDS)[:] = 9
     assert decode_label(path, IDS).tolist() == [[0]]
+
+
+def test_black_pixels_are_ignored():
+    ids = np.array([[1, 2, 3]], np.uint8)
+    ignore_black(ids, Image.fromarray(np.array([[[0, 0, 0], [0, 0, 1], [9, 9, 9]]], np.uint8)))
+    assert ids.tolist() == [[255, 2, 3]]

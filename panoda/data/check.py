@@ -1,14 +1,13 @@
 """Checking a raw data set: every file is read once, on all cores, and everything wrong is counted and shown.
 
-Images are decoded as preparation decodes them, so what passes here can be prepared. A label is only counted:
-one look-up gives class shares and the values that its encoding does not know.
+Images and labels are decoded as preparation decodes them, so what passes here can be prepared.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,13 +16,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from panoda.data.dataset import DataError, RawItem
-from panoda.data.declaration import Declaration, LabelEncoding
-from panoda.data.images import read_rgb
-from panoda.data.inventory import Inventory, take_inventory
-from panoda.data.label_counts import LabelCounts, LabelRule, count_label, label_rule
+from panoda.data.decode import decode, ignore_black
+from panoda.data.images import read_ids, read_rgb
+from panoda.data.survey import Survey, take_survey
 from panoda.files import sha256_file
+from panoda.labels import IGNORE_INDEX
 from panoda.progress import progress_bar
 
 COUNT, NO_LABEL, NO_IMAGE = "other number of images", "image without label", "label without image"
@@ -99,64 +99,58 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
+class _LabelFacts:
+    """What is in one label file.
+
+    Attributes:
+        class_pixels: (K,) int64.
+        ignored: Pixels that mean unlabelled.
+        wrong: Value outside the encoding -> pixels, most frequent first.
+        uniform: All pixels are alike.
+    """
+
+    class_pixels: np.ndarray
+    ignored: int
+    wrong: dict[str, int]
+    uniform: bool
+
+
+@dataclass(frozen=True)
 class _Facts:
     """What one worker learned of one item: small, as processes send it back."""
 
-    size: tuple[int, int] | None
     image_sha: str
     label_sha: str
-    label: LabelCounts | None
+    label: _LabelFacts | None
     problems: tuple[Problem, ...]
 
 
 def check_dataset(
-    declaration: Declaration, folder: Path, *, workers: int | None = None, progress: bool = False
+    name: str, folder: Path, *, workers: int | None = None, progress: bool = False
 ) -> CheckReport:
-    """Check the files of a declared data set.
+    """Check the files of a data set.
 
     Args:
-        declaration: Where files are, what they should be.
+        name: Built-in data set, or path of a declaration.
         folder: The data set's folder, read only.
         workers: Threads; None = one for each core.
         progress: Show progress on a terminal.
 
     Raises:
-        DataError: no such folder, or a wrong declaration. Wrong files are reported, not raised.
+        DataError: no such folder, or a wrong encoding, pattern or list file. Wrong files are reported, not
+            raised.
+        ValueError: no such declaration, or a wrong one.
     """
-    inventory = take_inventory(declaration, folder)
-    return check_items(
-        inventory.items,
-        name=declaration.name,
-        labels=declaration.labels,
-        size=declaration.size,
-        expected={name: split.expected for name, split in declaration.splits.items()},
-        inventory=inventory,
-        workers=workers,
-        progress=progress,
-    )
+    return check_survey(take_survey(name, folder), workers=workers, progress=progress)
 
 
-def check_items(
-    items: Sequence[RawItem],
-    *,
-    name: str = "",
-    labels: LabelEncoding | None = None,
-    size: tuple[int, int] | None = None,
-    expected: Mapping[str, int | None] | None = None,
-    inventory: Inventory | None = None,
-    workers: int | None = None,
-    processes: bool = False,
-    progress: bool = False,
+def check_survey(
+    survey: Survey, *, workers: int | None = None, processes: bool = False, progress: bool = False
 ) -> CheckReport:
-    """Check raw items of any adapter.
+    """Check what a survey found.
 
     Args:
-        items: What the adapter's ``list_items`` returned.
-        name: Of the data set, for the report.
-        labels: Meaning of label values; None = labels are only decoded.
-        size: Published height and width in pixels.
-        expected: Published number of images by split.
-        inventory: Labels without image and images without label, when the lister knows.
+        survey: Items, and what they should be.
         workers: Threads (or processes); None = one for each core.
         processes: Processes in place of threads; they start slowly and pay on many cores only.
         progress: Show progress on a terminal.
@@ -164,65 +158,86 @@ def check_items(
     Returns:
         The report; it says what is wrong, this function does not raise for it.
     """
-    rule = label_rule(labels) if labels is not None else None
-    report = CheckReport(name=name, classes=rule.names if rule else ())
-    for split in {**(expected or {}), **dict.fromkeys(item.split for item in items)}:
+    report = CheckReport(name=survey.name, classes=survey.classes)
+    for split in {**survey.expected, **dict.fromkeys(item.split for item in survey.items)}:
         pixels = np.zeros(len(report.classes), np.int64)
-        report.splits[split] = SplitReport(expected=(expected or {}).get(split), class_pixels=pixels)
-    seen = _Seen(report)
-    job = partial(_look_at, rule=rule, size=size)
+        report.splits[split] = SplitReport(expected=survey.expected.get(split), class_pixels=pixels)
+    # Splits may overlap: a file is read once.
+    unique = list({(item.image, item.label): item for item in reversed(survey.items)}.values())[::-1]
+    seen = _Seen(report, survey.items)
+    job = partial(_look_at, classes=len(survey.classes), sizes=survey.sizes)
     with progress_bar(enabled=progress) as bar:
-        task = bar.add_task(f"checking {name}", total=len(items))
-        for item, facts in zip(items, _results(job, items, workers, processes=processes), strict=True):
+        task = bar.add_task(f"checking {survey.name}", total=len(unique))
+        for item, facts in zip(unique, _results(job, unique, workers, processes=processes), strict=True):
             seen.add(item, facts)
             bar.advance(task)
-    _compare_counts(report, inventory)
+    _compare_counts(report, survey)
     return report
 
 
 # --- one item ------------------------------------------------------------------------------------------
 
 
-def _look_at(item: RawItem, *, rule: LabelRule | None, size: tuple[int, int] | None) -> _Facts:
+def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | None]) -> _Facts:
     """Read the image and label of an item."""
     problems: list[Problem] = []
 
     def wrong(kind: str, path: Path, detail: str, value: int | None = None) -> None:
         problems.append(Problem(kind, item.split, str(path), detail, value))
 
-    found: tuple[int, int] | None = None
+    image: Image.Image | None = None
+    label: _LabelFacts | None = None
     image_sha = label_sha = ""
+    size = sizes.get(item.split)
     try:
         image_sha = sha256_file(item.image)
         image = read_rgb(item.image)
-        found = (image.height, image.width)
+        if size and (image.height, image.width) != tuple(size):
+            wrong(IMAGE_SIZE, item.image, f"{_by((image.height, image.width))}, published {_by(size)}")
     except (DataError, OSError) as error:
         wrong(UNREADABLE_IMAGE, item.image, _reason(error, item.image))
-    if found and size and found != tuple(size):
-        wrong(IMAGE_SIZE, item.image, f"{_by(found)}, published {_by(size)}")
-    counts = None
-    if item.label is not None:
-        try:
-            label_sha = sha256_file(item.label)
-            counts = count_label(item.label, rule)
-        except (DataError, OSError) as error:
-            wrong(UNREADABLE_LABEL, item.label, _reason(error, item.label))
-    if counts is not None and item.label is not None:
-        if found and counts.size != found:
-            wrong(LABEL_SIZE, item.label, f"{_by(counts.size)}, its image has {_by(found)}")
-        if counts.wrong and rule is not None and not rule.others_ignored:
-            listed = ", ".join(
-                f"{value} ({pixels} pixels)" for value, pixels in list(counts.wrong.items())[:10]
-            )
-            wrong(VALUES, item.label, f"outside the encoding: {listed}", sum(counts.wrong.values()))
-    return _Facts(found, image_sha, label_sha, counts, tuple(problems))
+    if item.label is None:
+        return _Facts(image_sha, label_sha, None, tuple(problems))
+    try:
+        label_sha = sha256_file(item.label)
+        ids, values = _read_label(item)
+        if image is not None and ids.shape != (image.height, image.width):
+            found = f"{_by(ids.shape)}, its image has {_by((image.height, image.width))}"
+            wrong(LABEL_SIZE, item.label, found)
+        elif image is not None and item.encoding and item.encoding.black_is_void:
+            ignore_black(ids, image)
+        label = _count(ids, values, classes)
+    except (DataError, OSError) as error:
+        wrong(UNREADABLE_LABEL, item.label, _reason(error, item.label))
+    if label is not None and label.wrong and item.encoding and item.encoding.others == "error":
+        first = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in list(label.wrong.items())[:10])
+        wrong(VALUES, item.label, f"outside the encoding: {first}", sum(label.wrong.values()))
+    return _Facts(image_sha, label_sha, label, tuple(problems))
+
+
+def _read_label(item: RawItem) -> tuple[np.ndarray, dict[str, int]]:
+    """(H, W) ids, and the values outside the encoding with their pixels."""
+    assert item.label is not None
+    if item.encoding is None:
+        return read_ids(item.label), {}
+    label = decode(item.label, item.encoding)
+    return label.ids, label.wrong
+
+
+def _count(ids: np.ndarray, wrong: dict[str, int], classes: int) -> _LabelFacts:
+    if ids.dtype != np.uint8:
+        return _LabelFacts(np.zeros(classes, np.int64), 0, wrong, bool(ids.min() == ids.max()))
+    # Pillow counts bytes several times faster than NumPy.
+    pixels = np.array(Image.fromarray(ids).histogram(), np.int64)
+    ignored = int(pixels[IGNORE_INDEX]) - sum(wrong.values())
+    return _LabelFacts(pixels[:classes], ignored, wrong, int((pixels > 0).sum()) == 1)
 
 
 def _reason(error: Exception, path: Path) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _by(size: tuple[int, int]) -> str:
+def _by(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]} (height x width)"
 
 
@@ -261,27 +276,33 @@ def _pool(count: int, *, processes: bool) -> Iterator[Executor]:
 class _Seen:
     """Adds up items and finds what is there twice."""
 
-    def __init__(self, report: CheckReport) -> None:
+    def __init__(self, report: CheckReport, items: Sequence[RawItem]) -> None:
         self.report = report
         self.images: dict[str, RawItem] = {}
         self.labels: dict[str, RawItem] = {}
         self.ids: dict[tuple[str, str], RawItem] = {}
+        self.members: dict[tuple[Path, Path | None], list[RawItem]] = {}
+        for item in items:
+            self.members.setdefault((item.image, item.label), []).append(item)
 
     def add(self, item: RawItem, facts: _Facts) -> None:
-        split = self.report.splits[item.split]
-        split.images += 1
         self.report.problems += facts.problems
-        self._twice(SHARED_ID, self.ids, (item.split, item.id), item, item.image)
+        for member in self.members[item.image, item.label]:
+            self._twice(SHARED_ID, self.ids, (member.split, member.id), member, member.image)
+            self._add_to(self.report.splits[member.split], facts)
         if facts.image_sha:
             self._twice(SAME_IMAGE, self.images, facts.image_sha, item, item.image)
-        if item.label is None or facts.label is None:
+        # Labels of one value are alike without being copies.
+        if item.label is not None and facts.label is not None and not facts.label.uniform:
+            self._twice(SAME_LABEL, self.labels, facts.label_sha, item, item.label)
+
+    @staticmethod
+    def _add_to(split: SplitReport, facts: _Facts) -> None:
+        split.images += 1
+        if facts.label is None:
             return
         split.labels += 1
-        # Labels of one value are alike without being copies.
-        if not facts.label.uniform:
-            self._twice(SAME_LABEL, self.labels, facts.label_sha, item, item.label)
-        if len(facts.label.class_pixels):
-            split.class_pixels += facts.label.class_pixels
+        split.class_pixels += facts.label.class_pixels
         split.ignored += facts.label.ignored
         for value, pixels in facts.label.wrong.items():
             before = split.wrong.get(value, (0, 0))
@@ -289,21 +310,22 @@ class _Seen:
 
     def _twice(self, kind: str, known: dict, key: object, item: RawItem, path: Path) -> None:
         first = known.setdefault(key, item)
-        if first is not item:
-            other = first.label if kind == SAME_LABEL else first.image
+        other = first.label if kind == SAME_LABEL else first.image
+        if other != path:
             what = f"id {item.id}" if kind == SHARED_ID else "the bytes"
             detail = f"{what} of {other} (split {first.split})"
             self.report.problems.append(Problem(kind, item.split, str(path), detail))
 
 
-def _compare_counts(report: CheckReport, inventory: Inventory | None) -> None:
+def _compare_counts(report: CheckReport, survey: Survey) -> None:
     for name, split in report.splits.items():
         if split.expected is not None and split.images != split.expected:
             detail = f"{split.images} images, published are {split.expected}"
             report.problems.append(Problem(COUNT, name, "", detail, split.images))
-    if inventory is not None:
-        report.problems += _unpaired(NO_LABEL, inventory.without_label, "no label where the patterns say")
-        report.problems += _unpaired(NO_IMAGE, inventory.without_image, "belongs to no image")
+        elif not split.images:
+            report.problems.append(Problem(COUNT, name, "", "no images", 0))
+    report.problems += _unpaired(NO_LABEL, survey.without_label, "no label where it should be")
+    report.problems += _unpaired(NO_IMAGE, survey.without_image, "belongs to no image")
 
 
 def _unpaired(kind: str, paths: Iterable[tuple[str, Path]], detail: str) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError, model_validator
 from panoda.config import Section
 
 BUILT_IN = Path(__file__).parent / "declarations"
+DOWNLOADS = Path("data/downloads")
 
 
 class LabelEncoding(Section):
@@ -109,6 +110,9 @@ class Declaration(Section):
     """Label encoding; null = no labels."""
     splits: dict[str, SplitFiles]
     """Splits by published name."""
+    adapter: Literal["stanford2d3d", "structured3d"] | None = None
+    """Kind of data set in params.yaml whose code reads it, where a declaration is not enough; the patterns of
+    the splits then only tell what is present."""
     files: list[RemoteFile] = []
     """What to download; empty = obtained by hand."""
     manual: str = ""
@@ -139,6 +143,11 @@ class Declaration(Section):
 def built_in() -> dict[str, Path]:
     """Name -> file of the built-in declarations."""
     return {path.stem: path for path in sorted(BUILT_IN.glob("*.yaml"))}
+
+
+def default_folder(declaration: Declaration) -> Path:
+    """Where a data set goes when no folder is named; relative to the project root."""
+    return DOWNLOADS / declaration.name
 
 
 def read_declaration(name: str) -> Declaration:

@@ -6,7 +6,7 @@ group is the folder part of the id, or the name of the data set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -58,6 +58,7 @@ def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
                 f"{declaration.name} has no split {theirs!r}; it has {', '.join(declaration.splits)}"
             )
         scan = scan_split(folder, declaration, theirs, named=split)
+        _check_present(scan, folder, declaration, theirs)
         members = _selected(scan.items, dataset.groups, f"split {theirs} of {folder}")
         if split in dataset.unlabelled:
             members = [_without_label(item) for item in members]
@@ -79,9 +80,26 @@ def list_items(dataset: DeclaredDataset, raw: Path) -> list[RawItem]:
     """Items in order of split and path (of a list file: in its order), as stage download found them."""
     listing = read_listing(raw)
     declaration = Declaration.model_validate(listing.facts["declaration"])
+    return raw_items(declaration, listing.items, listing.folder, name=dataset.declaration)
+
+
+def raw_items(
+    declaration: Declaration, items: Sequence[ListedItem], folder: Path, *, name: str
+) -> list[RawItem]:
+    """What was found, with what the declaration says of it.
+
+    Args:
+        declaration: Geometry and label encoding.
+        items: Images with or without label.
+        folder: The data set's folder.
+        name: Built-in name or path of the declaration; a label space in a YAML file lies beside it.
+
+    Raises:
+        DataError: the label encoding is wrong.
+    """
     encoding: Encoding | None = None
     if declaration.labels is not None:
-        encoding = encoding_of(declaration.labels, dataset.declaration)
+        encoding = encoding_of(declaration.labels, name)
     erp = declaration.projection == "erp"
     nan = float("nan")
     return [
@@ -89,8 +107,8 @@ def list_items(dataset: DeclaredDataset, raw: Path) -> list[RawItem]:
             id=item.id,
             split=item.split,
             group=item.group,
-            image=listing.folder / item.image,
-            label=listing.folder / item.label if item.label is not None else None,
+            image=folder / item.image,
+            label=folder / item.label if item.label is not None else None,
             projection=declaration.projection,
             fov_x_deg=declaration.fov_x_deg,
             lat_top_deg=declaration.lat_top_deg if erp else nan,
@@ -100,7 +118,7 @@ def list_items(dataset: DeclaredDataset, raw: Path) -> list[RawItem]:
             ignore_bottom=declaration.ignore_bottom,
             encoding=encoding,
         )
-        for item in listing.items
+        for item in items
     ]
 
 
@@ -115,13 +133,21 @@ def label_space(dataset: DeclaredDataset, raw: Path) -> str | None:
 def declaration_of(dataset: DeclaredDataset) -> Declaration:
     """The declaration that a data set names; DataError when it is missing or wrong."""
     try:
-        return read_declaration(dataset.declaration)
+        declaration = read_declaration(dataset.declaration)
     except ValueError as error:
         raise DataError(str(error)) from error
+    if declaration.adapter is not None:
+        raise DataError(
+            f"{declaration.name} needs more than its declaration says: write kind: {declaration.adapter} in "
+            "params.yaml (`panoda params data.source.dataset` lists its fields)"
+        )
+    return declaration
 
 
 def scan_split(folder: Path, declaration: Declaration, split: str, *, named: str | None = None) -> Scan:
-    """Find the images of one split and their labels, without opening any.
+    """Find the images of one split and their labels, without opening any; there may be none.
+
+    What a list file names need not exist.
 
     Args:
         folder: The data set's folder.
@@ -130,24 +156,29 @@ def scan_split(folder: Path, declaration: Declaration, split: str, *, named: str
         named: Split name that the items get; None = the published one.
 
     Raises:
-        DataError: a wrong pattern or list file, or no image at all.
+        DataError: a wrong pattern or list file.
     """
     files = declaration.splits[split]
     ours = named or split
     if files.list_file is not None:
         items = list(_listed(folder, declaration, files, split=split, named=ours))
         labelled = any(item.label is not None for item in items)
-        source = files.list_file
     else:
         items = list(_matched(folder, declaration, files, named=ours))
         labelled = bool(files.labels)
-        source = ", ".join(files.images)
-    if not items:
-        raise DataError(
-            f"{folder}: split {split} of {declaration.name} is empty: no image matches {source}; "
-            "check dataset.path, or the patterns of the declaration"
-        )
     return Scan(items, labelled)
+
+
+def has_images(folder: Path, files: SplitFiles) -> bool:
+    """Whether any image of a split lies in the folder; stops at the first."""
+    if files.list_file is not None:
+        return (folder / files.list_file).is_file()
+    return any(True for pattern in files.images for _ in find(folder, pattern))
+
+
+def has_labels(folder: Path, files: SplitFiles) -> bool:
+    """Whether any label of a split lies in the folder; True when the split has none, or has a list file."""
+    return not files.labels or any(True for pattern in files.labels for _ in find(folder, pattern))
 
 
 def unused_labels(folder: Path, files: SplitFiles, scan: Scan) -> list[str]:
@@ -184,8 +215,6 @@ def _listed(
             pure = PurePosixPath(name)
             if pure.is_absolute() or ".." in pure.parts:
                 raise DataError(f"{path}: {name!r} must be a path below {folder}, relative to it")
-            if not (folder / name).is_file():
-                raise DataError(f"{path}: names {name!r}, but {folder / name} is no file; correct the list")
         if label is not None and declaration.labels is None:
             raise DataError(f"{path}: has labels, but {declaration.name} declares no section labels")
         if image in seen:
@@ -227,6 +256,23 @@ def _selected(items: list[ListedItem], groups: list[str] | None, where: str) -> 
     if missing:
         raise DataError(f"{where}: no group {', '.join(missing)}; it has {', '.join(present)}")
     return [item for item in items if item.group in groups]
+
+
+def _check_present(scan: Scan, folder: Path, declaration: Declaration, split: str) -> None:
+    files = declaration.splits[split]
+    if not scan.items:
+        raise DataError(
+            f"{folder}: split {split} of {declaration.name} is empty: no image matches "
+            f"{files.list_file or ', '.join(files.images)}; check dataset.path, or the patterns of the "
+            "declaration"
+        )
+    if files.list_file is None:
+        return
+    for name in (name for item in scan.items for name in (item.image, item.label) if name is not None):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"{folder / files.list_file}: names {name!r}, but {folder / name} is no file; correct the list"
+            )
 
 
 def _check_paired(scan: Scan, folder: Path, files: SplitFiles) -> None:

@@ -6,6 +6,7 @@ tables of the last few encodings are kept; they are shared by all threads and ne
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,36 @@ LISTED = 10
 """Wrong values listed in one message."""
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A label file, decoded once.
+
+    Attributes:
+        ids: (H, W) uint8, ids of the raw label space or 255; the caller's own copy.
+        wrong: Value that the encoding does not know -> pixels, most frequent first; ids are written as
+            numbers, colours as "R,G,B". Such pixels are 255 in ``ids``, whether or not the encoding ignores
+            them.
+    """
+
+    ids: np.ndarray
+    wrong: dict[str, int]
+
+
+def decode(path: Path, encoding: Encoding) -> Decoded:
+    """Read a label file; values outside the encoding are counted, not refused.
+
+    Raises:
+        DataError: unreadable file or wrong number of channels.
+    """
+    raw, ids = _look_up(path, encoding)
+    unknown = ids == UNKNOWN
+    if not unknown.any():
+        return Decoded(ids, {})
+    wrong = {_text(value, encoding): count for value, count in _count(raw[unknown]).items()}
+    ids[unknown] = IGNORE_INDEX
+    return Decoded(ids, wrong)
+
+
 def decode_label(path: Path, encoding: Encoding, *, expected: str | None = None) -> np.ndarray:
     """Read a label file.
 
@@ -36,26 +67,15 @@ def decode_label(path: Path, encoding: Encoding, *, expected: str | None = None)
     Raises:
         DataError: unreadable file, wrong number of channels, or values that the encoding does not know.
     """
-    raw, known = _look_up(path, encoding)
-    unknown = known == UNKNOWN
-    if unknown.any():
-        if encoding.others == "error":
-            raise DataError(_message(path, encoding, _count(raw[unknown]), expected))
-        known[unknown] = IGNORE_INDEX
-    return known
+    label = decode(path, encoding)
+    if label.wrong and encoding.others == "error":
+        raise DataError(_message(path, encoding, label.wrong, expected))
+    return label.ids
 
 
-def wrong_values(path: Path, encoding: Encoding) -> dict[str, int]:
-    """Values of a label file that its encoding does not know -> number of pixels, most frequent first.
-
-    Whether the encoding ignores such values makes no difference here. Ids are written as numbers, colours
-    as "R,G,B".
-
-    Raises:
-        DataError: unreadable file or wrong number of channels.
-    """
-    raw, known = _look_up(path, encoding)
-    return {_text(value, encoding): count for value, count in _count(raw[known == UNKNOWN]).items()}
+def ignore_black(ids: np.ndarray, image: Image.Image) -> None:
+    """Set ids (H, W) to 255, in place, where their RGB image of the same size is black."""
+    ids[~np.asarray(image).any(axis=2)] = IGNORE_INDEX
 
 
 def colour_code(red: int, green: int, blue: int) -> int:
@@ -121,8 +141,8 @@ def _count(values: np.ndarray) -> dict[int, int]:
     return {int(found[i]): int(counts[i]) for i in order}
 
 
-def _message(path: Path, encoding: Encoding, wrong: dict[int, int], expected: str | None) -> str:
-    listed = ", ".join(f"{_text(v, encoding)} ({n} pixels)" for v, n in list(wrong.items())[:LISTED])
+def _message(path: Path, encoding: Encoding, wrong: dict[str, int], expected: str | None) -> str:
+    listed = ", ".join(f"{value} ({n} pixels)" for value, n in list(wrong.items())[:LISTED])
     more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
     what = "colours" if encoding.kind == "palette" else "label ids"
     return f"{path}: {what} outside the space: {listed}{more}; expected {expected or _listed(encoding)}"

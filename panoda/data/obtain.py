@@ -1,22 +1,21 @@
 """From the files of a declaration to an unpacked data set: fetched, verified, unpacked.
 
 What has to be fetched by hand is looked for in the same folder. An archive that was unpacked is not needed
-any
-more: it may be removed, and is not fetched again.
+any more: it may be removed, and is not fetched again. Data that was put there in another way is left alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.dataset import DataError
-from panoda.data.declaration import Declaration, RemoteFile
+from panoda.data.declaration import Declaration, RemoteFile, built_in, default_folder, read_declaration
+from panoda.data.declared import declaration_of, has_images, has_labels
 from panoda.data.fetch import FetchError, Patience, fetch_files, is_remote, set_aside, verify
-from panoda.data.unpack import Unpacked, unpack, unpacked_before
-
-DOWNLOADS = Path("data/downloads")
+from panoda.data.unpack import MARKERS, Unpacked, unpack, unpacked_before
 
 
 @dataclass
@@ -39,11 +38,6 @@ class Obtained:
     def complete(self) -> bool:
         """Whether every file of the declaration is there and right."""
         return not self.missing and not self.wrong
-
-
-def default_folder(declaration: Declaration) -> Path:
-    """Where a data set goes when no folder is named."""
-    return DOWNLOADS / declaration.name
 
 
 def by_hand(declaration: Declaration) -> list[RemoteFile]:
@@ -73,6 +67,9 @@ def obtain(
     """
     result = Obtained(folder)
     todo = [file for file in declaration.files if _done(file, folder, result) is None]
+    if todo and not result.unpacked and is_here(declaration, folder) and not _arrived(todo, folder):
+        say(f"{folder}: every split is there; nothing to fetch")
+        return result
     remote = [file for file in todo if is_remote(file)]
     if remote:
         say(f"fetching {', '.join(file.name for file in remote)} to {folder}")
@@ -85,6 +82,66 @@ def obtain(
             say(f"unpacking {path}")
             result.unpacked.append(unpack(path, _destination(file, folder)))
     return result
+
+
+def provide(dataset: AnyDataset, *, progress: bool, say: Callable[[str], None] = print) -> None:
+    """Fetch the data of a section of params.yaml when its folder lacks them, as ``panoda data get`` does.
+
+    Only the default folder is created; another one is filled when it exists and is empty, or when ``panoda
+    data get`` was at work there. A data set that lies elsewhere is never written to.
+
+    Raises:
+        DataError: a file could not be fetched, or has to be fetched by hand; the message says how.
+    """
+    declaration = _declaration(dataset)
+    if declaration is None or not declaration.files:
+        return
+    folder = Path(dataset.path).expanduser()  # type: ignore[union-attr]
+    ours = (folder / MARKERS).is_dir()
+    splits = dataset.splits.values() if isinstance(dataset, DeclaredDataset) else None
+    here = is_here(declaration, folder, splits)
+    if here and not (ours and _to_unpack(declaration, folder)):
+        return
+    default = folder.absolute() == default_folder(declaration).absolute()
+    if not (default or ours or (folder.is_dir() and not any(folder.iterdir()))):
+        return
+    result = obtain(declaration, folder, progress=progress, say=say)
+    # Data sets that code reads know better which parts a run needs.
+    if not result.complete and (declaration.adapter is None or not result.unpacked):
+        reasons = [*result.wrong, f"missing in {folder}: {', '.join(result.missing)}"]
+        raise DataError("\n".join([*reasons, explain_by_hand(declaration, folder)]))
+
+
+def is_here(declaration: Declaration, folder: Path, splits: Iterable[str] | None = None) -> bool:
+    """Whether every split (or those named) has an image and, if it is labelled, a label in the folder.
+
+    Of a data set that code reads, one split is enough.
+    """
+    chosen = [declaration.splits[name] for name in splits or declaration.splits if name in declaration.splits]
+    if declaration.adapter is not None:
+        return any(has_images(folder, files) for files in chosen)
+    return all(has_images(folder, files) and has_labels(folder, files) for files in chosen)
+
+
+def _declaration(dataset: AnyDataset) -> Declaration | None:
+    if isinstance(dataset, DeclaredDataset):
+        return declaration_of(dataset)
+    return read_declaration(dataset.kind) if dataset.kind in built_in() and dataset.kind != "camvid" else None
+
+
+def _to_unpack(declaration: Declaration, folder: Path) -> list[RemoteFile]:
+    """Archives that lie in the folder and were not unpacked."""
+    files = (file for file in declaration.files if file.unpack_to is not None and not file.folder)
+    return [
+        file
+        for file in _arrived(files, folder)
+        if unpacked_before(folder / file.name, _destination(file, folder)) is None
+    ]
+
+
+def _arrived(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
+    """Files that are in the folder, or on their way."""
+    return [f for f in files if (folder / f.name).exists() or (folder / f"{f.name}.part").exists()]
 
 
 def _done(file: RemoteFile, folder: Path, result: Obtained) -> Unpacked | None:
@@ -135,4 +192,4 @@ def explain_by_hand(declaration: Declaration, folder: Path) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["FetchError", "Obtained", "by_hand", "default_folder", "explain_by_hand", "obtain"]
+__all__ = ["FetchError", "Obtained", "by_hand", "explain_by_hand", "is_here", "obtain", "provide"]

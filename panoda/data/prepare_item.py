@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from panoda.data.dataset import DataError, Encoding, RawItem
-from panoda.data.decode import decode_label
+from panoda.data.decode import decode_label, ignore_black
 from panoda.data.images import read_rgb
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX
@@ -114,7 +114,7 @@ def _read_label(
             f"{item.image} has {image.height} x {image.width}; both must have one size"
         )
     if item.encoding is not None and item.encoding.black_is_void:
-        ids[~np.asarray(image).any(axis=2)] = IGNORE_INDEX
+        ignore_black(ids, image)
     label = Image.fromarray(spec.table[ids])
     return np.array(label.resize((spec.width, spec.height), Image.Resampling.NEAREST, box=box))
 

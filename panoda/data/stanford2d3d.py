@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from panoda.config import Stanford2D3DDataset
 from panoda.data.dataset import DataError, Encoding, RawItem
-from panoda.data.listing import ListedItem, check_ids, read_listing, write_listing
+from panoda.data.listing import ListedItem, Listing, check_ids, read_listing, write_listing
 from panoda.data.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.progress import track
@@ -41,14 +41,15 @@ def download(dataset: Stanford2D3DDataset, out: Path, *, progress: bool) -> None
         DataError: an area or the list of names is missing, or images have no labels.
     """
     folder = existing_folder(dataset.path)
-    names = _names_file(folder)
+    names = names_file(folder)
     class_ids(folder / names)
     items: list[ListedItem] = []
     poses: list[str] = []
     for split, part in dataset.splits.items():
         for area in fold_areas(dataset.fold, part):
-            found = list(_area_items(folder, area, split, dataset, progress=progress))
-            items += [item for item, _ in found]
+            found = scan_area(folder, area, dataset.variant, split=split, progress=progress)
+            _require_whole(folder, area, split, dataset, [item for item, _ in found])
+            items += [_without_label(i) if split in dataset.unlabelled else i for i, _ in found]
             poses += [pose for _, pose in found if pose is not None]
     check_ids(items)
     write_listing(
@@ -58,7 +59,11 @@ def download(dataset: Stanford2D3DDataset, out: Path, *, progress: bool) -> None
 
 def list_items(dataset: Stanford2D3DDataset, raw: Path) -> list[RawItem]:
     """Items in order of split, area and name; the group is the area."""
-    listing = read_listing(raw)
+    return raw_items(dataset, read_listing(raw))
+
+
+def raw_items(dataset: Stanford2D3DDataset, listing: Listing) -> list[RawItem]:
+    """Items of a listing; its facts say where ``semantic_labels.json`` lies."""
     encoding = label_encoding(listing.folder / listing.facts["names"])
     panoramic = dataset.variant == "panoramic"
     nan = float("nan")
@@ -115,7 +120,8 @@ def class_ids(path: Path) -> list[int]:
     return [ids[name] for name in classes]
 
 
-def _names_file(folder: Path) -> str:
+def names_file(folder: Path) -> str:
+    """Path of ``semantic_labels.json`` relative to the data set's folder; DataError when there is none."""
     for name in (NAMES, f"assets/{NAMES}"):
         if (folder / name).is_file():
             return name
@@ -125,38 +131,79 @@ def _names_file(folder: Path) -> str:
     )
 
 
-def _area_items(
-    folder: Path, area: str, split: str, dataset: Stanford2D3DDataset, *, progress: bool
-) -> Iterator[tuple[ListedItem, str | None]]:
-    """Items of one area with their pose files."""
-    base = f"{area}/{'pano' if dataset.variant == 'panoramic' else 'data'}"
+def scan_area(
+    folder: Path, area: str, variant: str, *, split: str, progress: bool = False
+) -> list[tuple[ListedItem, str | None]]:
+    """Find the images of one area, in order of their names.
+
+    Returns:
+        Items with their pose files. Where a label is missing it is None; no images give an empty list.
+
+    Raises:
+        DataError: an unreadable pose file.
+    """
+    base = _base(area, variant)
     images = folder / base / "rgb"
+    if not images.is_dir():
+        return []
+    files = sorted(p.name for p in images.iterdir() if p.name.endswith(_RGB) and not p.name.startswith("."))
+    return [
+        _scan_image(folder, area, variant, name.removesuffix(_RGB), split)
+        for name in track(files, f"listing {area}", enabled=progress)
+    ]
+
+
+def unused_labels(folder: Path, area: str, variant: str) -> list[str]:
+    """Label files of an area that belong to no image, relative to the folder."""
+    base = _base(area, variant)
+    labels = sorted((folder / base / "semantic").glob(f"*{_SEMANTIC}"))
+    stems = (path.name.removesuffix(_SEMANTIC) for path in labels)
+    lonely = (stem for stem in stems if not (folder / base / "rgb" / f"{stem}{_RGB}").is_file())
+    return [f"{base}/semantic/{stem}{_SEMANTIC}" for stem in lonely if not stem.startswith(".")]
+
+
+def _base(area: str, variant: str) -> str:
+    return f"{area}/{'pano' if variant == 'panoramic' else 'data'}"
+
+
+def _scan_image(
+    folder: Path, area: str, variant: str, stem: str, split: str
+) -> tuple[ListedItem, str | None]:
+    base = _base(area, variant)
+    label = f"{base}/semantic/{stem}{_SEMANTIC}"
+    pose: str | None = f"{base}/pose/{stem}{_POSE}"
+    if variant == "panoramic" or not (folder / str(pose)).is_file():
+        pose = None
+    item = ListedItem(
+        split=split,
+        id=f"{area}/{stem.removesuffix('_domain')}",
+        group=area,
+        image=f"{base}/rgb/{stem}{_RGB}",
+        label=label if (folder / label).is_file() else None,
+        fov_x_deg=_fov_deg(folder / pose) if pose is not None else None,
+    )
+    return item, pose
+
+
+def _require_whole(
+    folder: Path, area: str, split: str, dataset: Stanford2D3DDataset, items: list[ListedItem]
+) -> None:
+    images = folder / _base(area, dataset.variant) / "rgb"
     if not images.is_dir():
         raise DataError(
             f"{images}: no such folder; unpack {area} there (fold {dataset.fold} needs it for split {split})"
         )
-    files = sorted(p.name for p in images.iterdir() if p.name.endswith(_RGB) and not p.name.startswith("."))
-    if not files:
+    if not items:
         raise DataError(f"{images}: no *{_RGB} files; unpack {area} again")
-    labelled = split not in dataset.unlabelled
-    for name in track(files, f"listing {area}", enabled=progress):
-        stem = name.removesuffix(_RGB)
-        label = f"{base}/semantic/{stem}{_SEMANTIC}"
-        if labelled and not (folder / label).is_file():
-            raise DataError(f"{images / name}: its label {folder / label} is missing; unpack {area} again")
-        pose = f"{base}/pose/{stem}{_POSE}" if dataset.variant == "pinhole" else None
-        known = pose is not None and (folder / pose).is_file()
-        yield (
-            ListedItem(
-                split=split,
-                id=f"{area}/{stem.removesuffix('_domain')}",
-                group=area,
-                image=f"{base}/rgb/{name}",
-                label=label if labelled else None,
-                fov_x_deg=_fov_deg(folder / pose) if pose is not None and known else None,
-            ),
-            pose if known else None,
-        )
+    for item in items:
+        if item.label is None and split not in dataset.unlabelled:
+            stem = Path(item.image).name.removesuffix(_RGB)
+            label = images.parent / "semantic" / f"{stem}{_SEMANTIC}"
+            raise DataError(f"{folder / item.image}: its label {label} is missing; unpack {area} again")
+
+
+def _without_label(item: ListedItem) -> ListedItem:
+    return replace(item, label=None)
 
 
 def _fov_deg(path: Path) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from PIL import Image
 from panoda.config import Structured3DDataset
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.images import UNREADABLE
-from panoda.data.listing import ListedItem, read_listing, write_listing
+from panoda.data.listing import ListedItem, Listing, read_listing, write_listing
 from panoda.data.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.progress import track
@@ -39,7 +40,7 @@ def download(dataset: Structured3DDataset, out: Path, *, progress: bool) -> None
         DataError: no such folder, or a split without usable rooms.
     """
     folder = existing_folder(dataset.path)
-    scenes = _scenes(folder)
+    scenes = find_scenes(folder)
     items: list[ListedItem] = []
     skipped: list[tuple[str, str]] = []
     for split, part in dataset.splits.items():
@@ -66,7 +67,11 @@ def download(dataset: Structured3DDataset, out: Path, *, progress: bool) -> None
 
 def list_items(dataset: Structured3DDataset, raw: Path) -> list[RawItem]:
     """Items in order of split, scene and room; the group is the scene."""
-    listing = read_listing(raw)
+    return raw_items(read_listing(raw))
+
+
+def raw_items(listing: Listing) -> list[RawItem]:
+    """Items of a listing."""
     encoding = label_encoding()
     return [
         RawItem(
@@ -91,7 +96,7 @@ def label_encoding() -> Encoding:
     return Encoding(kind="ids", table=((0, IGNORE_INDEX), *classes))
 
 
-def _scenes(folder: Path) -> dict[int, str]:
+def find_scenes(folder: Path) -> dict[int, str]:
     """Scene number -> path relative to the folder, which may hold the scenes or one folder with them."""
     found: dict[int, str] = {}
     for path in sorted([*folder.glob("scene_*"), *folder.glob("Structured3D/scene_*")]):
@@ -108,17 +113,26 @@ def _scene_items(
 ) -> list[ListedItem]:
     """Usable rooms of a scene; the others are added to ``skipped``."""
     items = []
-    labelled = split not in dataset.unlabelled
+    for item in scan_scene(folder, scene, dataset.light, split=split):
+        if split in dataset.unlabelled:
+            item = replace(item, label=None)
+        problems = [
+            (file, why) for file in (item.image, item.label) if file and (why := _problem(folder / file))
+        ]
+        skipped += problems
+        if not problems:
+            items.append(item)
+    return items
+
+
+def scan_scene(folder: Path, scene: str, light: str, *, split: str) -> list[ListedItem]:
+    """Image and label of every room of a scene, whether or not the files are there."""
     name = Path(scene).name
+    items = []
     for room in sorted(p for p in (folder / scene / "2D_rendering").glob("*") if p.is_dir()):
         full = f"{scene}/2D_rendering/{room.name}/panorama/full"
-        image = f"{full}/rgb_{dataset.light}.png"
-        label = f"{full}/semantic.png" if labelled else None
-        problems = [(file, why) for file in (image, label) if file and (why := _problem(folder / file))]
-        if problems:
-            skipped += problems
-        else:
-            items.append(ListedItem(split, f"{name}/{room.name}", name, image, label))
+        image, label = f"{full}/rgb_{light}.png", f"{full}/semantic.png"
+        items.append(ListedItem(split, f"{name}/{room.name}", name, image, label))
     return items
 
 

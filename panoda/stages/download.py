@@ -1,4 +1,7 @@
-"""Stage download: raw files, or a pointer to a folder that is used in place."""
+"""Stage download: raw files, or a pointer to a folder that is used in place.
+
+What a declaration says how to get is fetched first, when its folder lacks it.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from panoda.config import AnyDataset
 from panoda.data.dataset import DataError, adapter
+from panoda.data.obtain import provide
 from panoda.files import staged_directory
 
 
@@ -22,10 +26,11 @@ def download(*, role: str, dataset: AnyDataset, out: Path, progress: bool) -> di
         Number of raw files and their megabytes (10^6 bytes).
 
     Raises:
-        DataError: the data set's folder is missing or not laid out as expected.
+        DataError: the data set's folder is missing or not laid out as expected, or its files cannot be fetched.
         OSError: disk full.
     """
     try:
+        provide(dataset, progress=progress)
         with staged_directory(out) as staged:
             adapter(dataset.kind).download(dataset, staged, progress=progress)
             sizes = [path.stat().st_size for path in staged.rglob("*") if path.is_file()]
