@@ -23,7 +23,12 @@ Folder = Annotated[Path | None, typer.Option(help="The data set's folder; defaul
 @data.command("list")
 def list_command() -> None:
     """List the built-in data sets: size, licence, how each is obtained, what is present here."""
-    table = Table("name", "data set", "GB", "licence", "how to get it", "present here")
+    table = Table()
+    table.add_column("name", no_wrap=True)
+    table.add_column("data set", overflow="fold")
+    table.add_column("GB", justify="right", no_wrap=True)
+    for title in ("licence", "how to get it", "present here"):
+        table.add_column(title, overflow="fold")
     for name in built_in():
         declaration = read_declaration(name)
         size = "-" if declaration.size_gb is None else f"{declaration.size_gb:g}"
@@ -89,8 +94,10 @@ def how(declaration: Declaration) -> str:
         "Cityscapes account": any(file.cityscapes for file in declaration.files),
         "Google Drive": any(file.google_drive for file in declaration.files),
         "open link": any(file.url for file in declaration.files),
-        "form, then by hand": not declaration.files
-        or any(not (file.url or file.google_drive or file.cityscapes) for file in declaration.files),
+        "by hand": not declaration.files,
+        "by form, then by hand": any(
+            not (file.url or file.google_drive or file.cityscapes) for file in declaration.files
+        ),
     }
     return ", ".join(way for way, used in ways.items() if used)
 
@@ -100,13 +107,13 @@ def present(declaration: Declaration) -> str:
     from panoda.data.declared import has_images
 
     folder = default_folder(declaration)
-    if not folder.is_dir():
-        return "-"
     splits = [name for name, split in declaration.splits.items() if has_images(folder, split)]
+    if len(splits) == len(declaration.splits):
+        return "all splits" if len(splits) > 1 else "yes"
     if splits:
-        return "all splits" if len(splits) == len(declaration.splits) else ", ".join(splits)
+        return ", ".join(splits) if len(splits) < 4 else f"{len(splits)} of {len(declaration.splits)} splits"
     arrived = sum((folder / file.name).exists() for file in declaration.files)
-    return f"{arrived} of {len(declaration.files)} files, not unpacked"
+    return f"{arrived} of {len(declaration.files)} files, not unpacked" if arrived else "no"
 
 
 def _here(declaration: Declaration, folder: Path) -> bool:

@@ -82,9 +82,10 @@ def cityscapes(root: Path) -> Labels:
 
 def densepass(root: Path) -> Labels:
     """The same numbers in two cities; validation images as <n>.png and <n>_.png, labels in both ways."""
-    for city in ("Athens", "Zurich"):
+    for number, city in enumerate(("Athens", "Zurich")):
         for n in (1, 2):
-            save(root / "leftImg8bit/train" / city / f"{n}.png", picture(values(n, range(19)), n))
+            raw = values(n + 10 * number, range(19))
+            save(root / "leftImg8bit/train" / city / f"{n}.png", picture(raw, n))
     expected: Labels = {}
     for n, image, label in (
         (1, "1.png", "1_labelTrainIds.png"),
@@ -119,7 +120,7 @@ def camvid(root: Path) -> Labels:
     expected: Labels = {}
     for split in ("train", "val"):
         for frame in (30, 60):
-            raw = values(frame, range(12))
+            raw = values(frame + len(split), range(12))
             save(root / split / f"0001TP_{frame:06d}.png", picture(raw, frame))
             label = Image.fromarray(raw.astype(np.uint8))
             if frame == 60:
@@ -135,7 +136,7 @@ def camvid32(root: Path) -> Labels:
     colours = np.array([[int(v) for v in text.split(",")] for text in CAMVID32], dtype=np.uint8)
     ids = np.array(list(CAMVID32.values()), dtype=np.uint8)
     for recording, frame in (("0001TP", "006690"), ("Seq05VD", "f00000")):
-        raw = values(len(frame), range(32))
+        raw = values(len(recording), range(32))
         label = Image.fromarray(colours[raw])
         if recording == "Seq05VD":
             label = label.quantize(colors=32, dither=Image.Dither.NONE)
@@ -153,7 +154,7 @@ def ade20k(root: Path) -> Labels:
     for split, short in (("training", "train"), ("validation", "val")):
         for n, suffix in enumerate(("jpg", "JPG", "jpg", "jpg"), start=1):
             size = (64, 128) if n < 4 else (128, 160)
-            raw = values(n, [0, 1, 2, 13, 21, 150], size)
+            raw = values(n + 10 * (short == "val"), [0, 1, 2, 13, 21, 150], size)
             image = Image.fromarray(picture(raw, n))
             options: dict[str, object] = {"quality": 95}
             if n == 2:

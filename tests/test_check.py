@@ -14,12 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from panoda.data import check as module
-from panoda.data.check import CheckReport, check_dataset, check_items
+from panoda.data.check import CheckReport, check_dataset, check_survey
 from panoda.data.check_report import EXAMPLES, show, write_parquet
 from panoda.data.dataset import DataError
-from panoda.data.declaration import Declaration, LabelEncoding, read_declaration
-from panoda.data.inventory import take_inventory
-from panoda.data.label_counts import count_label, label_rule
+from panoda.data.survey import take_survey
 
 SIZE = (8, 16)
 TREE = {
@@ -40,10 +38,10 @@ TREE = {
 }
 
 
-def declare(tmp_path: Path, **changes: object) -> Declaration:
+def declare(tmp_path: Path, **changes: object) -> str:
     path = tmp_path / "mini.yaml"
     path.write_text(yaml.safe_dump({**TREE, **changes}, sort_keys=False), encoding="utf-8")
-    return read_declaration(str(path))
+    return str(path)
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = SIZE) -> Path:
@@ -100,10 +98,9 @@ def test_good_data_pass_and_are_counted(tmp_path, good):
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 3}, {"workers": 2, "processes": True}])
 def test_any_number_of_workers_gives_one_report(tmp_path, good, options):
     label(good / "gt/train/bonn/1_ids.png", 99)
-    declaration = declare(tmp_path)
-    items = take_inventory(declaration, good).items
-    one = check_items(items, labels=declaration.labels, workers=1)
-    other = check_items(items, labels=declaration.labels, **options)
+    survey = take_survey(declare(tmp_path), good)
+    one = check_survey(survey, workers=1)
+    other = check_survey(survey, **options)
     assert other.problems == one.problems and len(one.problems) == 1
     for name, split in one.splits.items():
         assert other.splits[name].class_pixels.tolist() == split.class_pixels.tolist()
@@ -183,12 +180,12 @@ def test_list_file(tmp_path, good):
     assert found(report) == {module.UNREADABLE_IMAGE: ["10_rgb.png"]}
     assert (report.splits["train"].labels, report.splits["test"].images) == (3, 2)
     (good / "list.csv").write_text("picture\na.png\n")
-    with pytest.raises(DataError, match="a list needs a column image; found picture"):
+    with pytest.raises(DataError, match="columns picture; expected image and"):
         check_dataset(declare(tmp_path, splits=listed), good)
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(DataError, match="no such folder; `panoda data get mini`"):
+    with pytest.raises(DataError, match="no such folder; `panoda data get .*mini.yaml`"):
         check_dataset(declare(tmp_path), tmp_path / "none")
 
 
@@ -199,15 +196,41 @@ def test_same_id_twice(tmp_path, good):
     assert found(report)[module.SHARED_ID] == ["0_rgb.png"]
 
 
+def test_overlapping_splits_are_read_once(tmp_path, good):
+    splits = {**TREE["splits"], "first": {**TREE["splits"]["train"], "expected": None}}  # type: ignore[index, dict-item]
+    splits["first"]["images"] = ["img/train/{group}/{id}_rgb.png"]
+    splits["first"]["labels"] = ["gt/train/{group}/{id}_ids.png"]
+    label(good / "gt/train/bonn/0_ids.png", 99)
+    label(good / "gt/train/bonn/5_ids.png", 7)
+    report = check_dataset(declare(tmp_path, splits=splits), good)
+    assert found(report) == {module.VALUES: ["0_ids.png"], module.NO_IMAGE: ["5_ids.png"]}
+    one, two = report.splits["train"], report.splits["first"]
+    assert one.wrong == two.wrong == {"99": (SIZE[0] * SIZE[1], 1)}
+    assert one.class_pixels.tolist() == two.class_pixels.tolist() and one.ignored == two.ignored == 32
+
+
+def test_an_empty_split_is_wrong_without_a_published_number(tmp_path, good):
+    splits = {**TREE["splits"], "val": {"images": ["img/val/{id}.png"]}}  # type: ignore[dict-item]
+    report = check_dataset(declare(tmp_path, splits=splits), good)
+    assert [(p.kind, p.split, p.detail) for p in report.problems] == [(module.COUNT, "val", "no images")]
+
+
 # --- label values --------------------------------------------------------------------------------------
 
 
-def count(tmp_path: Path, save: Callable[[Path], object], **encoding: object) -> tuple[dict, int, dict]:
-    path = tmp_path / "l.png"
-    save(path)
-    counts = count_label(path, label_rule(LabelEncoding(space="cs13", **encoding)))
-    classes = {i: n for i, n in enumerate(counts.class_pixels.tolist()) if n}
-    return classes, counts.ignored, counts.wrong
+def count(tmp_path: Path, save: Callable[[Path], object], **labels: object) -> tuple[dict, int, dict]:
+    """Classes, ignored pixels and wrong values of one label."""
+    folder = tmp_path / "one"
+    folder.mkdir(exist_ok=True)
+    save(folder / "l.png")
+    with Image.open(folder / "l.png") as image:
+        picture(folder / "i.png", 1, (image.height, image.width))
+    (folder / "list.csv").write_text("image,label\ni.png,l.png\n")
+    splits = {"train": {"list_file": "list.csv"}}
+    path = declare(tmp_path, labels={"space": "cs13", **labels}, splits=splits, size=None)
+    split = check_dataset(path, folder).splits["train"]
+    classes = {i: n for i, n in enumerate(split.class_pixels.tolist()) if n}
+    return classes, split.ignored, {value: pixels for value, (pixels, _) in split.wrong.items()}
 
 
 def test_counts_of_16_bit_and_palette_files(tmp_path):
@@ -225,15 +248,19 @@ def test_counts_of_colours(tmp_path):
     assert count(tmp_path, save, encoding="palette") == ({0: 2, 12: 1}, 0, {"1,2,3": 1})
     own = {"128, 64,128": 3, "1,2,3": 255}
     assert count(tmp_path, save, encoding="palette", palette=own) == ({3: 2}, 1, {"0,0,142": 1})
-    with pytest.raises(DataError, match='expected "R,G,B"'):
-        label_rule(LabelEncoding(space="cs13", encoding="palette", palette={"1,2,300": 0}))
 
 
-def test_wrong_encodings_are_refused():
-    with pytest.raises(DataError, match="4 becomes 13, but cs13 has classes 0..12"):
-        label_rule(LabelEncoding(space="cs13", ids={4: 13}))
+def test_a_label_space_in_a_file_beside_the_declaration(tmp_path):
+    (tmp_path / "port.yaml").write_text("names: [quay, water]\n")
+    save = Image.fromarray(np.array([[0, 1, 1, 255, 7]], np.uint8)).save
+    assert count(tmp_path, save, space="port.yaml") == ({0: 1, 1: 2}, 1, {"7": 1})
+
+
+def test_wrong_encodings_are_refused(tmp_path, good):
+    with pytest.raises(DataError, match=r"4 becomes 13, but cs13 has classes 0\.\.12"):
+        check_dataset(declare(tmp_path, labels={"space": "cs13", "ids": {4: 13}}), good)
     with pytest.raises(DataError, match="labels.space: unknown label space"):
-        label_rule(LabelEncoding(space="nothing"))
+        check_dataset(declare(tmp_path, labels={"space": "nothing"}), good)
 
 
 # --- what is shown and written -------------------------------------------------------------------------

@@ -170,9 +170,9 @@ def test_list(project):
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
     assert list(rows) == ["city", "drive", "gated", "open"]
     assert "Cityscapes account" in rows["city"] and "Google Drive" in rows["drive"]
-    assert "form, then by hand" in rows["gated"]
-    assert "open link" in rows["open"] and "all splits" in rows["open"] and "0.5" in rows["open"]
-    assert "free [for all]" in rows["open"] and "all splits" not in rows["drive"]
+    assert "by form, then by hand" in rows["gated"]
+    assert "open link" in rows["open"] and "yes" in rows["open"] and "0.5" in rows["open"]
+    assert "free [for all]" in rows["open"] and "no " in rows["drive"]
 
 
 @pytest.mark.parametrize("arguments", [["get"], ["check"]])

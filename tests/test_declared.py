@@ -18,12 +18,13 @@ from miniature import SIZE, picture, save, values
 from PIL import Image
 
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
-from panoda.data.dataset import DataError, list_items, raw_label_space
+from panoda.data.dataset import ADAPTERS, DataError, list_items, raw_label_space
 from panoda.data.declaration import built_in, read_declaration
 from panoda.data.declared import scan_split, unused_labels
 from panoda.data.encoding import encoding_of
 from panoda.data.prepared import PreparedSplit
 from panoda.labels import remap_table
+from panoda.report.words import DECLARED
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.training.context import RunContext
@@ -153,10 +154,13 @@ def test_built_in_declarations_are_whole(name):
     assert declaration.name == name and declaration.manual and declaration.citation and declaration.homepage
     if declaration.labels is not None:
         assert encoding_of(declaration.labels, name).table
-    assert all(f.url or f.google_drive or f.cityscapes for f in declaration.files)
+    by_hand = [f for f in declaration.files if not (f.url or f.google_drive or f.cityscapes)]
+    assert bool(by_hand) == (declaration.adapter is not None)
     assert set(built_in()) == {
         *("ade20k", "camvid", "camvid32", "cityscapes", "cvrg_pano", "densepass", "synpass"),
+        *("stanford2d3d", "structured3d"),
     }
+    assert name in ADAPTERS or name in DECLARED
 
 
 def test_maps_of_the_declarations_value_by_value():
@@ -380,3 +384,9 @@ def test_real_camvid_is_what_the_adapter_of_its_own_reads(tmp_path):
     two = run(dataset, tmp_path / "declared", label_space="cs13", size=(90, 120))["val"]
     assert [name.replace("/", "_") for name in two.ids] == one.ids and len(two) > 0
     np.testing.assert_array_equal(one.class_pixels, two.class_pixels)
+
+
+def test_data_sets_that_code_reads_name_their_kind(tmp_path):
+    dataset = declared("stanford2d3d", tmp_path, splits={"train": "area_1 panoramic"})
+    with pytest.raises(DataError, match="write kind: stanford2d3d in params.yaml"):
+        download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)

@@ -268,11 +268,10 @@ def _check_present(scan: Scan, folder: Path, declaration: Declaration, split: st
         )
     if files.list_file is None:
         return
+    table = folder / files.list_file
     for name in (name for item in scan.items for name in (item.image, item.label) if name is not None):
         if not (folder / name).is_file():
-            raise DataError(
-                f"{folder / files.list_file}: names {name!r}, but {folder / name} is no file; correct the list"
-            )
+            raise DataError(f"{table}: names {name!r}, but {folder / name} is no file; correct the list")
 
 
 def _check_paired(scan: Scan, folder: Path, files: SplitFiles) -> None:

@@ -21,6 +21,9 @@ from panoda.labels import get_label_space
 
 LIGHTS = ("rawlight", "coldlight", "warmlight")
 
+STANFORD_SIZES = {"panoramic": (2048, 4096), "pinhole": (1080, 1080)}
+"""Variant -> published height and width."""
+
 
 @dataclass
 class Survey:
@@ -70,16 +73,19 @@ def take_survey(name: str, folder: Path) -> Survey:
 
 def _declared(declaration: Declaration, name: str, folder: Path) -> Survey:
     survey = Survey(declaration.name)
+    # Splits may overlap: a file is named once.
+    bare: dict[Path, str] = {}
     lonely: dict[Path, str] = {}
     for split, files in declaration.splits.items():
         scan = scan_split(folder, declaration, split)
         survey.expected[split], survey.sizes[split] = files.expected, declaration.size
-        survey.without_label += [(split, folder / image) for image in scan.unpaired]
-        # Splits may overlap; a label is named once.
+        for image in scan.unpaired:
+            bare.setdefault(folder / image, split)
         for label in unused_labels(folder, files, scan):
             lonely.setdefault(folder / label, split)
         survey.items += raw_items(declaration, scan.items, folder, name=name)
     used = {item.label for item in survey.items}
+    survey.without_label = [(split, path) for path, split in bare.items()]
     survey.without_image = [(split, path) for path, split in lonely.items() if path not in used]
     if declaration.labels is not None:
         survey.classes = get_label_space(space_of(declaration.labels, name)).names
@@ -90,7 +96,7 @@ def _stanford2d3d(declaration: Declaration, folder: Path) -> Survey:
     """Both variants of every area, each a split; a variant of which there is nothing is left out."""
     survey = Survey(declaration.name, classes=get_label_space("indoor13").names)
     names = stanford2d3d.names_file(folder)
-    for variant, size in (("panoramic", (2048, 4096)), ("pinhole", (1080, 1080))):
+    for variant, size in STANFORD_SIZES.items():
         items: list[ListedItem] = []
         for area in stanford2d3d.AREAS:
             found = [i for i, _ in stanford2d3d.scan_area(folder, area, variant, split=f"{area} {variant}")]
@@ -117,7 +123,7 @@ def _stanford2d3d(declaration: Declaration, folder: Path) -> Survey:
 
 
 def _structured3d(declaration: Declaration, folder: Path) -> Survey:
-    """Every room in every light that is there; its label goes with the first light. Invalid scenes are left out."""
+    """Every room in every light that is there; its label goes with the first. Invalid scenes are left out."""
     survey = Survey(declaration.name, classes=get_label_space("nyu40").names)
     scenes = {
         n: path for n, path in structured3d.find_scenes(folder).items() if n not in structured3d.INVALID
@@ -131,7 +137,7 @@ def _structured3d(declaration: Declaration, folder: Path) -> Survey:
                 if number in span
                 for room in structured3d.scan_scene(folder, scenes[number], light, split=split)
             ]
-            _add_rooms(survey, folder, split, rooms, labelled=light == LIGHTS[0])
+            _add_rooms(survey, folder, split, rooms, declaration.size, labelled=light == LIGHTS[0])
     if not survey.items:
         raise DataError(
             f"{folder}: no scenes: expected scene_00000/2D_rendering/<room>/panorama/full/rgb_rawlight.png; "
@@ -140,11 +146,19 @@ def _structured3d(declaration: Declaration, folder: Path) -> Survey:
     return survey
 
 
-def _add_rooms(survey: Survey, folder: Path, split: str, rooms: list[ListedItem], *, labelled: bool) -> None:
+def _add_rooms(
+    survey: Survey,
+    folder: Path,
+    split: str,
+    rooms: list[ListedItem],
+    size: tuple[int, int] | None,
+    *,
+    labelled: bool,
+) -> None:
     there = [room for room in rooms if (folder / room.image).is_file()]
     if not there and not labelled:
         return
-    survey.expected[split], survey.sizes[split] = None, (512, 1024)
+    survey.expected[split], survey.sizes[split] = None, size
     items: list[ListedItem] = []
     for room in there:
         label = room.label if labelled and (folder / str(room.label)).is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,17 @@ from panoda.report.tables import model_label, number, signed
 
 _SINGLE_SEED = 2.0
 """Differences below this many points are called small: they vary with the seed."""
+
+DECLARED = {
+    "ade20k": "ADE20K photographs",
+    "camvid": "CamVid street images",
+    "camvid32": "CamVid street images",
+    "cityscapes": "Cityscapes street images",
+    "cvrg_pano": "CVRG-Pano panoramas",
+    "densepass": "DensePASS panoramas",
+    "synpass": "SynPASS panoramas",
+}
+"""What the images of the built-in declarations are."""
 
 
 def domain_name(domain: Mapping[str, Any], *, fallback: str) -> str:
@@ -23,6 +35,15 @@ def domain_name(domain: Mapping[str, Any], *, fallback: str) -> str:
         looks = ", ".join(dataset.get("looks") or {})
         return f"rendered {'panoramas' if panorama else 'pinhole images'}" + (f" ({looks})" if looks else "")
     known = {"camvid": "CamVid street images", "folder": "unlabelled panoramas", "": fallback}
+    if kind == "declared":
+        declaration = str(dataset.get("declaration") or "")
+        groups = ", ".join(dataset.get("groups") or [])
+        return (DECLARED.get(declaration) or PurePath(declaration).stem) + (f" ({groups})" if groups else "")
+    if kind == "stanford2d3d":
+        images = "pinhole images" if dataset.get("variant") == "pinhole" else "panoramas"
+        return f"Stanford2D3D {images} (fold {dataset.get('fold', 1)})"
+    if kind == "structured3d":
+        return f"Structured3D panoramas ({dataset.get('light', 'rawlight')})"
     return known.get(kind, kind)
 
 

@@ -26,7 +26,8 @@ def download(*, role: str, dataset: AnyDataset, out: Path, progress: bool) -> di
         Number of raw files and their megabytes (10^6 bytes).
 
     Raises:
-        DataError: the data set's folder is missing or not laid out as expected, or its files cannot be fetched.
+        DataError: the data set's folder is missing or not laid out as expected, or its files cannot be
+            fetched.
         OSError: disk full.
     """
     try:
