@@ -42,7 +42,7 @@ def list_command() -> None:
 def get(name: Name, path: Folder = None) -> None:
     """Fetch, verify and unpack a data set; say what has to be done by hand."""
     # Imported here: listing needs none of it.
-    from panoda.data.obtain import explain_by_hand, obtain
+    from panoda.data.obtain import explain_by_hand, explain_missing, obtain
 
     declaration = read_declaration(name)
     folder = path or default_folder(declaration)
@@ -58,9 +58,7 @@ def get(name: Name, path: Folder = None) -> None:
         if archive.bad:
             typer.echo(f"  {len(archive.bad)} bad entries kept out")
     if not result.complete:
-        wrong = "\n".join(result.wrong)
-        missing = f"missing in {folder}: {', '.join(result.missing)}" if result.missing else ""
-        raise ValueError("\n".join(filter(None, (wrong, missing))))
+        raise ValueError(explain_missing(result))
     if not here:
         raise ValueError(f"{folder}: no image of {declaration.name} there yet")
     option = f" --path {path}" if path else ""

@@ -25,6 +25,7 @@ from panoda.data.dataset import DataError
 from panoda.data.prepared import PreparedSplit
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
+from panoda.training.context import RunContext
 
 BUILT_IN = declarations.BUILT_IN
 COUNTS: dict[str, dict[str, int]] = {
@@ -102,7 +103,9 @@ def prepare(name: str) -> dict[str, PreparedSplit]:
     )
     raw, out = Path("data/raw/source"), Path("data/prepared/source")
     download(role="source", dataset=domain.dataset, out=raw, progress=False)
-    preprocess(role="source", raw=raw, out=out, domain=domain, label_space=PARAMS[name][1], progress=False)
+    preprocess(
+        role="source", raw=raw, out=out, domain=domain, label_space=PARAMS[name][1], context=RunContext()
+    )
     return {path.name: PreparedSplit(path) for path in out.iterdir() if path.is_dir()}
 
 
@@ -238,7 +241,7 @@ def test_get_from_a_server_check_and_prepare(project):
         shutil.copytree(project.parent / "tree", "data/downloads/synpass")
         assert len(prepare("synpass")["train"]) == 2
         status, text = panoda("get", "synpass")
-        assert status == 0 and "every split is there; nothing to fetch" in text
+        assert status == 0 and "images of every split are there; nothing to fetch" in text
         assert len(server.requests) == asked and not Path("data/downloads/synpass/.unpacked").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,8 @@ from panoda.files import staged_file
 
 EXAMPLES = 10
 """Examples shown of each problem; the parquet file has all."""
+SHOWN_SPLITS = 6
+"""Splits with a column of class shares; of more, the sum is shown."""
 COLUMNS = {
     "kind": "string",
     "split": "string",
@@ -106,10 +109,12 @@ def _splits(report: CheckReport) -> Table:
 
 
 def _shares(report: CheckReport, labelled: list[str]) -> Table:
-    table = Table("class", *(f"{escape(name)}, %" for name in labelled), title="class shares")
-    totals = {name: max(int(report.splits[name].class_pixels.sum()), 1) for name in labelled}
+    columns = {name: report.splits[name].class_pixels for name in labelled}
+    if len(columns) > SHOWN_SPLITS:
+        columns = {"all splits": np.sum(list(columns.values()), axis=0)}
+    table = Table("class", *(f"{escape(name)}, %" for name in columns), title="class shares")
     for number, title in enumerate(report.classes):
-        shares = (report.splits[name].class_pixels[number] / totals[name] for name in labelled)
+        shares = (pixels[number] / max(int(pixels.sum()), 1) for pixels in columns.values())
         table.add_row(escape(title), *(f"{100 * share:.2f}" for share in shares))
     return table
 

@@ -14,7 +14,7 @@ from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.dataset import DataError
 from panoda.data.declaration import Declaration, RemoteFile, built_in, default_folder, read_declaration
 from panoda.data.declared import declaration_of, has_images, has_labels
-from panoda.data.fetch import FetchError, Patience, fetch_files, is_remote, set_aside, verify
+from panoda.data.fetch import Patience, fetch_files, is_remote, set_aside, verify
 from panoda.data.unpack import MARKERS, Unpacked, unpack, unpacked_before
 
 
@@ -68,7 +68,7 @@ def obtain(
     result = Obtained(folder)
     todo = [file for file in declaration.files if _done(file, folder, result) is None]
     if todo and not result.unpacked and is_here(declaration, folder) and not _arrived(todo, folder):
-        say(f"{folder}: every split is there; nothing to fetch")
+        say(f"{folder}: images of every split are there; nothing to fetch")
         return result
     remote = [file for file in todo if is_remote(file)]
     if remote:
@@ -99,27 +99,23 @@ def provide(dataset: AnyDataset, *, progress: bool, say: Callable[[str], None] =
     folder = Path(dataset.path).expanduser()  # type: ignore[union-attr]
     ours = (folder / MARKERS).is_dir()
     splits = dataset.splits.values() if isinstance(dataset, DeclaredDataset) else None
-    here = is_here(declaration, folder, splits)
+    if declaration.adapter is None:
+        here = is_here(declaration, folder, splits)
+    else:  # code knows better which parts a run needs
+        here = any(has_images(folder, files) for files in declaration.splits.values())
     if here and not (ours and _to_unpack(declaration, folder)):
         return
     default = folder.absolute() == default_folder(declaration).absolute()
     if not (default or ours or (folder.is_dir() and not any(folder.iterdir()))):
         return
     result = obtain(declaration, folder, progress=progress, say=say)
-    # Data sets that code reads know better which parts a run needs.
     if not result.complete and (declaration.adapter is None or not result.unpacked):
-        reasons = [*result.wrong, f"missing in {folder}: {', '.join(result.missing)}"]
-        raise DataError("\n".join([*reasons, explain_by_hand(declaration, folder)]))
+        raise DataError(f"{explain_missing(result)}\n{explain_by_hand(declaration, folder)}")
 
 
 def is_here(declaration: Declaration, folder: Path, splits: Iterable[str] | None = None) -> bool:
-    """Whether every split (or those named) has an image and, if it is labelled, a label in the folder.
-
-    Of a data set that code reads, one split is enough.
-    """
+    """Whether every split (or those named) has an image and, if it is labelled, a label in the folder."""
     chosen = [declaration.splits[name] for name in splits or declaration.splits if name in declaration.splits]
-    if declaration.adapter is not None:
-        return any(has_images(folder, files) for files in chosen)
     return all(has_images(folder, files) and has_labels(folder, files) for files in chosen)
 
 
@@ -174,6 +170,17 @@ def _destination(file: RemoteFile, folder: Path) -> Path:
     return folder / target
 
 
+def explain_missing(result: Obtained) -> str:
+    """What is wrong or missing, one line each."""
+    missing = [f"missing in {result.folder}: {_few(result.missing)}"] if result.missing else []
+    return "\n".join([*result.wrong, *missing])
+
+
+def _few(names: list[str]) -> str:
+    """Names in a row; of many, the first and the last."""
+    return ", ".join(names) if len(names) < 8 else f"{names[0]} to {names[-1]} ({len(names)} files)"
+
+
 def explain_by_hand(declaration: Declaration, folder: Path) -> str:
     """Where to apply, which files to fetch and where to put them."""
     lines = [f"{declaration.title} is obtained by hand."]
@@ -183,13 +190,10 @@ def explain_by_hand(declaration: Declaration, folder: Path) -> str:
         lines.append(" ".join(declaration.manual.split()))
     names = [file.name for file in by_hand(declaration)]
     if names:
-        lines.append(f"Files: {', '.join(names)}")
+        lines.append(f"Files: {_few(names)}")
         lines.append(
             f"Put them into {folder} as they are; then run the command again: it verifies and unpacks them."
         )
     else:
         lines.append(f"Put the unpacked data into {folder}.")
     return "\n".join(lines)
-
-
-__all__ = ["FetchError", "Obtained", "by_hand", "explain_by_hand", "is_here", "obtain", "provide"]
