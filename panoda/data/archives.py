@@ -135,7 +135,7 @@ class _Zip:
     def _open(self, info: zipfile.ZipInfo) -> _Guarded:
         try:
             return _Guarded(self.archive.open(info))
-        except RuntimeError as error:  # also NotImplementedError: an unknown compression
+        except RuntimeError as error:  # encrypted, or packed in a way zipfile does not know
             raise Damaged("encrypted" if info.flag_bits & 1 else str(error)) from error
         except (*_BROKEN, OSError, ValueError) as error:
             raise Damaged(str(error)) from error

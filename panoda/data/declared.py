@@ -103,12 +103,8 @@ def raw_items(
     erp = declaration.projection == "erp"
     nan = float("nan")
     return [
-        RawItem(
-            id=item.id,
-            split=item.split,
-            group=item.group,
-            image=folder / item.image,
-            label=folder / item.label if item.label is not None else None,
+        item.raw_item(
+            folder,
             projection=declaration.projection,
             fov_x_deg=declaration.fov_x_deg,
             lat_top_deg=declaration.lat_top_deg if erp else nan,

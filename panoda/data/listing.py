@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from panoda.data.dataset import DataError
+from panoda.data.dataset import DataError, RawItem
 from panoda.data.pointer import read_pointer, write_pointer
 from panoda.files import write_json
 
@@ -38,6 +38,11 @@ class ListedItem:
     image: str
     label: str | None
     fov_x_deg: float | None = None
+
+    def raw_item(self, folder: Path, **camera: Any) -> RawItem:
+        """The item below ``folder``, with the fields of ``RawItem`` on its camera and its label encoding."""
+        label = None if self.label is None else folder / self.label
+        return RawItem(self.id, self.split, self.group, folder / self.image, label, **camera)
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,8 @@ def raw_items(dataset: Stanford2D3DDataset, listing: Listing) -> list[RawItem]:
     panoramic = dataset.variant == "panoramic"
     nan = float("nan")
     return [
-        RawItem(
-            id=item.id,
-            split=item.split,
-            group=item.group,
-            image=listing.folder / item.image,
-            label=listing.folder / item.label if item.label is not None else None,
+        item.raw_item(
+            listing.folder,
             projection="erp" if panoramic else "pinhole",
             fov_x_deg=360.0 if panoramic else item.fov_x_deg or dataset.fov_x_deg,
             lat_top_deg=90.0 if panoramic else nan,

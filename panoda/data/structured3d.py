@@ -1,6 +1,6 @@
 """Structured3D (Zheng et al. 2020): rendered indoor panoramas with NYU40 labels, used in place.
 
-``scene_XXXXX/2D_rendering/<room>/panorama/full/`` holds ``rgb_{rawlight,coldlight,warmlight}.png`` and an
+``scene_<number>/2D_rendering/<room>/panorama/full/`` holds ``rgb_{rawlight,coldlight,warmlight}.png`` and an
 8-bit ``semantic.png``: 0 is unlabelled, v is class v - 1 of ``nyu40``. Scenes 0-2999 are for training,
 3000-3249 for validation, 3250-3499 for testing. Scenes that the publishers call invalid are skipped, and so
 are rooms whose files are missing or broken: the published archives have some. ``skipped.csv`` beside the
@@ -74,12 +74,8 @@ def raw_items(listing: Listing) -> list[RawItem]:
     """Items of a listing."""
     encoding = label_encoding()
     return [
-        RawItem(
-            id=item.id,
-            split=item.split,
-            group=item.group,
-            image=listing.folder / item.image,
-            label=listing.folder / item.label if item.label is not None else None,
+        item.raw_item(
+            listing.folder,
             projection="erp",
             fov_x_deg=360.0,
             lat_top_deg=90.0,
