@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.execution import Job
 from flows.temporary_server import temporary_server
 from panoda.config import Params, load_params
-from panoda.pipeline import ROLES, get_stage
+from panoda.pipeline import get_stage
 from panoda.tracking import preload
 
 SERVER_NOTE = Path(".prefect/server.json")
@@ -36,6 +36,7 @@ def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
     try:
         job = _job(arguments)
         params = load_params(Path(job.params), job.overrides)
+        stage.check_role(params, getattr(arguments, "role", None))
         keywords = _keywords(flow, params, job, getattr(arguments, "role", None))
     except ValueError as error:
         _fail(error, arguments.debug, 2)
@@ -58,7 +59,7 @@ def _parser(stage: str, *, per_role: bool) -> argparse.ArgumentParser:
         description=f"Run stage {stage}. The result goes to a folder below runs/, never over a DVC output.",
     )
     if per_role:
-        parser.add_argument("--role", choices=ROLES, required=True, help="which domain")
+        parser.add_argument("--role", required=True, help="which domain of section data: source, target, ...")
     parser.add_argument(
         "--set",
         action="append",

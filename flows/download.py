@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from prefect import flow
 
 from flows.command import main
 from flows.execution import HERE, Job, stage_run
 from panoda.config import DataParams, RuntimeParams, TrackingParams
 
-Role = Literal["source", "target"]
-
 
 @flow(name="download")
 def download(
-    role: Role,
+    role: str,
     data: DataParams | None = None,
     runtime: RuntimeParams | None = None,
     tracking: TrackingParams | None = None,
@@ -24,7 +20,7 @@ def download(
     """Stage download: raw files of one domain, rendered or used in place.
 
     Args:
-        role: Which domain.
+        role: Which domain of section data: source, target, or a further source.
         data: Section data; null takes the params file's.
         runtime: Section runtime; null takes the params file's.
         tracking: Section tracking; null takes the params file's.
@@ -37,7 +33,7 @@ def download(
         return run.finish(
             stage(
                 role=role,
-                dataset=getattr(run.params.data, role).dataset,
+                dataset=run.params.data.domains[role].dataset,
                 out=run.out,
                 progress=run.context.progress,
             )

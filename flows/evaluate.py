@@ -6,11 +6,12 @@ from prefect import flow
 
 from flows.command import main
 from flows.execution import HERE, Job, stage_run
-from panoda.config import EvaluateParams, RuntimeParams, TrackingParams
+from panoda.config import EvaluateParams, RuntimeParams, SourceWeights, TrackingParams
 
 
 @flow(name="evaluate")
 def evaluate(
+    sources: SourceWeights | None = None,
     evaluate: EvaluateParams | None = None,
     runtime: RuntimeParams | None = None,
     tracking: TrackingParams | None = None,
@@ -19,12 +20,15 @@ def evaluate(
     """Stage evaluate: every model on source val and target test.
 
     Args:
+        sources: Section sources; null takes the params file's.
         evaluate: Section evaluate; null takes the params file's.
         runtime: Section runtime; null takes the params file's.
         tracking: Section tracking; null takes the params file's.
         job: Where parameters and inputs come from, where the result goes.
     """
-    with stage_run("evaluate", job, evaluate=evaluate, runtime=runtime, tracking=tracking) as run:
+    with stage_run(
+        "evaluate", job, sources=sources, evaluate=evaluate, runtime=runtime, tracking=tracking
+    ) as run:
         # Imported here: torch loads while the server starts.
         from panoda.stages.evaluate import evaluate as stage
 
@@ -39,6 +43,8 @@ def evaluate(
                 models=models,
                 source_val=inputs["source_val"],
                 target_test=inputs["target_test"],
+                more_sources=inputs.get("more_sources"),
+                sources=run.params.sources,
                 out=run.out,
                 params=run.params.evaluate,
                 context=run.context,

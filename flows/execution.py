@@ -88,7 +88,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
     """
     stage = get_stage(name)
     params = _effective(job, sections)
-    inputs = _inputs(stage, job, role)
+    inputs = _inputs(stage, job, role, params)
     out = _out(stage, job, role)
     record = _record(stage, role, params, inputs, job)
     mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
@@ -133,8 +133,8 @@ def _effective(job: Job, sections: Mapping[str, Any]) -> Params:
     return parse_params({**base.model_dump(mode="json"), **given}, "flow parameters") if given else base
 
 
-def _inputs(stage: Stage, job: Job, role: str | None) -> dict[str, Path]:
-    paths = stage.input_paths(role)
+def _inputs(stage: Stage, job: Job, role: str | None, params: Params) -> dict[str, Path]:
+    paths = stage.input_paths(role, params)
     unknown = set(job.inputs) - set(paths)
     if unknown:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
 
 from prefect import flow
 
@@ -10,12 +10,10 @@ from flows.command import main
 from flows.execution import HERE, Job, stage_run
 from panoda.config import DataParams, RuntimeParams, TrackingParams
 
-Role = Literal["source", "target"]
-
 
 @flow(name="preprocess")
 def preprocess(
-    role: Role,
+    role: str,
     data: DataParams | None = None,
     label_space: str | None = None,
     runtime: RuntimeParams | None = None,
@@ -25,7 +23,7 @@ def preprocess(
     """Stage preprocess: raw files of one domain to index and shards.
 
     Args:
-        role: Which domain.
+        role: Which domain of section data: source, target, or a further source.
         data: Section data; null takes the params file's.
         label_space: Section label_space; null takes the params file's.
         runtime: Section runtime; null takes the params file's.
@@ -38,12 +36,15 @@ def preprocess(
         # Imported here: torch loads while the server starts.
         from panoda.stages.preprocess import preprocess as stage
 
+        if job.pipeline:
+            # An input of every training stage, empty as a rule: DVC wants the folder to exist.
+            Path("data/prepared/more_sources").mkdir(parents=True, exist_ok=True)
         return run.finish(
             stage(
                 role=role,
                 raw=run.inputs["raw"],
                 out=run.out,
-                domain=getattr(run.params.data, role),
+                domain=run.params.data.domains[role],
                 label_space=run.params.label_space,
                 context=run.context,
             )

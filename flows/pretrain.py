@@ -6,11 +6,12 @@ from prefect import flow
 
 from flows.command import main
 from flows.execution import HERE, Job, stage_run
-from panoda.config import ModelParams, PretrainParams, RuntimeParams, TrackingParams
+from panoda.config import ModelParams, PretrainParams, RuntimeParams, SourceWeights, TrackingParams
 
 
 @flow(name="pretrain")
 def pretrain(
+    sources: SourceWeights | None = None,
     model: ModelParams | None = None,
     pretrain: PretrainParams | None = None,
     seed: int | None = None,
@@ -21,6 +22,7 @@ def pretrain(
     """Stage pretrain: supervised training on the source domain.
 
     Args:
+        sources: Section sources; null takes the params file's.
         model: Section model; null takes the params file's.
         pretrain: Section pretrain; null takes the params file's.
         seed: Section seed; null takes the params file's.
@@ -29,7 +31,14 @@ def pretrain(
         job: Where parameters and inputs come from, where the result goes.
     """
     with stage_run(
-        "pretrain", job, model=model, pretrain=pretrain, seed=seed, runtime=runtime, tracking=tracking
+        "pretrain",
+        job,
+        sources=sources,
+        model=model,
+        pretrain=pretrain,
+        seed=seed,
+        runtime=runtime,
+        tracking=tracking,
     ) as run:
         # Imported here: torch loads while the server starts.
         from panoda.stages.pretrain import pretrain as stage
@@ -37,6 +46,7 @@ def pretrain(
         return run.finish(
             stage(
                 **run.inputs,
+                sources=run.params.sources,
                 out=run.out,
                 model=run.params.model,
                 params=run.params.pretrain,

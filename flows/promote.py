@@ -45,7 +45,7 @@ def promote(folder: Path) -> str:
     label = stage.label(role)
     differences = (
         parameter_differences(record, params, role)
-        + _input_differences(record, stage, role)
+        + _input_differences(record, stage, role, params)
         + _code_differences(record, stage)
     )
     if differences:
@@ -64,9 +64,11 @@ def promote(folder: Path) -> str:
     return label
 
 
-def _input_differences(record: Mapping[str, Any], stage: Stage, role: str | None) -> list[str]:
+def _input_differences(
+    record: Mapping[str, Any], stage: Stage, role: str | None, params: Params
+) -> list[str]:
     found = []
-    for name, path in stage.input_paths(role).items():
+    for name, path in stage.input_paths(role, params).items():
         now = runs.digest(path) if path.exists() else "missing"
         then = record["inputs"].get(name, {})
         if then.get("digest") != now:

@@ -11,7 +11,7 @@ from prefect import flow
 from flows.command import main
 from flows.execution import HERE, Job, stage_run
 from panoda.config import RuntimeParams, TrackingParams
-from panoda.pipeline import ROLES, STAGES
+from panoda.pipeline import STAGES
 from panoda.runs import pipeline_record
 
 
@@ -45,7 +45,8 @@ def report(
 def provenance(record: Mapping[str, Any]) -> dict[str, Any]:
     """Commit, lock file and, for each stage of the pipeline, when and where it ran last."""
     found: dict[str, Any] = {key: record[key] for key in ("git_commit", "git_dirty", "dvc_lock", "scenario")}
-    labels = [s.label(r) for s in STAGES.values() for r in (ROLES if s.per_role else (None,))]
+    roles = tuple(record["params"].get("data", ()))
+    labels = [s.label(r) for s in STAGES.values() for r in (roles if s.per_role else (None,))]
     for label in labels:
         path = pipeline_record(label)
         if path.is_file() and label != record["label"]:

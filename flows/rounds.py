@@ -6,11 +6,19 @@ from prefect import flow
 
 from flows.command import main
 from flows.execution import HERE, Job, stage_run
-from panoda.config import AdaptParams, PrototypeParams, PseudoLabelParams, RuntimeParams, TrackingParams
+from panoda.config import (
+    AdaptParams,
+    PrototypeParams,
+    PseudoLabelParams,
+    RuntimeParams,
+    SourceWeights,
+    TrackingParams,
+)
 
 
 @flow(name="rounds")
 def rounds(
+    sources: SourceWeights | None = None,
     rounds: int | None = None,
     pseudo_labels: PseudoLabelParams | None = None,
     prototypes: PrototypeParams | None = None,
@@ -23,6 +31,7 @@ def rounds(
     """Stage rounds: further rounds of pseudo-labels, prototypes and adaptation.
 
     Args:
+        sources: Section sources; null takes the params file's.
         rounds: Section rounds; null takes the params file's.
         pseudo_labels: Section pseudo_labels; null takes the params file's.
         prototypes: Section prototypes; null takes the params file's.
@@ -35,6 +44,7 @@ def rounds(
     with stage_run(
         "rounds",
         job,
+        sources=sources,
         rounds=rounds,
         pseudo_labels=pseudo_labels,
         prototypes=prototypes,
@@ -49,6 +59,7 @@ def rounds(
         return run.finish(
             stage(
                 **run.inputs,
+                sources=run.params.sources,
                 out=run.out,
                 rounds=run.params.rounds,
                 pseudo_labels=run.params.pseudo_labels,

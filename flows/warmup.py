@@ -6,11 +6,12 @@ from prefect import flow
 
 from flows.command import main
 from flows.execution import HERE, Job, stage_run
-from panoda.config import RuntimeParams, TrackingParams, WarmupParams
+from panoda.config import RuntimeParams, SourceWeights, TrackingParams, WarmupParams
 
 
 @flow(name="warmup")
 def warmup(
+    sources: SourceWeights | None = None,
     warmup: WarmupParams | None = None,
     seed: int | None = None,
     runtime: RuntimeParams | None = None,
@@ -20,19 +21,23 @@ def warmup(
     """Stage warmup: adversarial output alignment of both domains.
 
     Args:
+        sources: Section sources; null takes the params file's.
         warmup: Section warmup; null takes the params file's.
         seed: Section seed; null takes the params file's.
         runtime: Section runtime; null takes the params file's.
         tracking: Section tracking; null takes the params file's.
         job: Where parameters and inputs come from, where the result goes.
     """
-    with stage_run("warmup", job, warmup=warmup, seed=seed, runtime=runtime, tracking=tracking) as run:
+    with stage_run(
+        "warmup", job, sources=sources, warmup=warmup, seed=seed, runtime=runtime, tracking=tracking
+    ) as run:
         # Imported here: torch loads while the server starts.
         from panoda.stages.warmup import warmup as stage
 
         return run.finish(
             stage(
                 **run.inputs,
+                sources=run.params.sources,
                 out=run.out,
                 params=run.params.warmup,
                 seed=run.params.seed,

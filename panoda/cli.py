@@ -133,7 +133,7 @@ def scenario(
 
 def _make_download_folders(params: Params) -> list[Path]:
     """Make the folders below data/downloads: DVC wants a stage's inputs to exist before it runs the stage."""
-    paths = [Path(getattr(domain.dataset, "path", "")) for domain in (params.data.source, params.data.target)]
+    paths = [Path(getattr(domain.dataset, "path", "")) for domain in params.data.domains.values()]
     missing = [path for path in paths if path.is_relative_to(DOWNLOADS) and not path.exists()]
     for path in missing:
         path.mkdir(parents=True, exist_ok=True)
@@ -158,11 +158,13 @@ def summary() -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no results yet; run `dvc repro` first")
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    table = Table("model", *(f"mIoU {title}, %" for title in SETS.values()))
+    # Val of further sources after the two that every run has.
+    names = list(dict.fromkeys([*SETS, *(name for sets in metrics.values() for name in sets)]))
+    table = Table("model", *(f"mIoU {SETS.get(name, name.replace('_', ' '))}, %" for name in names))
     # In training order; rounds after the first are named round2, round3, ...
     order = [*MODELS, *sorted(set(metrics) - set(MODELS), key=lambda name: (len(name), name))]
     for model, sets in ((name, metrics[name]) for name in order if name in metrics):
-        table.add_row(_model_title(model), *(_percent(sets.get(name, {}).get("miou")) for name in SETS))
+        table.add_row(_model_title(model), *(_percent(sets.get(name, {}).get("miou")) for name in names))
     Console().print(table)
     typer.echo(f"report   {(Path(STAGES['report'].out) / 'index.html').resolve().as_uri()}")
     typer.echo("MLflow   run `make server`, then open http://127.0.0.1:5000")

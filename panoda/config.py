@@ -7,6 +7,7 @@ Unknown keys are rejected everywhere. The docstring under a field is its documen
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=16)]
 Range = tuple[float, float]
+SourceWeights = dict[str, Positive]
 
 
 class Section(BaseModel):
@@ -294,24 +296,65 @@ class PrepareParams(Section):
     """Images in one Arrow shard."""
     codec: Literal["raw", "webp"] = "raw"
     """How shards store arrays: raw (fastest to read) or webp (lossless, a third to a half of the space)."""
+    limit: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Split -> most images prepared of it, spread evenly over it; splits that are not named are whole."""
 
 
 class DomainParams(Section):
     """One domain: where its images come from and how they are prepared."""
 
+    folder: str
+    """Where below data/prepared it goes: source, target, or more_sources/NAME; dvc.yaml reads it here."""
     dataset: Annotated[AnyDataset, Field(discriminator="kind")]
     """The raw data set."""
     prepare: PrepareParams
     """Sizes and shards."""
 
+    @model_validator(mode="after")
+    def _limit(self) -> DomainParams:
+        unknown = sorted(set(self.prepare.limit) - set(self.dataset.splits))
+        if unknown:
+            known = ", ".join(self.dataset.splits)
+            raise ValueError(f"prepare.limit names {', '.join(unknown)}, but the data set has {known}")
+        return self
+
+
+def prepared_folder(role: str) -> str:
+    """Folder of a role below data/prepared.
+
+    Example:
+        >>> prepared_folder("source"), prepared_folder("synpass")
+        ('source', 'more_sources/synpass')
+    """
+    return role if role in ("source", "target") else f"more_sources/{role}"
+
 
 class DataParams(Section):
-    """Both domains."""
+    """The domains: source, target, and any number of further labelled sources under names of their own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, DomainParams]
 
     source: DomainParams
-    """Labelled pinhole images; splits train and val."""
+    """Labelled images, pinhole as a rule; splits train and val."""
     target: DomainParams
     """Panoramas; split train (labels never read), test (and optionally val) for evaluation."""
+
+    @property
+    def domains(self) -> dict[str, DomainParams]:
+        """Role -> domain."""
+        return {"source": self.source, "target": self.target, **(self.__pydantic_extra__ or {})}
+
+    @model_validator(mode="after")
+    def _folders(self) -> DataParams:
+        for role, domain in self.domains.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", role):
+                raise ValueError(f"data.{role}: name a further source with lower-case letters, digits and _")
+            if domain.folder != prepared_folder(role):
+                raise ValueError(
+                    f"data.{role}.folder is {domain.folder!r}; it must be {prepared_folder(role)!r}"
+                )
+        return self
 
 
 # --- model and training ---------------------------------------------------------------------------
@@ -591,7 +634,9 @@ class Params(Section):
     rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds of pseudo-labels and adaptation."""
     data: DataParams
-    """Both domains."""
+    """The domains."""
+    sources: SourceWeights = {"source": 1.0}
+    """Labelled source -> its share of the training samples, relative to the others'."""
     model: ModelParams
     """The model."""
     pretrain: PretrainParams
@@ -617,6 +662,16 @@ class Params(Section):
             get_label_space(self.label_space)
         elif self.label_space not in SPACES:
             raise ValueError(f"label_space {self.label_space!r} is unknown; known: {', '.join(SPACES)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weighted_sources(self) -> Params:
+        labelled = set(self.data.domains) - {"target"}
+        if set(self.sources) != labelled:
+            raise ValueError(
+                f"sources weighs {', '.join(sorted(self.sources)) or 'nothing'}; it must name every labelled "
+                f"source of data and nothing else: {', '.join(sorted(labelled))}"
+            )
         return self
 
 

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from panoda.config import Params
-
-ROLES = ("source", "target")
+from panoda.config import Params, prepared_folder
 
 _PREPARED = "data/prepared"
 _SOURCE_TRAIN = f"{_PREPARED}/source/train"
 _TARGET_TRAIN = f"{_PREPARED}/target/train"
 _SOURCE_VAL = f"{_PREPARED}/source/val"
 _TARGET_TEST = f"{_PREPARED}/target/test"
+_MORE_SOURCES = f"{_PREPARED}/more_sources"
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Stage:
         name: Name of the stage, of its module in ``panoda.stages`` and of its flow.
         sections: Dotted paths into params.yaml that make up its identity; ``{role}`` is filled in.
         inputs: Input name -> default path, relative to the project root; ``{role}`` is filled in.
-        out: Output of the pipeline's run, relative to the project root.
-        per_role: There is one such stage for each of ``ROLES``.
+        out: Output of the pipeline's run, relative to the project root; ``{folder}`` is the role's folder.
+        per_role: There is one such stage for each domain of section data.
         on_gpu: It computes on the device of ``runtime.device``.
     """
 
@@ -61,19 +60,23 @@ class Stage:
         """Name for folders, such as ``pretrain`` or ``download-source``."""
         return self.label(role).replace("@", "-")
 
-    def input_paths(self, role: str | None = None) -> dict[str, Path]:
-        """The pipeline's inputs by name."""
+    def input_paths(self, role: str | None = None, params: Params | None = None) -> dict[str, Path]:
+        """The pipeline's inputs by name; with ``params``, only those that such a run reads."""
         self._check(role)
-        return {name: Path(path.format(role=role)) for name, path in self.inputs.items()}
+        paths = {name: Path(path.format(role=role)) for name, path in self.inputs.items()}
+        if params is not None and len(params.sources) == 1:
+            paths.pop("more_sources", None)
+        return paths
 
     def out_path(self, role: str | None = None) -> Path:
         """The pipeline's output folder."""
         self._check(role)
-        return Path(self.out.format(role=role))
+        return Path(self.out.format(role=role, folder=prepared_folder(role or "")))
 
     def params(self, params: Params, role: str | None = None) -> dict[str, Any]:
         """The stage's own parameters as plain JSON values, nested as in params.yaml."""
         self._check(role)
+        self.check_role(params, role)
         tree = params.model_dump(mode="json")
         own: dict[str, Any] = {}
         for section in self.sections:
@@ -84,9 +87,17 @@ class Stage:
             target[leaf] = source[leaf]
         return own
 
+    def check_role(self, params: Params, role: str | None) -> None:
+        """ValueError when ``role`` is no domain of ``params``."""
+        if self.per_role and role not in params.data.domains:
+            known = ", ".join(params.data.domains)
+            raise ValueError(
+                f"stage {self.name} needs --role, a domain of section data: {known}; got {role!r}"
+            )
+
     def _check(self, role: str | None) -> None:
-        if self.per_role and role not in ROLES:
-            raise ValueError(f"stage {self.name} needs --role, one of {', '.join(ROLES)}; got {role!r}")
+        if self.per_role and not role:
+            raise ValueError(f"stage {self.name} needs --role, a domain of section data such as source")
         if not self.per_role and role is not None:
             raise ValueError(f"stage {self.name} has no roles; leave --role out")
 
@@ -99,22 +110,23 @@ STAGES: dict[str, Stage] = {
             "preprocess",
             ("data.{role}", "label_space"),
             {"raw": "data/raw/{role}"},
-            "data/prepared/{role}",
+            "data/prepared/{folder}",
             per_role=True,
             on_gpu=False,
         ),
         Stage(
             "pretrain",
-            ("model", "pretrain", "seed"),
-            {"source_train": _SOURCE_TRAIN, "source_val": _SOURCE_VAL},
+            ("sources", "model", "pretrain", "seed"),
+            {"source_train": _SOURCE_TRAIN, "source_val": _SOURCE_VAL, "more_sources": _MORE_SOURCES},
             "outputs/pretrain",
         ),
         Stage(
             "warmup",
-            ("warmup", "seed"),
+            ("sources", "warmup", "seed"),
             {
                 "checkpoint": "outputs/pretrain/model.safetensors",
                 "source_train": _SOURCE_TRAIN,
+                "more_sources": _MORE_SOURCES,
                 "target_train": _TARGET_TRAIN,
             },
             "outputs/warmup",
@@ -127,10 +139,11 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "prototypes",
-            ("prototypes",),
+            ("sources", "prototypes"),
             {
                 "checkpoint": "outputs/warmup/model.safetensors",
                 "source_train": _SOURCE_TRAIN,
+                "more_sources": _MORE_SOURCES,
                 "target_train": _TARGET_TRAIN,
                 "pseudo_labels": "outputs/pseudo_labels",
             },
@@ -138,10 +151,11 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "adapt",
-            ("adapt", "seed"),
+            ("sources", "adapt", "seed"),
             {
                 "checkpoint": "outputs/warmup/model.safetensors",
                 "source_train": _SOURCE_TRAIN,
+                "more_sources": _MORE_SOURCES,
                 "target_train": _TARGET_TRAIN,
                 "pseudo_labels": "outputs/pseudo_labels",
                 "prototypes": "outputs/prototypes",
@@ -150,23 +164,25 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "rounds",
-            ("rounds", "pseudo_labels", "prototypes", "adapt", "seed"),
+            ("sources", "rounds", "pseudo_labels", "prototypes", "adapt", "seed"),
             {
                 "adapted": "outputs/adapt/model.safetensors",
                 "source_train": _SOURCE_TRAIN,
+                "more_sources": _MORE_SOURCES,
                 "target_train": _TARGET_TRAIN,
             },
             "outputs/rounds",
         ),
         Stage(
             "evaluate",
-            ("evaluate",),
+            ("sources", "evaluate"),
             {
                 "source_only": "outputs/pretrain/model.safetensors",
                 "warmup": "outputs/warmup/model.safetensors",
                 "round1": "outputs/adapt/model.safetensors",
                 "rounds": "outputs/rounds",
                 "source_val": _SOURCE_VAL,
+                "more_sources": _MORE_SOURCES,
                 "target_test": _TARGET_TEST,
             },
             "outputs/evaluate",
@@ -179,6 +195,7 @@ STAGES: dict[str, Stage] = {
                 "label_space",
                 "rounds",
                 "data",
+                "sources",
                 "model",
                 "pretrain",
                 "warmup",

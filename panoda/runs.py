@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).resolve().parent
 STATE = Path(".panoda/state")
 RUNS = Path("runs")
 RECORD = "run.json"
-IGNORED_NAMES = frozenset({"__pycache__", ".DS_Store"})
+IGNORED_NAMES = frozenset({"__pycache__", ".DS_Store", ".gitkeep"})
 
 
 # --- digests ---------------------------------------------------------------------------------------

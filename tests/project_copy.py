@@ -11,8 +11,10 @@ from pathlib import Path
 
 import yaml
 
-from panoda.pipeline import ROLES, STAGES
+from panoda.pipeline import STAGES
 
+ROLES = ("source", "target", "second")
+"""Domains that doubles exist for; scenarios need not have the last."""
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("flows", "panoda", "scenarios", "dvc.yaml", "prefect.toml", ".dvcignore", ".gitignore")
 
@@ -84,6 +86,7 @@ class ProjectCopy:
                 shutil.copytree(source, folder / name, ignore=quiet)
             else:
                 shutil.copy(source, folder / name)
+        (folder / "data" / "prepared" / "more_sources").mkdir(parents=True)
         (folder / ".dvc").mkdir()
         for name in ("config", ".gitignore"):
             shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)

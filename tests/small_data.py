@@ -24,13 +24,21 @@ def blocks(
     return np.clip(colour + noise, 0, 255).astype(np.uint8), label
 
 
-def prepared(out: Path, splits: dict[str, int], *, erp: bool, labels: bool = True, shade: int = 0) -> Path:
+def prepared(
+    out: Path,
+    splits: dict[str, int],
+    *,
+    erp: bool,
+    labels: bool = True,
+    shade: int = 0,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+) -> Path:
     """Write and prepare splits of so many images; returns the folder with one subfolder per split."""
     raw, items = out / "raw", []
     raw.mkdir(parents=True)
     for number, (split, count) in enumerate(splits.items()):
         for i in range(count):
-            image, label = blocks(1000 * number + i + 77 * erp, shade=shade)
+            image, label = blocks(1000 * number + i + 77 * erp, shade=shade, size=size)
             name = f"{split}-{i}"
             Image.fromarray(image).save(raw / f"{name}.png")
             Image.fromarray(label).save(raw / f"{name}-label.png")
@@ -50,8 +58,8 @@ def prepared(out: Path, splits: dict[str, int], *, erp: bool, labels: bool = Tru
     prepare(
         items,
         out / "prepared",
-        height=HEIGHT,
-        width=WIDTH,
+        height=size[0],
+        width=size[1],
         label_space_from="cs13",
         label_space_to="cs13",
         shard_images=3,

@@ -27,6 +27,11 @@ def test_overrides_are_yaml_and_validated():
         ("label_space=cs18", "unknown; known: cs19"),
         ("seed.deeper=1", "is not a section"),
         ("no-equals-sign", "expected section.key=value"),
+        ("sources.synpass=1", r"sources weighs source, synpass; .*nothing else: source"),
+        ("sources.source=0", "sources.source: .*greater than 0"),
+        ("data.source.folder=here", "data.source.folder is 'here'; it must be 'source'"),
+        ("data.sorce.folder=sorce", "data.sorce.dataset: Field required"),
+        ("data.source.prepare.limit={tset: 3}", "prepare.limit names tset, but the data set has train, val"),
         ("adapt.teacher.enabled=false", "keep: teacher needs teacher.enabled"),
     ],
 )

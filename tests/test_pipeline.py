@@ -6,6 +6,7 @@ what it sets off, with the real flows on a few tiny images.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -65,6 +66,24 @@ def test_an_adaptation_parameter_leaves_pseudo_labels_and_prototypes_alone(city:
     city.set("adapt.mpa.refresh_every", 3)
     assert city.repro() == FROM_ADAPT
     assert {s: city.lock(s) for s in kept} == kept
+
+
+def test_a_further_source_redoes_training_and_nothing_of_the_other_domains(tmp_path: Path) -> None:
+    tree = yaml.safe_load((ROOT / "scenarios" / "city_small.yaml").read_text())
+    project = ProjectCopy(tmp_path / "project", ROOT / "scenarios" / "city_small.yaml", doubles=True)
+    project.repro()
+    tree["data"]["second"] = {**copy.deepcopy(tree["data"]["source"]), "folder": "more_sources/second"}
+    tree["sources"] = {"source": 1.0, "second": 2.0}
+    (project.folder / "params.yaml").write_text(yaml.safe_dump(tree))
+    second = {"download@second", "preprocess@second"}
+    assert project.repro() == second | FROM_PRETRAIN
+    assert (project.folder / "data/prepared/more_sources/second/train/index.parquet").is_file()
+    assert project.repro() == set()
+    project.set("data.second.prepare.limit", {"train": 2})
+    assert project.repro("preprocess@second") == {"preprocess@second"}
+    assert project.repro() == FROM_PRETRAIN
+    project.set("sources", {"source": 1.0, "second": 1.0})
+    assert project.repro() == FROM_PRETRAIN
 
 
 def test_where_it_computes_and_logs_changes_nothing(city: ProjectCopy) -> None:

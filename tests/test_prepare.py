@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.dataset import DataError
+from panoda.data.dataset import DataError, RawItem
 from panoda.data.images import read_ids, read_rgb
+from panoda.data.prepare import limited
 from panoda.data.prepared import PreparedSplit
 from panoda.data.shards import ShardWriter
 from panoda.files import sha256_file
@@ -343,3 +344,22 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == before
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_limit_spreads_evenly_over_the_split():
+    items = [
+        RawItem(
+            id=f"{split}-{i}",
+            split=split,
+            group="g",
+            image=Path("x"),
+            label=None,
+            projection="erp",
+            fov_x_deg=360.0,
+        )
+        for split in ("train", "test")
+        for i in range(10)
+    ]
+    kept = [item.id for item in limited(items, {"train": 3})]
+    assert kept == ["train-0", "train-3", "train-6", *(f"test-{i}" for i in range(10))]
+    assert limited(items, {"train": 99}) == items

@@ -221,7 +221,7 @@ def test_provenance_of_a_repository_ignores_dvc_lock(tmp_path: Path) -> None:
 
 def test_stage_params_are_its_sections_alone() -> None:
     params = load_params(ROOT / "params.yaml")
-    assert set(STAGES["pretrain"].params(params)) == {"model", "pretrain", "seed"}
+    assert set(STAGES["pretrain"].params(params)) == {"sources", "model", "pretrain", "seed"}
     own = STAGES["download"].params(params, "source")
     assert own == {"data": {"source": {"dataset": params.data.source.dataset.model_dump(mode="json")}}}
     assert flatten({"a": {"b": 1, "c": [1]}, "d": {}}) == {"a.b": 1, "a.c": [1], "d": {}}
@@ -232,6 +232,10 @@ def test_stage_roles_and_names() -> None:
     assert STAGES["download"].folder_name("source") == "download-source"
     with pytest.raises(ValueError, match="needs --role"):
         STAGES["download"].label()
+    with pytest.raises(ValueError, match="source, target; got 'sorce'"):
+        STAGES["download"].params(load_params(ROOT / "params.yaml"), "sorce")
+    assert STAGES["preprocess"].out_path("target") == Path("data/prepared/target")
+    assert STAGES["preprocess"].out_path("synpass") == Path("data/prepared/more_sources/synpass")
     with pytest.raises(ValueError, match="has no roles"):
         STAGES["adapt"].label("source")
     with pytest.raises(ValueError, match="unknown stage 'x'"):

@@ -16,22 +16,30 @@ from panoda.stages.preprocess import preprocess
 from panoda.training.context import RunContext
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
-SIZES = {  # (source, target), height before width, as in the papers
+SIZES = {  # (source, target, further sources), height before width, as in the papers
     "cs2dp": ((512, 1024), (400, 2048)),
     "cs13_dp13": ((512, 1024), (400, 2048)),
     "sp13_dp13": ((1024, 2048), (400, 2048)),
+    "cs13_sp13_dp13": ((512, 1024), (400, 2048), (512, 1024)),
     "spin2span": ((1080, 1080), (1024, 2048)),
     "spin2span8": ((1080, 1080), (1024, 2048)),
     "s3d8_span8": ((512, 1024), (1024, 2048)),
 }
-CLASSES = {"cs2dp": 19, "cs13_dp13": 13, "sp13_dp13": 13, "spin2span": 13, "spin2span8": 8, "s3d8_span8": 8}
+CLASSES = {
+    "cs2dp": 19,
+    "cs13_dp13": 13,
+    "sp13_dp13": 13,
+    "cs13_sp13_dp13": 13,
+    "spin2span": 13,
+    "spin2span8": 8,
+    "s3d8_span8": 8,
+}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_scenario_on_miniature_trees(name, tmp_path):
     params = load_params(SCENARIOS / f"{name}.yaml")
-    for role, size in zip(("source", "target"), SIZES[name], strict=True):
-        domain = getattr(params.data, role)
+    for (role, domain), size in zip(params.data.domains.items(), SIZES[name], strict=True):
         assert (domain.prepare.height, domain.prepare.width) == size
         tree = Path(domain.dataset.path).name
         assert domain.dataset.path == f"data/downloads/{tree}"
@@ -49,7 +57,7 @@ def test_scenario_on_miniature_trees(name, tmp_path):
             context=RunContext(),
         )
         splits = {path.name: PreparedSplit(path) for path in out.iterdir() if path.is_dir()}
-        assert set(splits) == ({"train", "val"} if role == "source" else {"train", "test"})
+        assert set(splits) == ({"train", "test"} if role == "target" else {"train", "val"})
         # Labels of a target's train split never reach training.
         assert {s for s, part in splits.items() if part.has_labels} == set(splits) - (
             {"train"} if role == "target" else set()

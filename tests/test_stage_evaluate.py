@@ -175,5 +175,5 @@ def test_an_error_leaves_the_old_result(inputs, tmp_path):
 
 
 def test_unlabelled_source_is_refused(inputs, tmp_path):
-    with pytest.raises(ValueError, match="source val has no labels"):
+    with pytest.raises(ValueError, match="the source has no labels"):
         run({**inputs, "source_val": inputs["unlabelled"]}, tmp_path / "evaluate")

@@ -337,8 +337,13 @@ class _Split:
     lat_top_deg: float = 35.0
     lat_bottom_deg: float = -35.0
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"image": self.image}
+    @property
+    def height(self) -> int:
+        return self.image.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.image.shape[2]
 
 
 def test_half_precision_does_not_move_the_warp():
@@ -348,10 +353,10 @@ def test_half_precision_does_not_move_the_warp():
     image = torch.linspace(0, 1, 256).expand(1, 3, 64, 256)
     label = torch.arange(64)[None, :, None].expand(1, 64, 256)
     torch.manual_seed(0)
-    exact = warp(image, label)
+    exact = warp(image, label, torch.zeros(1))
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = warp(image, label)
+        mixed = warp(image, label, torch.zeros(1))
     assert torch.equal(exact[0], mixed[0]) and torch.equal(exact[1], mixed[1])
 
 

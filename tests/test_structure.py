@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from panoda import config
-from panoda.config import Params, load_params
+from panoda.config import DataParams, Params, load_params
 from panoda.pipeline import STAGES, Stage, flatten
 from panoda.runs import PACKAGE, import_closure
 
@@ -102,7 +102,9 @@ def definition(pipeline: dict[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 def filled(stage: Stage, texts: Any) -> list[str]:
-    return [t.format(role="${key}") for t in texts] if stage.per_role else list(texts)
+    return (
+        [t.format(role="${key}", folder="${item.folder}") for t in texts] if stage.per_role else list(texts)
+    )
 
 
 def test_dvc_and_the_table_name_the_same_stages(pipeline: dict[str, Any]) -> None:
@@ -194,7 +196,9 @@ def test_every_parameter_is_documented_and_typos_are_errors(model: type[BaseMode
     assert model.__doc__
     undocumented = [name for name, info in model.model_fields.items() if not info.description]
     assert not undocumented, f"{model.__name__}: no docstring under {undocumented}"
-    assert model.model_config.get("extra") == "forbid" and model.model_config.get("frozen")
+    # Section data takes further sources by any name, each checked as a domain.
+    assert model.model_config.get("extra") == ("allow" if model is DataParams else "forbid")
+    assert model.model_config.get("frozen")
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)

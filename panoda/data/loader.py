@@ -7,6 +7,7 @@ step a run was resumed at changes what is seen.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator
 from functools import lru_cache
@@ -48,6 +49,15 @@ class SampleSource(Protocol):
 
     full_circle: bool
 
+    @property
+    def sampling(self) -> tuple[tuple[int, float], ...]:
+        """(length, weight) of every part; indices run through the parts in order."""
+        ...
+
+    def wraps(self, index: int) -> bool:
+        """Columns of sample ``index`` wrap around."""
+        ...
+
     def __len__(self) -> int:
         """Number of samples."""
         ...
@@ -70,7 +80,7 @@ def training_batches(
     """Yield the ``num_steps`` batches of steps start_step, start_step + 1, ...
 
     Args:
-        dataset: A ``PreparedSplit`` or ``PseudoLabelSplit``.
+        dataset: A ``PreparedSplit``, ``PseudoLabelSplit`` or ``Mixture``.
         batch_size: Images per batch.
         augment: Joint transform of every sample.
         seed: Seed of order and augmentation.
@@ -107,7 +117,17 @@ def ordered_batches(dataset: SampleSource, *, batch_size: int) -> Iterator[Batch
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Stack samples of one size."""
+    """Stack samples of one size.
+
+    Raises:
+        ValueError: samples of different sizes.
+    """
+    sizes = sorted({tuple(s["image"].shape[1:]) for s in samples})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"a batch holds images of {' and '.join(f'{w}x{h}' for h, w in sizes)} pixels: sources prepared "
+            "at different sizes; set crop_height and crop_width of the augmentation"
+        )
     batch = Batch(
         image=torch.stack([s["image"] for s in samples]),
         label=torch.stack([s["label"] for s in samples]).long(),
@@ -132,16 +152,40 @@ class _Steps(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         samples = []
         for position in range(self.batch_size):
-            epoch, place = divmod(step * self.batch_size + position, len(self.dataset))
-            sample = self.dataset[_epoch_order(self.seed, epoch, len(self.dataset))[place]]
+            index = _index(self.dataset.sampling, self.seed, step * self.batch_size + position)
             generator = _generator(self.seed, _SAMPLE_STREAM, step, position)
-            samples.append(self.augment(sample, generator, full_circle=self.dataset.full_circle))
+            wraps = self.dataset.wraps(index)
+            samples.append(self.augment(self.dataset[index], generator, full_circle=wraps))
         return collate(samples)
 
 
-@lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, length: int) -> list[int]:
-    return torch.randperm(length, generator=_generator(seed, _EPOCH_STREAM, epoch)).tolist()
+def _index(sampling: tuple[tuple[int, float], ...], seed: int, number: int) -> int:
+    """Index of draw ``number``: parts take turns by weight, each runs through epochs of its own."""
+    part, number = _turn([weight for _, weight in sampling], number)
+    lengths = [length for length, _ in sampling]
+    epoch, place = divmod(number, lengths[part])
+    return sum(lengths[:part]) + _epoch_order(seed, epoch, lengths[part], part)[place]
+
+
+def _turn(weights: list[float], number: int) -> tuple[int, int]:
+    """Part of draw ``number``, and how many draws of that part came before.
+
+    After n draws every part has had its share of n, to within one draw for each part.
+    """
+    rest = sum(weights)
+    for part, weight in enumerate(weights[:-1]):
+        share = weight / rest
+        before = math.floor(number * share)
+        if math.floor((number + 1) * share) > before:
+            return part, before
+        number, rest = number - before, rest - weight
+    return len(weights) - 1, number
+
+
+@lru_cache(maxsize=16)
+def _epoch_order(seed: int, epoch: int, length: int, part: int) -> list[int]:
+    key = (seed, _EPOCH_STREAM, epoch, part) if part else (seed, _EPOCH_STREAM, epoch)
+    return torch.randperm(length, generator=_generator(*key)).tolist()
 
 
 def _generator(*key: int) -> torch.Generator:

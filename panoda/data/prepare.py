@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,15 @@ def prepare(
         sheet = contact_sheet({work.name: PreparedSplit(staged / work.name) for work in works})
         Image.fromarray(sheet).save(staged / CONTACT_SHEET)
     return summary
+
+
+def limited(items: Sequence[RawItem], limit: Mapping[str, int]) -> list[RawItem]:
+    """At most ``limit[split]`` items of a split, spread evenly over it; other splits stay whole."""
+    kept: list[RawItem] = []
+    for split, found in _by_split(items).items():
+        count = min(limit.get(split, len(found)), len(found))
+        kept += [found[i * len(found) // count] for i in range(count)]
+    return kept
 
 
 def _by_split(items: Sequence[RawItem]) -> dict[str, list[RawItem]]:

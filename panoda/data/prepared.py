@@ -106,6 +106,15 @@ class PreparedSplit:
         """Number of images."""
         return len(self.ids)
 
+    @property
+    def sampling(self) -> tuple[tuple[int, float], ...]:
+        """(length, weight) of its one part, for the loader."""
+        return ((len(self), 1.0),)
+
+    def wraps(self, index: int) -> bool:
+        """Columns of sample ``index`` wrap around; the same for all."""
+        return self.full_circle
+
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``; its tensors are copies that may be changed in place."""
         if not -len(self) <= index < len(self):

@@ -171,6 +171,15 @@ class PseudoLabelSplit:
         if missing:
             raise DataError(f"{folder}: no pseudo-label of {missing[0]!r}; run stage pseudo_labels again")
 
+    @property
+    def sampling(self) -> tuple[tuple[int, float], ...]:
+        """(length, weight) of its one part, for the loader."""
+        return self.prepared.sampling
+
+    def wraps(self, index: int) -> bool:
+        """Columns of sample ``index`` wrap around; the same for all."""
+        return self.full_circle
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.prepared)

@@ -53,7 +53,7 @@ class JointTransform:
         crop_width: Output width in pixels; 0 = the sample's own.
         scale: Range of the uniform resize factor before cropping.
         hflip: Probability of mirroring left-right.
-        yaw_roll: Roll by a random yaw; full-circle samples only.
+        yaw_roll: Roll by a random yaw; other than full-circle samples stay as they are.
         jitter: Brightness, contrast and saturation factors are drawn from 1 - jitter to 1 + jitter.
         exposure: Exposure (in linear light) is drawn from -exposure to +exposure stops, and the exponent of
             the tone curve from 2 to the power of half as much.
@@ -100,8 +100,6 @@ class JointTransform:
         Returns:
             A new sample of the same keys, its maps (crop_height, crop_width).
         """
-        if self.yaw_roll and not full_circle:
-            raise ValueError("yaw_roll needs panoramas of a full 360 degrees; set yaw_roll: false")
         # One draw for everything, so that switching one part off does not change the others.
         u_scale, u_top, u_left, u_flip, *u_colour = torch.rand(9, generator=generator).tolist()
         _, height, width = sample["image"].shape

@@ -70,6 +70,12 @@ class Results:
     rounds: list[Round] = field(default_factory=list)
     checkpoints: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def shown_sets(self) -> list[str]:
+        """Evaluation sets in the order of the report: target test, source val, val of further sources."""
+        first = ["target_test", "source_val"]
+        return [*first, *(name for name in self.sets if name not in first)]
+
     def labelled(self, name: str) -> bool:
         """Whether a set has scores."""
         return bool(self.sets.get(name, {}).get("labelled"))

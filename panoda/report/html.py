@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -58,7 +58,9 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
     environment.filters |= {"number": tables.number, "signed": tables.signed}
     labels = {f.__name__: f for f in (tables.model_label, tables.set_label, tables.stage_label)}
     environment.globals |= labels
-    table = tables.result_table(results.metrics, results.per_class, models=results.models)
+    table = tables.result_table(
+        results.metrics, results.per_class, models=results.models, sets=results.shown_sets
+    )
     return environment.get_template("report.html.j2").render(
         scenario=params.get("scenario", "report"),
         task=words.task_sentence(params, results),
@@ -69,7 +71,7 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         sets=results.sets,
         models=results.models,
         colours=model_colours(results.models),
-        scores=_score_table(table),
+        scores=_score_table(table, results.shown_sets),
         shared_note=words.shared_note(results),
         recipe=tables.recipe_table(params).to_dict("records"),
         pictures=_pictures(results),
@@ -88,10 +90,10 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
     )
 
 
-def _score_table(table: pd.DataFrame) -> dict[str, Any]:
+def _score_table(table: pd.DataFrame, sets: Sequence[str]) -> dict[str, Any]:
     """Header groups and rows of the result table."""
     groups: list[dict[str, Any]] = []
-    for name in ("target_test", "source_val"):
+    for name in sets:
         wanted = _SCORES if name == "target_test" else _SOURCE_SCORES
         keys = [k for k in wanted if f"{name}/{k}" in table.columns]
         if keys:
@@ -124,7 +126,7 @@ def _labels(results: Results) -> dict[str, str]:
 
 def _per_class(results: Results) -> Iterator[dict[str, Any]]:
     palette = dict(zip(results.space.names, results.space.palette, strict=True))
-    for name in ("target_test", "source_val"):
+    for name in results.shown_sets:
         if not results.labelled(name):
             continue
         rows = results.per_class[results.per_class["set"] == name]
@@ -200,7 +202,7 @@ def _curves(results: Results) -> Iterator[dict[str, Any]]:
 
 
 def _confusion(results: Results) -> Iterator[dict[str, Any]]:
-    for name in ("target_test", "source_val"):
+    for name in results.shown_sets:
         for model in dict.fromkeys((results.models[0], results.models[-1])):
             counts = results.confusion.get((model, name))
             if counts is not None:

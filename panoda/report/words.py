@@ -50,7 +50,9 @@ def domain_name(domain: Mapping[str, Any], *, fallback: str) -> str:
 def task_sentence(params: Mapping[str, Any], results: Results) -> str:
     """What was adapted to what."""
     data = params.get("data") or {}
-    source = domain_name(data.get("source") or {}, fallback="labelled pinhole images")
+    more = [domain_name(data[role], fallback=role) for role in data if role not in ("source", "target")]
+    first = domain_name(data.get("source") or {}, fallback="labelled pinhole images")
+    source = " and ".join([first, *more])
     target = domain_name(data.get("target") or {}, fallback="unlabelled panoramas")
     model = (params.get("model") or {}).get("name")
     named = f"A {model} model" if model else "A segmentation model"
@@ -117,7 +119,8 @@ def selection_sentences(params: Mapping[str, Any]) -> list[str]:
     """How the checkpoint of each stage was chosen."""
     select = (params.get("pretrain") or {}).get("select", "best_source_val")
     chosen = {
-        "best_source_val": "keeps the weights with the highest mIoU on source val",
+        "best_source_val": "keeps the weights with the highest mIoU on source val"
+        + (" (the mean over all sources)" if len(params.get("sources") or {}) > 1 else ""),
         "last": "keeps the weights of its last step",
     }
     adapt = params.get("adapt") or {}

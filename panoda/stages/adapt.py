@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from panoda.adaptation.adversarial import Adversary
+from panoda.adaptation.mixing import place
 from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config import AdaptParams
-from panoda.data.prepared import PreparedSplit, labelled_split
+from panoda.data.mixture import Mixture, training_source
+from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit
 from panoda.files import staged_directory
 from panoda.geometry.pinhole import pinhole_to_erp
@@ -48,6 +51,8 @@ def adapt(
     params: AdaptParams,
     seed: int,
     context: RunContext,
+    more_sources: Path | None = None,
+    sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Adapt a model to the target domain.
 
@@ -61,12 +66,14 @@ def adapt(
         params: The adapt section.
         seed: Run seed.
         context: Device, precision, logger, resume folder.
+        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
+        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         The last step's losses and ``prototypes/moved``, the mean distance the prototypes moved. The last
         weights are kept: no target label could select others.
     """
-    source = labelled_split(source_train)
+    source = training_source(source_train, more_sources, sources)
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
     space = get_label_space(source.label_space)
     net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
@@ -144,7 +151,7 @@ def _moved(bank: PrototypeBank, mean: Tensor, seen: Tensor) -> float:
 def _task(
     net: Segmenter,
     bank: PrototypeBank,
-    source: PreparedSplit,
+    source: PreparedSplit | Mixture,
     target: PseudoLabelSplit,
     params: AdaptParams,
     seed: int,
@@ -173,20 +180,23 @@ def _task(
     )
 
 
-def _warp(source: PreparedSplit, target: PreparedSplit, params: AdaptParams) -> Warp | None:
+def _warp(source: PreparedSplit | Mixture, target: PreparedSplit, params: AdaptParams) -> Warp | None:
     """Source crops seen as pinhole cameras at a random azimuth of the target's sphere.
 
     A crop keeps the focal length (in pixels) of the whole image; the random scale of the augmentation then
-    plays the part of a random field of view.
+    plays the part of a random field of view. Crops of sources that are no pinhole images are placed flat.
     """
-    if params.erp_warp <= 0 or source.projection != "pinhole" or not target.full_circle:
+    parts = source.parts.values() if isinstance(source, Mixture) else [source]
+    if params.erp_warp <= 0 or not target.full_circle or all(p.projection != "pinhole" for p in parts):
         return None
-    _, height, width = target[0]["image"].shape
-    full_width = source[0]["image"].shape[-1]
-    half = math.tan(math.radians(source.fov_x_deg) / 2)
+    height, width = target.height, target.width
+    lat_top, lat_bottom = math.radians(target.lat_top_deg), math.radians(target.lat_bottom_deg)
 
-    def warp(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        fov_x = 2 * math.atan(half * image.shape[-1] / full_width)
+    def onto_sphere(image: Tensor, label: Tensor, camera: PreparedSplit) -> tuple[Tensor, Tensor]:
+        if camera.projection != "pinhole":
+            return place(image, label, (height, width))
+        half = math.tan(math.radians(camera.fov_x_deg) / 2)
+        fov_x = 2 * math.atan(half * image.shape[-1] / camera.width)
         azimuth = float(torch.rand(()) * 2 * math.pi - math.pi)
         # Autocast would turn the rays in half precision, which moves pixels by whole columns.
         with torch.autocast(image.device.type, enabled=False):
@@ -196,10 +206,17 @@ def _warp(source: PreparedSplit, target: PreparedSplit, params: AdaptParams) -> 
                 fov_x=fov_x,
                 height=height,
                 width=width,
-                lat_top=math.radians(target.lat_top_deg),
-                lat_bottom=math.radians(target.lat_bottom_deg),
+                lat_top=lat_top,
+                lat_bottom=lat_bottom,
                 azimuth=azimuth,
             )
         return placed, ids
+
+    def warp(image: Tensor, label: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(source, Mixture):
+            return onto_sphere(image, label, source)
+        cameras = [source.part_of(i) for i in indices.tolist()]
+        one = [onto_sphere(image[i : i + 1], label[i : i + 1], camera) for i, camera in enumerate(cameras)]
+        return torch.cat([placed for placed, _ in one]), torch.cat([ids for _, ids in one])
 
     return warp

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from panoda.config import AugmentParams, ClassWeightParams, OptimParams, Section
-from panoda.data.loader import Batch, training_batches
+from panoda.data.loader import Batch, SampleSource, training_batches
+from panoda.data.mixture import Mixture
 from panoda.data.prepared import PreparedSplit
 from panoda.data.transforms import JointTransform
 from panoda.files import write_json
@@ -29,7 +30,9 @@ from panoda.training.validation import picture_indices, prediction_picture
 PICTURES = 3
 
 
-def source_weights(source: PreparedSplit, params: ClassWeightParams, device: torch.device) -> Tensor | None:
+def source_weights(
+    source: PreparedSplit | Mixture, params: ClassWeightParams, device: torch.device
+) -> Tensor | None:
     """(K,) class weights of the source loss on ``device``, or None for none."""
     if params.kind == "none":
         return None
@@ -54,7 +57,7 @@ def optimisation(
 
 
 def batches(
-    split: Any,
+    split: SampleSource,
     *,
     batch_size: int,
     augment: AugmentParams,
@@ -67,7 +70,7 @@ def batches(
     keywords = augment.model_dump()
     if not colour:
         keywords.update(jitter=0.0, exposure=0.0)
-    if not getattr(split, "full_circle", False):
+    if not split.full_circle:
         keywords["yaw_roll"] = False
     transform = JointTransform(**keywords)
 

@@ -17,6 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from panoda.config import EvaluateParams
+from panoda.data.mixture import source_splits
 from panoda.data.prepared import PreparedSplit
 from panoda.evaluation import Evaluation, Region, evaluate_model, weighted_iou
 from panoda.files import staged_directory, write_json
@@ -69,6 +70,8 @@ def evaluate(
     out: Path,
     params: EvaluateParams,
     context: RunContext,
+    more_sources: Path | None = None,
+    sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Evaluate every model and write ``out``.
 
@@ -80,6 +83,8 @@ def evaluate(
         out: Result folder; replaced as a whole.
         params: Section evaluate.
         context: Device, precision and logger.
+        more_sources: Folder of further prepared sources; their val splits are sets of their own, ROLE_val.
+        sources: Section sources, which names them; None = source alone.
 
     Returns:
         ``<model>/miou/<set>``, ``<model>/iou/<set>/<class>`` and so on; without prefix for the last model.
@@ -89,7 +94,7 @@ def evaluate(
     """
     if not models:
         raise ValueError("evaluate: no model given; pass at least source_only")
-    sets = _open_sets(source_val, target_test, params.pictures)
+    sets = _open_sets(source_splits(source_val, more_sources, sources), target_test, params.pictures)
     flat: dict[str, float] = {}
     with staged_directory(out) as folder:
         writer = _Writer(folder, context)
@@ -124,19 +129,19 @@ def evaluate(
     return flat
 
 
-def _open_sets(source_val: Path, target_test: Path | None, pictures: int) -> list[_Set]:
-    folders = {"source_val": source_val, "target_test": target_test}
-    splits = {name: PreparedSplit(folder) for name, folder in folders.items() if folder is not None}
-    source = splits["source_val"]
-    if not source.has_labels:
-        raise ValueError(f"{source_val}: source val has no labels; prepare a labelled split")
+def _open_sets(sources: Mapping[str, PreparedSplit], target_test: Path | None, pictures: int) -> list[_Set]:
+    splits = {f"{role}_val": split for role, split in sources.items()}
+    if target_test is not None:
+        splits["target_test"] = PreparedSplit(target_test)
+    source = sources["source"]
     space = get_label_space(source.label_space)
-    shared = shared_classes(_native_space(source), space.name)
+    learned = {c for split in sources.values() for c in shared_classes(_native_space(split), space.name)}
+    shared = tuple(sorted(learned))
     sets = []
     for name, split in splits.items():
         if split.has_labels and split.label_space != space.name:
             raise ValueError(
-                f"{split.folder}: labels are {split.label_space}, those of {source_val} are {space.name}; "
+                f"{split.folder}: labels are {split.label_space}, those of {source.folder} are {space.name}; "
                 "prepare both with the same label_space"
             )
         fixed = tuple(picture_indices(len(split), pictures)) if pictures else ()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from panoda.config import DomainParams
 from panoda.data.dataset import DataError, list_items, raw_label_space
-from panoda.data.prepare import CONTACT_SHEET, prepare
+from panoda.data.prepare import CONTACT_SHEET, limited, prepare
 from panoda.data.statistics import STATISTICS
 from panoda.training.context import RunContext
 
@@ -21,10 +21,11 @@ def preprocess(
     """Prepare every split of one domain.
 
     Args:
-        role: source or target; for messages.
+        role: source, target or the name of a further source; for messages.
         raw: ``data/raw/<role>``.
-        out: ``data/prepared/<role>``; replaced as a whole: a folder per split, dataset.json, statistics.json,
-            groups.csv, contact_sheet.png and, with labels, classes.csv and by_latitude.csv.
+        out: Folder of the role below ``data/prepared``; replaced as a whole: a folder per split,
+            dataset.json, statistics.json, groups.csv, contact_sheet.png and, with labels, classes.csv and
+            by_latitude.csv.
         domain: The domain's section of params.yaml.
         label_space: Label space of the prepared labels.
         context: Logger, progress, and the folder where finished shards wait for a killed run to go on.
@@ -38,7 +39,7 @@ def preprocess(
     """
     try:
         prepare(
-            list_items(domain.dataset, raw),
+            limited(list_items(domain.dataset, raw), domain.prepare.limit),
             out,
             height=domain.prepare.height,
             width=domain.prepare.width,

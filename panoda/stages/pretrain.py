@@ -1,15 +1,18 @@
-"""Stage pretrain: supervised training on labelled pinhole images."""
+"""Stage pretrain: supervised training on the labelled sources."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from panoda.config import ModelParams, PretrainParams
-from panoda.data.prepared import PreparedSplit, labelled_split
+from panoda.data.mixture import source_splits, training_source
+from panoda.data.prepared import PreparedSplit
 from panoda.files import staged_directory
 from panoda.labels import get_label_space
+from panoda.metrics import ConfusionMatrix
 from panoda.models import create_model
 from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.segmenter import Segmenter
@@ -39,6 +42,8 @@ def pretrain(
     params: PretrainParams,
     seed: int,
     context: RunContext,
+    more_sources: Path | None = None,
+    sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Train a segmentation model on the source domain.
 
@@ -50,15 +55,20 @@ def pretrain(
         params: The pretrain section.
         seed: Run seed.
         context: Device, precision, logger, resume folder.
+        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
+        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
-        ``miou/source_val`` and ``iou/source_val/<class>`` of the kept checkpoint.
+        ``miou/source_val`` and ``iou/source_val/<class>`` of the kept checkpoint, and the same for
+        ``<role>_val`` of every further source. The checkpoint with the best mean of these mIoUs is kept.
 
     Raises:
         ValueError: a split without labels.
         TrainingDiverged: a loss or gradient is not finite.
     """
-    train, val = labelled_split(source_train), labelled_split(source_val)
+    train = training_source(source_train, more_sources, sources)
+    vals = {f"{role}_val": s for role, s in source_splits(source_val, more_sources, sources).items()}
+    first = vals["source_val"]
     space = get_label_space(train.label_space)
     torch.manual_seed(stream_seed(seed, "model"))
     net = create_model(model.name, num_classes=space.num_classes, drop_path=model.drop_path)
@@ -88,10 +98,10 @@ def pretrain(
         params={
             "model": section_dict(model),
             "pretrain": section_dict(params),
-            "prepared": prepared_size(train),
+            "prepared": prepared_size(first),
         },
     )
-    keeper = _Keeper(net, val, params, card, context, out)
+    keeper = _Keeper(net, vals, params, card, context, out)
     optimizer, scheduler = optimisation(net, params.optim, params.iterations)
     with training_mode(net):
         state = run_loop(
@@ -111,7 +121,7 @@ def pretrain(
     kept, metrics = keeper.result()
     with staged_directory(out) as folder:
         values = save_training_result(
-            folder, model=kept, card=card, state=state, metrics=metrics, split=val, context=context
+            folder, model=kept, card=card, state=state, metrics=metrics, split=first, context=context
         )
     # Only now: a full disk above must leave the weights for the next run.
     keeper.path.unlink(missing_ok=True)
@@ -119,35 +129,42 @@ def pretrain(
 
 
 class _Keeper:
-    """Validates on source val and keeps the best (or last) weights beside the resume point."""
+    """Validates on val of every source and keeps the best (or last) weights beside the resume point."""
 
     def __init__(
         self,
         net: Segmenter,
-        val: PreparedSplit,
+        vals: dict[str, PreparedSplit],
         params: PretrainParams,
         card: ModelCard,
         context: RunContext,
         out: Path,
     ) -> None:
-        self.net, self.val, self.params, self.card, self.context = net, val, params, card, context
+        self.net, self.vals, self.params, self.card, self.context = net, vals, params, card, context
         folder = context.state_dir or out.parent
         self.path = folder / ("best.safetensors" if context.state_dir else f".{out.name}.best.safetensors")
 
     def __call__(self, state: LoopState) -> dict[str, float]:
-        matrix = validate_split(self.net, self.val, batch_size=self.params.batch_size, context=self.context)
-        miou = float(matrix.miou())
+        values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(self.net).items()}
+        miou = sum(values.values()) / len(values)
         if self.params.select == "last" or miou > state.best or not self.path.exists():
             state.best = miou
             save_model(self.path, self.net, self.card)
-        return {"miou/source_val": miou}
+        return values
 
     def result(self) -> tuple[Segmenter, dict[str, float]]:
         kept, _ = load_model(self.path, device=self.context.device)
-        matrix = validate_split(kept, self.val, batch_size=self.params.batch_size, context=self.context)
-        names = get_label_space(self.val.label_space).names
-        metrics = {"miou/source_val": float(matrix.miou())}
-        metrics |= {
-            f"iou/source_val/{n}": float(v) for n, v in zip(names, matrix.iou(), strict=True) if v == v
-        }
+        names = get_label_space(self.card.label_space).names
+        metrics = {}
+        for name, matrix in self._validate(kept).items():
+            metrics[f"miou/{name}"] = float(matrix.miou())
+            iou = zip(names, matrix.iou(), strict=True)
+            metrics |= {f"iou/{name}/{label}": float(v) for label, v in iou if v == v}
         return kept, metrics
+
+    def _validate(self, net: Segmenter) -> dict[str, ConfusionMatrix]:
+        size = self.params.batch_size
+        return {
+            name: validate_split(net, val, batch_size=size, context=self.context)
+            for name, val in self.vals.items()
+        }

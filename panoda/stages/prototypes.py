@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors.torch import save
 
 from panoda.adaptation.prototypes import DomainPrototypes, mutual
 from panoda.config import PrototypeParams
-from panoda.data.prepared import PreparedSplit, labelled_split
+from panoda.data.mixture import source_splits
+from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit
 from panoda.files import staged_directory, write_json
 from panoda.inference import predict_features
@@ -32,6 +34,8 @@ def prototypes(
     out: Path,
     params: PrototypeParams,
     context: RunContext,
+    more_sources: Path | None = None,
+    sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Compute initial prototypes.
 
@@ -43,16 +47,19 @@ def prototypes(
         out: Result folder (replaced): prototypes.safetensors, classes.csv, metrics.json.
         params: The prototypes section.
         context: Device, precision, logger.
+        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
+        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         ``classes_source``, ``classes_target``, ``classes_missing`` (seen in neither) and ``cosine_mean``.
     """
-    source = labelled_split(source_train)
+    source = source_splits(source_train, more_sources, sources)
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
-    space = get_label_space(source.label_space)
+    space = get_label_space(source["source"].label_space)
     model, _ = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
     domains = [
-        _domain(model, s, name, params, context) for s, name in ((source, "source"), (target, "target"))
+        _domain(model, splits, name, params, context)
+        for splits, name in ((list(source.values()), "source"), ([target], "target"))
     ]
     (s_mean, s_seen, s_images), (t_mean, t_seen, t_images) = domains
     mean, seen = mutual(s_mean, s_seen, t_mean, t_seen)
@@ -92,12 +99,11 @@ def prototypes(
 
 @torch.no_grad()
 def _domain(
-    model: Segmenter, split: Any, name: str, params: PrototypeParams, context: RunContext
+    model: Segmenter, splits: Sequence[Any], name: str, params: PrototypeParams, context: RunContext
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    space = get_label_space(split.label_space)
-    domain = DomainPrototypes(space.num_classes, model.feature_channels).to(context.device)
-    starts = range(0, len(split), params.batch_size)
-    for start in track(starts, f"prototypes {name}", enabled=context.progress):
+    domain = DomainPrototypes(model.num_classes, model.feature_channels).to(context.device)
+    steps = [(split, start) for split in splits for start in range(0, len(split), params.batch_size)]
+    for split, start in track(steps, f"prototypes {name}", enabled=context.progress):
         samples = [split[i] for i in range(start, min(start + params.batch_size, len(split)))]
         images = torch.stack([s["image"] for s in samples]).to(context.device)
         label = torch.stack([s["label"] for s in samples]).long().to(context.device)

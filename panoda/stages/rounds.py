@@ -30,6 +30,8 @@ def rounds(
     adapt: AdaptParams,
     seed: int,
     context: RunContext,
+    more_sources: Path | None = None,
+    sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Run rounds 2..N; with ``rounds`` = 1 only an empty metrics.json is written.
 
@@ -44,18 +46,25 @@ def rounds(
         adapt: The adapt section.
         seed: Run seed; each round draws from its own streams.
         context: Device, precision, logger, resume folder.
+        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
+        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         The metrics of every step, prefixed by ``round2/adapt/`` and so on.
     """
     metrics: dict[str, float] = {}
     checkpoint = adapted
+    labelled: dict[str, Any] = {
+        "source_train": source_train,
+        "more_sources": more_sources,
+        "sources": sources,
+    }
     with staged_directory(out) as folder:
         for number in range(2, rounds + 1):
             name = f"round{number}"
             here = folder / name
             labels, banks, result = here / "pseudo_labels", here / "prototypes", here / "adapt"
-            common = {"checkpoint": checkpoint, "target_train": target_train}
+            common: dict[str, Any] = {"checkpoint": checkpoint, "target_train": target_train}
             state_dir = context.state_dir / name if context.state_dir else None
             logger = _LaterSteps(context.logger, (number - 2) * (adapt.iterations + 1))
             one = replace(context, state_dir=state_dir, logger=logger)
@@ -63,7 +72,7 @@ def rounds(
                 "pseudo_labels": pseudo_labels_stage(**common, out=labels, params=pseudo_labels, context=one),
                 "prototypes": prototypes_stage(
                     **common,
-                    source_train=source_train,
+                    **labelled,
                     pseudo_labels=labels,
                     out=banks,
                     params=prototypes,
@@ -71,7 +80,7 @@ def rounds(
                 ),
                 "adapt": adapt_stage(
                     **common,
-                    source_train=source_train,
+                    **labelled,
                     pseudo_labels=labels,
                     prototypes=banks,
                     out=result,

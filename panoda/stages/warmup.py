@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 
 from panoda.adaptation.adversarial import Adversary
 from panoda.config import WarmupParams
-from panoda.data.prepared import PreparedSplit, labelled_split
+from panoda.data.mixture import Mixture, training_source
+from panoda.data.prepared import PreparedSplit
 from panoda.files import staged_directory
 from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model, make_card
@@ -39,6 +41,8 @@ def warmup(
     params: WarmupParams,
     seed: int,
     context: RunContext,
+    more_sources: Path | None = None,
+    sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Align target outputs with source outputs before self-training.
 
@@ -50,11 +54,13 @@ def warmup(
         params: The warmup section.
         seed: Run seed.
         context: Device, precision, logger, resume folder.
+        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
+        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         The last step's losses. The last weights are kept: no target label could select others.
     """
-    source, target = labelled_split(source_train), PreparedSplit(target_train)
+    source, target = training_source(source_train, more_sources, sources), PreparedSplit(target_train)
     space = get_label_space(source.label_space)
     net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
     state = LoopState()
@@ -76,7 +82,7 @@ def warmup(
 
 def _align(
     net: Segmenter,
-    source: PreparedSplit,
+    source: PreparedSplit | Mixture,
     target: PreparedSplit,
     params: WarmupParams,
     seed: int,

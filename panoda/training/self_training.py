@@ -34,7 +34,7 @@ from panoda.losses import cross_entropy
 from panoda.models.segmenter import Segmenter
 from panoda.training.checkpoint import Stateful
 
-Warp = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Warp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class SelfTrainingTask:
@@ -63,7 +63,7 @@ class SelfTrainingTask:
             params: The adapt section.
             weight: (K,) class weights of the source loss.
             adversary: For the adversarial term, or None.
-            warp: Source image and label -> the target's ERP grid, or None where it makes no sense.
+            warp: Source images, labels and indices -> the target's ERP grid, or None where it makes no sense.
             device: Where to compute.
         """
         self.trained, self.bank, self.adversary, self.warp = model, bank, adversary, warp
@@ -93,7 +93,9 @@ class SelfTrainingTask:
         styled = class_colour_transfer(styled, label, target_image, target_label, p.class_colour_transfer)
         student_image, student_label = target_image, target_label
         if p.class_mix > 0:
-            student_image, student_label = self._mix(styled, label, target_image, target_label)
+            student_image, student_label = self._mix(
+                styled, label, batch[0]["indices"], target_image, target_label
+            )
         student_image = photometric(
             student_image, jitter=p.augment_target.jitter, exposure=p.augment_target.exposure
         )
@@ -154,11 +156,13 @@ class SelfTrainingTask:
         sure = (confidence >= self.params.teacher.threshold) & valid
         return torch.where(sure, online, stored)
 
-    def _mix(self, image: Tensor, label: Tensor, onto: Tensor, onto_label: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix(
+        self, image: Tensor, label: Tensor, indices: Tensor, onto: Tensor, onto_label: Tensor
+    ) -> tuple[Tensor, Tensor]:
         warped = self.warp is not None and bool(torch.rand(()) < self.params.erp_warp)
         size = (onto.shape[-2], onto.shape[-1])
         if warped and self.warp is not None:
-            placed, ids = self.warp(image, label)
+            placed, ids = self.warp(image, label, indices)
         else:
             placed, ids = place(image, label, size)
         index = torch.arange(onto.shape[0], device=onto.device) % placed.shape[0]
