@@ -155,15 +155,13 @@ def test_structured3d(tmp_path, caplog):
     assert "skipped 4 rooms and scenes" in caplog.text
 
 
-@pytest.mark.parametrize(("light", "shade"), [("coldlight", 1), ("warmlight", 2)])
-def test_structured3d_lights(tmp_path, light, shade):
+@pytest.mark.parametrize("light", ["coldlight", "warmlight"])
+def test_structured3d_lights(tmp_path, light):
     miniature.structured3d(tmp_path / "data")
     dataset = structured(tmp_path / "data", light=light, splits={"val": "val"})
     prepared = run(dataset, tmp_path, label_space="nyu40")["val"]
-    raw = miniature.values(3000, range(41))
-    np.testing.assert_array_equal(
-        prepared[0]["image"].permute(1, 2, 0).numpy(), miniature.picture(raw, shade)
-    )
+    image, _ = miniature.structured3d_scene(3000, light)
+    np.testing.assert_array_equal(prepared[0]["image"].permute(1, 2, 0).numpy(), image)
     assert prepared[0]["label"].shape == SIZE
 
 
