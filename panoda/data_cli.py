@@ -42,7 +42,7 @@ def list_command() -> None:
 def get(name: Name, path: Folder = None) -> None:
     """Fetch, verify and unpack a data set; say what has to be done by hand."""
     # Imported here: listing needs none of it.
-    from panoda.data.obtain import explain_by_hand, explain_missing, obtain
+    from panoda.data.obtain import explain_by_hand, explain_kept_out, explain_missing, obtain
 
     declaration = read_declaration(name)
     folder = path or default_folder(declaration)
@@ -53,10 +53,8 @@ def get(name: Name, path: Folder = None) -> None:
     for archive in result.unpacked:
         state = "was unpacked before" if archive.already else "unpacked"
         typer.echo(f"{archive.archive}: {state}, {archive.files} files, {archive.bytes / 1e9:.2f} GB")
-        for entry in archive.bad[:10]:
-            typer.echo(f"  kept out: {entry.name!r}: {entry.reason}")
-        if archive.bad:
-            typer.echo(f"  {len(archive.bad)} bad entries kept out")
+        for line in explain_kept_out(archive):
+            typer.echo(f"  {line}")
     if not result.complete:
         raise ValueError(explain_missing(result))
     if not here:

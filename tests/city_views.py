@@ -52,7 +52,9 @@ def view(seed: int, camera: CameraParams) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(seed)
         spot = world.spots[seed // len(LOOKS) % len(world.spots)]
         pose = draw_pose(spot, random, level=camera.projection == "erp")
-        image, label = render(world, camera, pose, exposure=draw_exposure(world.look.params, random), seed=seed)
+        image, label = render(
+            world, camera, pose, exposure=draw_exposure(world.look.params, random), seed=seed
+        )
     finally:
         torch.set_num_threads(threads)
     pair = image.numpy(), label.numpy()

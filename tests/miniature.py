@@ -187,7 +187,7 @@ def cvrg_pano(root: Path) -> Labels:
         image, raw = scene(len(split), panorama(), CVRG, range(20))
         save(root / split / "rgb/a1.png", image)
         save(root / split / "mask/a1.png", raw.astype(np.uint8))
-        expected[f"{split}/a1"] = look_up(raw, CVRG_IDS)
+        expected[f"{split}:a1"] = look_up(raw, CVRG_IDS)
     return expected
 
 
@@ -201,7 +201,7 @@ def own(root: Path) -> Labels:
         save(root / f"{name}.webp", image, lossless=True)
         save(root / f"colours/{n}.png", colours[raw])
         rows.append(f"{name}.webp,colours/{n}.png,{split}")
-        expected[name] = np.where(raw == 5, 255, raw).astype(np.uint8)
+        expected[f"{split}:{name}"] = np.where(raw == 5, 255, raw).astype(np.uint8)
     (root / "list.csv").write_text("\n".join(rows) + "\n")
     return expected
 

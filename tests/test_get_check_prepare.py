@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import shutil
-import zipfile
-from collections import Counter
 from pathlib import Path
 
 import miniature
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
+from data_project import COUNTS, declare, declared, make_project, panoda, problems, zipped
+from data_project import prepare as prepare_section
 from http_server import Served, serve
 from miniature import SIZE, picture, save
 from typer.testing import CliRunner
 
 from panoda import cli
 from panoda.config import DomainParams
-from panoda.data import check, survey
+from panoda.data import check
 from panoda.data import declaration as declarations
 from panoda.data.dataset import DataError
 from panoda.data.prepared import PreparedSplit
 from panoda.stages.download import download
-from panoda.stages.preprocess import preprocess
-from panoda.training.context import RunContext
 
-BUILT_IN = declarations.BUILT_IN
-COUNTS: dict[str, dict[str, int]] = {
-    "cityscapes": {"train": 4, "val": 2, "test": 1},
-    "densepass": {"train": 4, "val": 4},
-    "synpass": {"train": 2, "val": 2, "test": 2},
-    "camvid": {"train": 2, "val": 2},
-    "camvid32": {"all": 2, "0001TP": 1, "Seq05VD": 1},
-    "ade20k": {"train": 4, "val": 4},
-    "stanford2d3d": {f"area_{area} panoramic": 1 for area in ("1", "2", "3", "4", "5a", "5b", "6")},
-    "structured3d": {"all": 6},
-}
 PARAMS: dict[str, tuple[dict[str, object], str]] = {  # section without path, prepared label space
     "cityscapes": ({"splits": {"train": "train", "val": "val"}}, "cs19"),
     "densepass": ({"splits": {"train": "train", "test": "val"}}, "cs19"),
@@ -52,42 +37,7 @@ PARAMS: dict[str, tuple[dict[str, object], str]] = {  # section without path, pr
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project; the built-in data sets are as large as the miniature trees."""
-    for name, counts in COUNTS.items():
-        tree = yaml.safe_load((BUILT_IN / f"{name}.yaml").read_text(encoding="utf-8"))
-        size = None if tree.get("size") is None else list(SIZE)
-        splits = {split: {**tree["splits"][split], "expected": n} for split, n in counts.items()}
-        declare(tmp_path / "declarations", {**tree, "size": size, "splits": splits})
-    monkeypatch.setattr(declarations, "BUILT_IN", tmp_path / "declarations")
-    monkeypatch.setattr(survey, "STANFORD_SIZES", {"panoramic": SIZE, "pinhole": SIZE})
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-    monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path / "project"
-
-
-def declare(folder: Path, tree: dict) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{tree['name']}.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-
-
-def panoda(*arguments: str) -> tuple[int, str]:
-    """Exit status and output of `panoda data`."""
-    result = CliRunner().invoke(cli.app, ["data", *arguments])
-    if isinstance(result.exception, (ValueError, OSError)):
-        return 1, f"{result.output}error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
-
-
-def problems(name: str) -> Counter[str]:
-    """Check a data set in its default folder: kind -> number of problems."""
-    status, text = panoda("check", name, "--out", "report.parquet")
-    table = pd.read_parquet("report.parquet")
-    facts = {"images", "labels", "class", "ignored", "label value"}
-    kinds = Counter(kind for kind in table["kind"] if kind not in facts)
-    assert status == (1 if kinds else 0) and ("nothing wrong" in text) == (not kinds), text
-    return kinds
+    return make_project(tmp_path, monkeypatch)
 
 
 def section(name: str) -> dict[str, object]:
@@ -98,27 +48,10 @@ def section(name: str) -> dict[str, object]:
 
 def prepare(name: str) -> dict[str, PreparedSplit]:
     """Stages download and preprocess."""
-    domain = DomainParams.model_validate(
-        {"dataset": section(name), "prepare": {"height": SIZE[0], "width": SIZE[1]}}
-    )
-    raw, out = Path("data/raw/source"), Path("data/prepared/source")
-    download(role="source", dataset=domain.dataset, out=raw, progress=False)
-    preprocess(
-        role="source", raw=raw, out=out, domain=domain, label_space=PARAMS[name][1], context=RunContext()
-    )
-    return {path.name: PreparedSplit(path) for path in out.iterdir() if path.is_dir()}
+    return prepare_section(section(name), PARAMS[name][1])
 
 
-def zipped(tree: Path) -> bytes:
-    body = io.BytesIO()
-    with zipfile.ZipFile(body, "w") as out:
-        for path in sorted(tree.rglob("*")):
-            if path.is_file():
-                out.write(path, path.relative_to(tree).as_posix())
-    return body.getvalue()
-
-
-@pytest.mark.parametrize("name", [name for name in COUNTS if name != "structured3d"])
+@pytest.mark.parametrize("name", [name for name in PARAMS if name != "structured3d"])
 def test_clean_tree(project, name):
     getattr(miniature, name)(project / "data/downloads" / name)
     assert not problems(name)
@@ -222,9 +155,8 @@ def test_get_from_a_server_check_and_prepare(project):
     with serve() as server:
         body = zipped(project.parent / "tree")
         server.files["SynPASS.zip"] = Served(body, cuts=[len(body) // 2])
-        tree = yaml.safe_load((declarations.BUILT_IN / "synpass.yaml").read_text(encoding="utf-8"))
         files = [{"name": "SynPASS.zip", "url": f"{server.url}/SynPASS.zip", "bytes": len(body)}]
-        declare(declarations.BUILT_IN, {**tree, "files": files})
+        declare(declarations.BUILT_IN, {**declared("synpass"), "files": files})
         status, text = panoda("get", "synpass")
         assert status == 0 and "SynPASS.zip: unpacked, 12 files" in text, text
         assert not problems("synpass")

@@ -17,6 +17,9 @@ from panoda.data.declared import declaration_of, has_images, has_labels
 from panoda.data.fetch import Patience, fetch_files, is_remote, set_aside, verify
 from panoda.data.unpack import MARKERS, Unpacked, unpack, unpacked_before
 
+SHOWN = 10
+"""Entries in one message."""
+
 
 @dataclass
 class Obtained:
@@ -109,6 +112,9 @@ def provide(dataset: AnyDataset, *, progress: bool, say: Callable[[str], None] =
     if not (default or ours or (folder.is_dir() and not any(folder.iterdir()))):
         return
     result = obtain(declaration, folder, progress=progress, say=say)
+    for archive in result.unpacked:
+        for line in explain_kept_out(archive) if not archive.already else ():
+            say(f"{archive.archive}: {line}")
     if not result.complete and (declaration.adapter is None or not result.unpacked):
         raise DataError(f"{explain_missing(result)}\n{explain_by_hand(declaration, folder)}")
 
@@ -174,6 +180,12 @@ def explain_missing(result: Obtained) -> str:
     """What is wrong or missing, one line each."""
     missing = [f"missing in {result.folder}: {_few(result.missing)}"] if result.missing else []
     return "\n".join([*result.wrong, *missing])
+
+
+def explain_kept_out(archive: Unpacked) -> list[str]:
+    """The first entries of an archive that were kept out, by name, and how many in all; empty if none."""
+    lines = [f"kept out: {entry.name!r}: {entry.reason}" for entry in archive.bad[:SHOWN]]
+    return [*lines, f"{len(archive.bad)} bad entries kept out"] if lines else []
 
 
 def _few(names: list[str]) -> str:
