@@ -16,6 +16,7 @@ import miniature
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from arrivals import (
     DOWNLOADS,
     Arrive,
@@ -45,6 +46,14 @@ ONE_STEP = PretrainParams(
     augment=AugmentParams(crop_height=32, crop_width=64),
     log_every=1,
 )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
