@@ -288,3 +288,22 @@ def test_walk_to_an_unlabelled_target(project):
     run_evaluate(model, prepared["source"]["val"], test, Path("outputs/evaluate"))
     written = written_pixels(test, expected, "val", ("cs19", "cs19"))
     np.testing.assert_array_equal(evaluated_pixels(Path("outputs/evaluate"), "target_test"), written)
+
+
+def test_images_show_what_their_labels_say(project):
+    """A model learns to tell sky, vegetation and buildings apart; with exchanged labels it does not."""
+    miniature.cityscapes(project / DOWNLOADS / "cityscapes")
+    section = {"kind": "declared", "declaration": "cityscapes", "splits": TRAIN_VAL}
+    prepared = prepare({**section, "path": str(DOWNLOADS / "cityscapes")}, "cs13")
+    metrics = pretrain(
+        source_train=prepared["train"].folder,
+        source_val=prepared["val"].folder,
+        out=Path("outputs/pretrain"),
+        model=ModelParams(),
+        params=PretrainParams(iterations=30, batch_size=4, optim=OptimParams(lr=2e-3, clip_norm=5.0)),
+        seed=0,
+        context=RunContext(),
+    )
+    # 0.61, 0.65 and 0.65; with the labels of another view 0.06, 0.06 and 0.45.
+    for name in ("sky", "vegetation", "building"):
+        assert metrics[f"iou/source_val/{name}"] > 0.5, metrics
