@@ -31,12 +31,20 @@ from data_project import declare, declared, make_project, prepare, problems
 from http_server import serve
 from miniature import SIZE, Labels
 
-from panoda.config import AugmentParams, EvaluateParams, ModelParams, OptimParams, PretrainParams
+from panoda.config import (
+    AugmentParams,
+    EvaluateParams,
+    ModelParams,
+    OptimParams,
+    PretrainParams,
+    WarmupParams,
+)
 from panoda.data import check, fetch_http
 from panoda.data.prepared import PreparedSplit
 from panoda.labels import remap_table
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
+from panoda.stages.warmup import warmup
 from panoda.training.context import RunContext
 
 ONE_STEP = PretrainParams(
@@ -229,14 +237,14 @@ def written_pixels(
 
 def evaluated_pixels(out: Path, part: str) -> np.ndarray:
     """(K,) labelled pixels that stage evaluate counted; its scores are there."""
-    scores = json.loads((out / "metrics.json").read_text())["source_only"][part]
+    scores = json.loads((out / "metrics.json").read_text())["model"][part]
     assert 0 <= scores["miou"] <= 1
-    return pd.read_csv(out / f"confusion_source_only_{part}.csv", index_col="label").to_numpy().sum(axis=1)
+    return pd.read_csv(out / f"confusion_model_{part}.csv", index_col="label").to_numpy().sum(axis=1)
 
 
 def run_evaluate(model: Path, source_val: PreparedSplit, target_test: PreparedSplit, out: Path) -> None:
     evaluate(
-        models={"source_only": model},
+        models={"model": model},
         source_val=source_val.folder,
         target_test=target_test.folder,
         out=out,
@@ -272,9 +280,9 @@ def test_walk_to_an_unlabelled_target(project):
     miniature.cityscapes(project / DOWNLOADS / "cityscapes")
     expected = miniature.densepass(project.parent / "tree")
     with serve() as server:
-        later = [(429, {"Retry-After": "0"})]
+        busy = [(429, {"Retry-After": "0"})]
         archives = {"WildPASS2K.zip": "leftImg8bit/train", "DensePASS.zip": ("leftImg8bit/val", "gtFine/val")}
-        from_server("densepass", archives, statuses=later)(project.parent / "tree", server)
+        from_server("densepass", archives, statuses=busy)(project.parent / "tree", server)
     assert not problems("densepass")
     source = {"kind": "declared", "declaration": "cityscapes", "splits": TRAIN_VAL}
     target = {**source, "declaration": "densepass", "splits": {"train": "train", "test": "val"}}
@@ -283,8 +291,18 @@ def test_walk_to_an_unlabelled_target(project):
         for role, dataset in (("source", source), ("target", target))
     }
     assert len(prepared["target"]["train"]) == 4 and not prepared["target"]["train"].has_labels
-    model = train_one_step(prepared["source"], Path("outputs/pretrain"))
+    metrics = warmup(
+        checkpoint=train_one_step(prepared["source"], Path("outputs/pretrain")),
+        source_train=prepared["source"]["train"].folder,
+        target_train=prepared["target"]["train"].folder,
+        out=Path("outputs/warmup"),
+        params=WarmupParams(iterations=1, batch_size=2, optim=OptimParams(lr=1e-3), log_every=1),
+        seed=0,
+        context=RunContext(),
+    )
+    assert math.isfinite(metrics["loss/adversarial"])  # the only loss that sees the target
     test = prepared["target"]["test"]
+    model = Path("outputs/warmup/model.safetensors")
     run_evaluate(model, prepared["source"]["val"], test, Path("outputs/evaluate"))
     written = written_pixels(test, expected, "val", ("cs19", "cs19"))
     np.testing.assert_array_equal(evaluated_pixels(Path("outputs/evaluate"), "target_test"), written)
