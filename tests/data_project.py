@@ -93,7 +93,7 @@ def prepare(
 ) -> dict[str, PreparedSplit]:
     """Stages download and preprocess of a data set section, in the size of the miniature trees."""
     sizes = {"height": SIZE[0], "width": SIZE[1]}
-    domain = DomainParams.model_validate({"dataset": dataset, "prepare": sizes})
+    domain = DomainParams.model_validate({"folder": "source", "dataset": dataset, "prepare": sizes})
     raw, out = Path("data/raw", role), Path("data/prepared", role)
     download(role=role, dataset=domain.dataset, out=raw, progress=False)
     preprocess(role=role, raw=raw, out=out, domain=domain, label_space=label_space, context=RunContext())

@@ -23,7 +23,7 @@ needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real images on thi
 
 
 def run(dataset, tmp_path, *, height=64, width=128, label_space="cs13"):
-    domain = DomainParams(dataset=dataset, prepare=PrepareParams(height=height, width=width))
+    domain = DomainParams(folder="source", dataset=dataset, prepare=PrepareParams(height=height, width=width))
     download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
     result = preprocess(
         role="target",

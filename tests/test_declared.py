@@ -34,7 +34,9 @@ REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shar
 
 def run(dataset, tmp_path, *, label_space, size=SIZE):
     """Stages download and preprocess; returns the prepared splits by name."""
-    domain = DomainParams(dataset=dataset, prepare=PrepareParams(height=size[0], width=size[1]))
+    domain = DomainParams(
+        folder="source", dataset=dataset, prepare=PrepareParams(height=size[0], width=size[1])
+    )
     download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
     preprocess(
         role="source",

@@ -235,7 +235,11 @@ def test_stage_download_says_what_to_do_by_hand(project):
 
 def test_a_mistyped_folder_is_not_filled(project):
     dataset = DomainParams.model_validate(
-        {"dataset": {**section("synpass"), "path": "elsewhere"}, "prepare": {"height": 64, "width": 128}}
+        {
+            "folder": "source",
+            "dataset": {**section("synpass"), "path": "elsewhere"},
+            "prepare": {"height": 64, "width": 128},
+        }
     ).dataset
     with pytest.raises(DataError, match="elsewhere: no such folder"):
         download(role="source", dataset=dataset, out=Path("raw"), progress=False)
