@@ -1,7 +1,7 @@
-"""Trans4PASS encoder: timm's PVTv2 stages behind a deformable patch embedding.
+"""Trans4PASS encoder: timm's PVTv2 stages behind a deformable patch embedding; MiT behind a plain one.
 
-Source: Trans4PASS (CVPR 2022, arXiv 2203.01452), section 3.2; the stages are MiT's (SegFormer),
-which are PVTv2's with an MLP ratio of 4 everywhere.
+Source: Trans4PASS (CVPR 2022, arXiv 2203.01452), section 3.2; SegFormer (NeurIPS 2021, arXiv
+2105.15203), whose MiT stages are PVTv2's with an MLP ratio of 4 everywhere.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from panoda.models.deformable import DeformableConv
+from panoda.models.layers import PVT_MATCHER, layer_numbers, look_up, without_decay
 
 
 class DeformablePatchEmbed(DeformableConv):
@@ -37,10 +39,16 @@ class Encoder(nn.Module):
 
     Attributes:
         channels: Width of each stage.
+        strides: Pixels per cell of each stage.
         depths: Blocks in each stage.
-        patch_embed: The deformable embedding of the first stage.
+        num_layers: Blocks plus embedding plus final norm, for layer-wise learning rates.
+        mean, std: What images are normalised with.
+        patch_embed: The 7x7 stride-4 embedding of the first stage, deformable or not.
         stages: timm's stages; all but the first begin with a plain 3x3 stride-2 embedding.
     """
+
+    strides = (4, 8, 16, 32)
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     def __init__(
         self,
@@ -49,8 +57,12 @@ class Encoder(nn.Module):
         *,
         heads: Sequence[int],
         drop_path: float = 0.1,
+        deformable: bool = True,
     ) -> None:
-        """Build with random weights; ``drop_path`` grows linearly to that of the last block."""
+        """Build with random weights; ``drop_path`` grows linearly to that of the last block.
+
+        ``deformable`` off gives MiT, whose weights have the same names but for the deformation's.
+        """
         super().__init__()
         self.depths, self.channels = tuple(depths), tuple(channels)
         pyramid = PyramidVisionTransformerV2(
@@ -62,8 +74,9 @@ class Encoder(nn.Module):
             mlp_ratios=(4, 4, 4, 4),
             drop_path_rate=drop_path,
         )
-        self.patch_embed = DeformablePatchEmbed(self.channels[0])
+        self.patch_embed = DeformablePatchEmbed(self.channels[0]) if deformable else pyramid.patch_embed
         self.stages = pyramid.stages
+        self.num_layers = sum(self.depths) + 2
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> four maps (N, C_i, H / 4 / 2^i, W / 4 / 2^i), sizes rounded up."""
@@ -73,3 +86,14 @@ class Encoder(nn.Module):
             x = stage(x)
             outputs.append(x)
         return outputs
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters of more than one dimension that do not decay: none, positions come from convolutions."""
+        return without_decay(self)
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter: 0 the embedding, then one per block, the last stage's norm last.
+
+        A later stage's embedding belongs to its first block, an earlier stage's norm to its last block.
+        """
+        return look_up(layer_numbers(self, PVT_MATCHER, last=("stages.3.norm.",)), name)

@@ -1,0 +1,60 @@
+"""What encoders share: padding, layer numbers for layer-wise learning rates, parameters without decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+# timm's PVTv2 stages, the downsampling of a stage with its first block and its norm with its last one.
+PVT_MATCHER: dict[str, Any] = {
+    "stem": r"^patch_embed",
+    "blocks": [
+        (r"^stages\.(\d+)\.downsample", (0,)),
+        (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+        (r"^stages\.(\d+)\.norm", (99999,)),  # timm's mark for "the group before"
+    ],
+}
+# Tables and tokens; norms, biases and other vectors are told by their single dimension.
+_UNDECAYED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table", "rope.freqs")
+
+
+def layer_numbers(
+    module: nn.Module, matcher: dict[str, Any] | Callable[[str], Any], *, last: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """Number of the layer of each parameter: 0 the embeddings, then one per block in order.
+
+    Args:
+        module: The network.
+        matcher: timm's ``group_matcher`` of it, whose groups are numbered.
+        last: Prefixes of the names of final norms, which come after the last block.
+    """
+    numbers: dict[str, int] = group_parameters(module, matcher, reverse=True)
+    after = max(numbers.values()) + 1
+    return {name: after if last and name.startswith(last) else n for name, n in numbers.items()}
+
+
+def without_decay(module: nn.Module) -> set[str]:
+    """Names of the position embeddings, relative-position tables and class or register tokens."""
+    return {name for name, _ in module.named_parameters() if name.endswith(_UNDECAYED)}
+
+
+def look_up(numbers: dict[str, int], name: str) -> int:
+    """Layer of the parameter ``name``; ValueError for a name the encoder does not have."""
+    if name not in numbers:
+        raise ValueError(f"{name!r} is no parameter of this encoder; names start without 'encoder.'")
+    return numbers[name]
+
+
+def pad_to_multiple(x: Tensor, multiple: int, *, wrap: bool = False) -> Tensor:
+    """Extend (N, C, H, W) to the right and downwards until ``multiple`` divides both sides.
+
+    The last row is repeated; so is the last column, or, with ``wrap``, columns from the left edge follow.
+    """
+    down, right = -x.shape[2] % multiple, -x.shape[3] % multiple
+    if right:
+        x = F.pad(x, (0, right, 0, 0), mode="circular" if wrap else "replicate")
+    return F.pad(x, (0, 0, 0, down), mode="replicate") if down else x
