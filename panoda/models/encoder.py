@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from panoda.models.deformable import DeformableConv
-from panoda.models.layers import PVT_MATCHER, layer_numbers, look_up, without_decay
+from panoda.models.layers import PVT_LAST, PVT_MATCHER, layer_numbers, look_up, without_decay
 
 
 class DeformablePatchEmbed(DeformableConv):
@@ -96,4 +97,8 @@ class Encoder(nn.Module):
 
         A later stage's embedding belongs to its first block, an earlier stage's norm to its last block.
         """
-        return look_up(layer_numbers(self, PVT_MATCHER, last=("stages.3.norm.",)), name)
+        return look_up(self._numbers, name)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return layer_numbers(self, PVT_MATCHER, last=PVT_LAST)

@@ -18,6 +18,7 @@ PVT_MATCHER: dict[str, Any] = {
         (r"^stages\.(\d+)\.norm", (99999,)),  # timm's mark for "the group before"
     ],
 }
+PVT_LAST = ("stages.3.norm.",)
 # Tables and tokens; norms, biases and other vectors are told by their single dimension.
 _UNDECAYED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table", "rope.freqs")
 

@@ -10,7 +10,8 @@
   nearest copy of the column, ((dx + w//2) mod w) - w//2, and the table reaches from -w//2 to w//2.
 - A rotary embedding (DINOv3) turns queries and keys by 2 pi x / period, with x from -1 to 1 over the width,
   so that attention depends on differences of x. Round, the 2 / period turns per circle of every band become
-  a whole number, the nearest one; bands of less than half a turn then tell nothing about x.
+  a whole number, the nearest one; bands of less than half a turn then tell nothing about x. Patches relate to
+  class and register tokens, which are not turned, by where they are: without a seam, but not rolled along.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
-from panoda.models.layers import PVT_MATCHER, layer_numbers, look_up, pad_to_multiple, without_decay
+from panoda.models.layers import PVT_LAST, PVT_MATCHER, layer_numbers, look_up, pad_to_multiple, without_decay
 from panoda.models.timm_models import build, normalisation
 
 _PROBE = (64, 96)  # an image size (height, width) that hardly any network was trained for
@@ -50,8 +51,9 @@ class TimmPyramid(nn.Module):
         # PVTv2's overlapping embeddings round sizes up by themselves; others may cut off what is left over.
         pvt = isinstance(net, PyramidVisionTransformerV2)
         self.multiple = 1 if pvt else max(self.strides)
-        self.matcher = PVT_MATCHER if pvt else net.group_matcher(coarse=False)
-        self.num_layers = max(self._numbers().values()) + 2
+        self._matcher = PVT_MATCHER if pvt else net.group_matcher(coarse=False)
+        self._last = PVT_LAST if pvt else ()
+        self.num_layers = max(self._numbers.values()) + (1 if pvt else 2)
         _probe(self, name)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -73,15 +75,16 @@ class TimmPyramid(nn.Module):
         return without_decay(self) | ({f"net.{name}" for name in named} & own)
 
     def layer_of(self, name: str) -> int:
-        """Layer of a parameter as timm groups them: 0 the stem, then one per block.
+        """Layer of a parameter as timm groups them: 0 the stem, then one per block (or stage).
 
-        Norms after the blocks belong to the block before them; ``num_layers - 1`` stays free for those of
-        a decoder.
+        Norms belong to the block before them, except PVTv2's final one, whose layer the others leave empty.
         """
-        return look_up({f"net.{key}": number for key, number in self._numbers().items()}, name)
+        return look_up(self._numbers, name)
 
+    @cached_property
     def _numbers(self) -> dict[str, int]:
-        return layer_numbers(self.net, self.matcher)
+        numbers = layer_numbers(self.net, self._matcher, last=self._last)
+        return {f"net.{key}": number for key, number in numbers.items()}
 
 
 def _stated(net: Any, name: str) -> list[tuple[int, int]]:

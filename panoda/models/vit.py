@@ -7,6 +7,7 @@ Blocks, patch embedding and weights are timm's; ours are only the positions on a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,9 +67,10 @@ class ViTEncoder(nn.Module):
         super().__init__()
         net: Any = build(name, drop_path_rate=drop_path, dynamic_img_size=True, global_pool="")
         if type(net) not in (VisionTransformer, Beit, Eva) or not isinstance(net.patch_embed, PatchEmbed):
+            embed = type(getattr(net, "patch_embed", None)).__name__
             raise ValueError(
-                f"timm's {name!r} is a {type(net).__name__}, not a plain ViT, BEiT or Eva; "
-                f"try 'timm:{name}' if it has a pyramid of feature maps"
+                f"timm's {name!r} is a {type(net).__name__} (patch embedding: {embed}); expected a plain "
+                f"VisionTransformer, Beit or Eva; 'timm:{name}' takes networks with a pyramid of feature maps"
             )
         rope = getattr(net, "rope", None)
         if wrap and rope is not None and not isinstance(rope, RotaryEmbeddingDinoV3):
@@ -100,7 +102,8 @@ class ViTEncoder(nn.Module):
         """(N, 3, H, W) -> maps (N, C, H / patch, W / patch), sizes rounded up, before any final norm.
 
         Where the patch does not divide a side, the last row and column are repeated; with ``wrap`` the
-        columns go on from the left edge.
+        columns go on from the left edge. Run it once at a size before exporting it at that size: relative
+        positions are then constants of the graph.
         """
         x = pad_to_multiple(x, self.patch, wrap=self.wrap)
         grid = (x.shape[2] // self.patch, x.shape[3] // self.patch)
@@ -188,11 +191,12 @@ class ViTEncoder(nn.Module):
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter: 0 the embeddings and what blocks share, b + 1 block b."""
-        numbers = {}
-        for key, _ in self.named_parameters():
-            parts = key.split(".")
-            numbers[key] = int(parts[2]) + 1 if parts[1] == "blocks" else 0
-        return look_up(numbers, name)
+        return look_up(self._numbers, name)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        parts = {name: name.split(".") for name, _ in self.named_parameters()}
+        return {name: int(part[2]) + 1 if part[1] == "blocks" else 0 for name, part in parts.items()}
 
 
 class _GivenBias(BeitAttention):
