@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from panoda.models import CheckpointError, Segmenter, create_model
+from panoda.models.dmlpv2 import DMLPv2Decoder
 from panoda.models.weights import (
     drop_classifier,
     load_mit_imagenet,
@@ -43,6 +44,15 @@ DECODER_KEYS = {
     "dede_head.head1.c_mlp.weight": "decoder.blocks.0.mix.weight",
     "dede_head.head1.proj.bias": "decoder.blocks.0.out.bias",
     "dede_head.pred.weight": "decoder.predict.weight",
+    "dede_head.head1.dmlp.weight": "decoder.blocks.0.mlp.linear.weight",
+    "dede_head.head2.dmlp.norm.running_mean": "decoder.blocks.1.mlp.norm.running_mean",
+    "dede_head.head3.dmlp.offset_modulator_conv.pointwise.weight": "decoder.blocks.2.mlp.pointwise.weight",
+    "dede_head.head4.cmlp1.gamma": "decoder.blocks.3.channel1.gamma",
+    "dede_head.head1.cmlp2.fc2.bias": "decoder.blocks.0.channel2.fc2.bias",
+    "dede_head.head2.cmlp1.dwconv.dwconv.weight": "decoder.blocks.1.channel1.depthwise.weight",
+    "dede_head.head3.cmlp2.se.conv_reduce.bias": "decoder.blocks.2.channel2.se.fc1.bias",
+    "dede_head.head4.cmlp1.se.conv_expand.weight": "decoder.blocks.3.channel1.se.fc2.weight",
+    "dede_head.head1.norm1.weight": "decoder.blocks.0.norm.weight",
 }
 
 
@@ -151,6 +161,30 @@ def test_released_layouts_of_t_and_s_fit() -> None:
     plus = filled(released_layout("trans4pass_plus_t"))
     with pytest.raises(CheckpointError, match=r"Trans4PASS\+ variant.*has 13 classes, the model 19"):
         load_released(create_model("trans4pass_t", num_classes=19), plus)
+    load_released(with_dmlpv2("trans4pass_t", 13), plus)
+
+
+def test_the_other_decoder_is_named(source: Segmenter) -> None:
+    plus = with_dmlpv2("trans4pass_nano", 13)
+    message = r"Trans4PASS variant of the decoder \(dmlp\), the model has dmlpv2: create .* decoder dmlp\."
+    with pytest.raises(CheckpointError, match=message):
+        load_released(plus, released(source))
+    state = {
+        "dede_head.head1.dmlp.weight": torch.ones(64, 64, 1, 1),
+        **{key: value for key, value in released(source).items() if key.startswith("encoder.")},
+    }
+    message = (
+        r"Trans4PASS\+ variant of the decoder \(dmlpv2\), the model has dmlp: create .* decoder dmlpv2\."
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_released(source, state)
+
+
+def with_dmlpv2(name: str, num_classes: int) -> Segmenter:
+    """A registered encoder with the decoder of Trans4PASS+."""
+    model = create_model(name, num_classes=num_classes)
+    decoder = DMLPv2Decoder(model.encoder.channels, num_classes=num_classes, width=model.decoder.width)
+    return Segmenter(model.encoder, decoder, name=name)
 
 
 def test_one_message_lists_all_that_does_not_fit(source: Segmenter, target: Segmenter) -> None:

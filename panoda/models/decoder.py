@@ -6,11 +6,13 @@ Source: Trans4PASS (CVPR 2022, arXiv 2203.01452), section 3.3, and its released 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoda.models.deformable import DeformableMLP, DeformableProjection
+from panoda.models.head import PYRAMID, Decoder
 
 
 class DMLPBlock(nn.Module):
@@ -34,7 +36,7 @@ class DMLPBlock(nn.Module):
         return self.out(x).permute(0, 3, 1, 2)
 
 
-class DMLPDecoder(nn.Module):
+class DMLPDecoder(Decoder):
     """Four DMLP blocks and a 1x1 prediction.
 
     Attributes:
@@ -43,11 +45,21 @@ class DMLPDecoder(nn.Module):
         predict: 1x1 convolution from the summed embeddings to class logits.
     """
 
-    def __init__(self, in_channels: Sequence[int], *, num_classes: int, width: int = 128) -> None:
-        """Build for stages of ``in_channels``."""
-        super().__init__()
-        self.width = width
-        self.blocks = nn.ModuleList(DMLPBlock(channels, width) for channels in in_channels)
+    name = "dmlp"
+    align_corners = True
+    default_width = 128
+    block: ClassVar[type[nn.Module]] = DMLPBlock
+
+    def __init__(
+        self, channels: Sequence[int], *, num_classes: int, width: int = 128, strides: Sequence[int] = PYRAMID
+    ) -> None:
+        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
+
+        Raises:
+            ValueError: as ``Decoder``.
+        """
+        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
+        self.blocks = nn.ModuleList(self.block(found, width) for found in self.channels)
         self.predict = nn.Conv2d(width, num_classes, 1)
 
     def embeddings(self, stages: Sequence[Tensor]) -> list[Tensor]:
@@ -55,11 +67,11 @@ class DMLPDecoder(nn.Module):
         size = stages[0].shape[2:]
         return [
             F.interpolate(block(stage), size=size, mode="bilinear", align_corners=True)
-            for block, stage in zip(self.blocks, stages, strict=True)
+            for block, stage in zip(self.blocks, self.checked(stages), strict=True)
         ]
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Stage outputs -> logits (N, K, H/4, W/4) and features (N, width, H/4, W/4)."""
-        embeddings = self.embeddings(stages)
-        features = embeddings[0] + embeddings[1] + embeddings[2] + embeddings[3]
+        first, *others = self.embeddings(stages)
+        features = sum(others, first)
         return self.predict(features), features

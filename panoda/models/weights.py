@@ -1,4 +1,4 @@
-"""Reading other people's weights: released Trans4PASS checkpoints and MiT ImageNet encoders.
+"""Reading other people's weights: released Trans4PASS(+) checkpoints and MiT ImageNet encoders.
 
 Key layouts: adaptation code ``encoder.*`` / ``dede_head.*``; supervised code ``backbone.*`` /
 ``decode_head.*``; either may lie under ``state_dict`` and carry ``module.`` before every key. MiT:
@@ -41,6 +41,14 @@ _DECODER_NAMES = (
     (r"head([1234])\.w_mlp\.", "blocks.{stage}.mlp2.linear."),
     (r"head([1234])\.c_mlp\.", "blocks.{stage}.mix."),
     (r"head([1234])\.proj\.", "blocks.{stage}.out."),
+    (r"head([1234])\.dmlp\.offset_modulator_conv\.", "blocks.{stage}.mlp."),
+    (r"head([1234])\.dmlp\.norm\.", "blocks.{stage}.mlp.norm."),
+    (r"head([1234])\.dmlp\.", "blocks.{stage}.mlp.linear."),
+    (r"head([1234])\.cmlp([12])\.dwconv\.dwconv\.", r"blocks.{stage}.channel\2.depthwise."),
+    (r"head([1234])\.cmlp([12])\.se\.conv_reduce\.", r"blocks.{stage}.channel\2.se.fc1."),
+    (r"head([1234])\.cmlp([12])\.se\.conv_expand\.", r"blocks.{stage}.channel\2.se.fc2."),
+    (r"head([1234])\.cmlp([12])\.", r"blocks.{stage}.channel\2."),
+    (r"head([1234])\.norm1\.", "blocks.{stage}.norm."),
     (r"pred\.", "predict."),
 )
 
@@ -76,12 +84,14 @@ def read_state_dict(path: Path) -> dict[str, Any]:
 
 
 def load_released(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
-    """Load a released Trans4PASS checkpoint, in any of its layouts, strictly.
+    """Load a released Trans4PASS or Trans4PASS+ checkpoint, in any of its layouts, strictly.
+
+    The model's decoder is ``dmlp`` for the former, ``dmlpv2`` for the latter.
 
     Raises:
         CheckpointError: one message with everything missing, unexpected or of another shape, and
-            whether the file is another model's or has another number of classes. The model is then
-            unchanged.
+            whether the file is another model's, of the other decoder, or has another number of classes.
+            The model is then unchanged.
     """
     state = unify_supervised(unwrap(state_dict))
     tensors = rename_decoder(rename_encoder(state))
@@ -161,6 +171,10 @@ def _rename(key: str, prefix: str, new_prefix: str, names: tuple[tuple[str, str]
     return key
 
 
+def _is_plus(state: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("dede_head.") and ".dmlp." in key for key in state)
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
@@ -183,8 +197,13 @@ def _difference(model: Segmenter, state: Mapping[str, Tensor]) -> str:
         names = [name for name, size in MODELS.items() if (size.depths, size.channels) == (depths, channels)]
         whose = f"belongs to {names[0]}" if names else "belongs to another model"
         notes.append(f"It {whose} (depths {depths}, channels {channels}), not {model.name or 'this model'}.")
-    if any(".dmlp." in key for key in state):
-        notes.append("It belongs to the Trans4PASS+ variant of the decoder.")
+    if any(key.startswith("dede_head.") for key in state):
+        variant, decoder = ("Trans4PASS+", "dmlpv2") if _is_plus(state) else ("Trans4PASS", "dmlp")
+        if model.decoder.name != decoder:
+            notes.append(
+                f"It belongs to the {variant} variant of the decoder ({decoder}), the model has "
+                f"{model.decoder.name}: create the model with decoder {decoder}."
+            )
     predict = state.get("dede_head.pred.weight")
     if predict is not None and predict.shape[0] != model.num_classes:
         notes.append(
