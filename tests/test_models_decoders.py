@@ -1,0 +1,359 @@
+"""Decoders by name: shapes, gradients, published numbers, auxiliary heads, refusals."""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from decoder_numbers import CLASSES, SETR, case, setr_results
+from parity import OWN
+from torch import Tensor, nn
+
+from panoda.models import create_model
+from panoda.models.decoders import WITH_AUXILIARY_HEADS, create_decoder, decoder_names
+from panoda.models.deformable import DeformableConv, DeformableMLP
+from panoda.models.dmlpv2 import ChannelMLP, DMLPv2Decoder
+from panoda.models.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder
+from panoda.models.upernet import FCNDecoder, PyramidPooling, UPerNetDecoder
+
+NAMES = ("dmlp", "dmlpv2", "segformer", "setr_naive", "setr_pup", "setr_mla", "upernet", "fcn")
+CHANNELS = (6, 8, 10, 12)
+
+
+def build(name: str, **options: Any) -> Decoder:
+    strides = (16, 16, 16, 16) if name in SETR else PYRAMID
+    options = {"channels": CHANNELS, "strides": strides, "num_classes": CLASSES, "width": 8} | options
+    return create_decoder(name, **options)
+
+
+def maps(decoder: Decoder, height: int, width: int, *, batch: int = 2) -> list[Tensor]:
+    """What an encoder makes of images of this size: sides rounded up."""
+    torch.manual_seed(0)
+    return [
+        torch.randn(batch, c, math.ceil(height / s), math.ceil(width / s))
+        for c, s in zip(decoder.channels, decoder.strides, strict=True)
+    ]
+
+
+def test_names() -> None:
+    assert decoder_names() == NAMES
+    for name in NAMES:
+        decoder = build(name)
+        assert (decoder.name, decoder.num_classes, decoder.width) == (name, CLASSES, 8)
+        assert decoder.needs_pyramid == (name not in (*SETR, "fcn"))
+        assert decoder.align_corners == name.startswith("dmlp")
+        assert decoder.predict.out_channels == CLASSES and decoder.predict.kernel_size == (1, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("height", "width"), [(77, 101), (32, 33)])
+def test_shapes_at_odd_sizes(name: str, height: int, width: int) -> None:
+    decoder = build(name).eval()
+    stages = maps(decoder, height, width)
+    before = [stage.clone() for stage in stages]
+    with torch.no_grad():
+        logits, features = decoder(stages)
+    stride = {"setr_naive": 16, "setr_pup": 1, "fcn": 32}.get(name, 4)
+    assert decoder.feature_stride == {"setr_naive": 16, "fcn": 32}.get(name, 4)
+    base = 16 if name in SETR else 1  # SETR sees sides rounded up to its patches
+    sides = [math.ceil(side / base) * base for side in (height, width)]
+    assert logits.shape == (2, CLASSES, *(math.ceil(side / stride) for side in sides))
+    assert features.shape == (2, 8, *(math.ceil(side / decoder.feature_stride) for side in sides))
+    for stage, old in zip(stages, before, strict=True):
+        assert torch.equal(stage, old)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter(name: str) -> None:
+    torch.manual_seed(1)
+    decoder = build(name, width=32)
+    for parameter in decoder.parameters():
+        if not parameter.any():  # layers that start at zero hide what lies before them
+            nn.init.normal_(parameter, std=0.1)
+    stages = [stage.requires_grad_() for stage in maps(decoder, 160, 192)]
+    logits, _ = decoder(stages)
+    auxiliary = decoder.auxiliary(stages)
+    loss = logits.square().mean() + sum(weight * value.square().mean() for weight, value in auxiliary)
+    loss.backward()
+    silent = [key for key, p in decoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not silent
+    used = range(3, 4) if name == "fcn" else range(4)
+    assert all(stages[i].grad is not None and stages[i].grad.any() for i in used)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_and_compile(name: str) -> None:
+    decoder = build(name).eval()
+    stages = maps(decoder, 64, 96)
+    with torch.no_grad():
+        exact, features = decoder(stages)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            low, low_features = decoder(stages)
+        compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")(stages)
+    assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    assert (low_features.float() - features).abs().max() < 0.1 * features.abs().max()
+    torch.testing.assert_close(compiled, (exact, features))
+
+
+# --- published numbers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETR)
+def test_setr_gives_the_numbers_of_mmsegmentation(name: str) -> None:
+    stored = np.load(OWN / "setr.npz")
+    found = setr_results(name)
+    assert set(found) == {key for key in stored.files if key.startswith(name)}
+    for key, value in found.items():
+        np.testing.assert_allclose(value.numpy(), stored[key], rtol=0, atol=1e-9, err_msg=key)
+
+
+def test_dmlpv2_gives_the_numbers_of_the_released_operations() -> None:
+    stored = np.load(OWN / "dmlpv2.npz")
+    decoder, stages = case("dmlpv2")
+    assert isinstance(decoder, DMLPv2Decoder)
+    with torch.no_grad():
+        found = {"decoder_logits": decoder(stages)[0]}
+        for number, embedding in enumerate(decoder.embeddings(stages), start=1):
+            found[f"decoder_embed{number}"] = embedding[:, :, ::3, ::3]
+    assert set(found) == {key for key in stored.files if not key.endswith("_of_t")}
+    for key, value in found.items():
+        np.testing.assert_allclose(value.numpy(), stored[key], rtol=0, atol=1e-9, err_msg=key)
+
+
+def copy_blocks(ours: nn.Module, theirs: nn.Module) -> None:
+    """Our weights into another implementation whose modules come in the same order."""
+    own = [m for m in ours.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.BatchNorm2d)]
+    other = [m for m in theirs.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.BatchNorm2d)]
+    for mine, yours in zip(own, other, strict=True):
+        yours.load_state_dict(mine.state_dict())
+
+
+def test_segformer_equals_transformers() -> None:
+    segformer = pytest.importorskip("transformers.models.segformer.modeling_segformer")
+    config = segformer.SegformerConfig(
+        hidden_sizes=CHANNELS, decoder_hidden_size=8, num_labels=CLASSES, num_encoder_blocks=4
+    )
+    decoder, stages = case("segformer")
+    head = segformer.SegformerDecodeHead(config).double().eval()
+    copy_blocks(decoder, head)
+    theirs = [stage.clone().requires_grad_() for stage in stages]
+    ours = [stage.requires_grad_() for stage in stages]
+    logits = decoder(ours)[0]
+    torch.testing.assert_close(logits, head(theirs), rtol=0, atol=1e-10)
+    logits.square().sum().backward()
+    head(theirs).square().sum().backward()
+    for mine, yours in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, yours.grad, rtol=0, atol=1e-9)
+    assert head.linear_fuse.weight.grad is not None
+    torch.testing.assert_close(decoder.fuse.conv.weight.grad, head.linear_fuse.weight.grad, rtol=0, atol=1e-9)
+
+
+def test_upernet_and_fcn_equal_transformers() -> None:
+    upernet = pytest.importorskip("transformers.models.upernet.modeling_upernet")
+    options = {"hidden_size": 8, "num_labels": CLASSES, "auxiliary_concat_input": False}
+    config = upernet.UperNetConfig(**options, auxiliary_channels=4, auxiliary_num_convs=1)
+    decoder, stages = case("upernet", auxiliary=True)
+    assert isinstance(decoder, UPerNetDecoder)
+    head = upernet.UperNetHead(config, in_channels=CHANNELS).double().eval()
+    head.classifier.load_state_dict(decoder.predict.state_dict())
+    copy_blocks(decoder.pooling.branches, head.psp_modules)
+    copy_blocks(decoder.pooling.fuse, head.bottleneck)
+    copy_blocks(decoder.laterals, head.lateral_convs)
+    copy_blocks(decoder.smooth, head.fpn_convs)
+    copy_blocks(decoder.fuse, head.fpn_bottleneck)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(stages)[0], head(stages), rtol=0, atol=1e-10)
+    auxiliary = upernet.UperNetFCNHead(config, in_channels=CHANNELS).double().eval()
+    copy_blocks(decoder.heads, auxiliary)
+    ((weight, logits),) = decoder.auxiliary(stages)
+    assert weight == 0.4
+    torch.testing.assert_close(logits, auxiliary(stages), rtol=0, atol=1e-10)
+
+    config = upernet.UperNetConfig(**options, auxiliary_channels=8, auxiliary_num_convs=2)
+    fcn, stages = case("fcn")
+    head = upernet.UperNetFCNHead(config, in_channels=CHANNELS, in_index=3).double().eval()
+    copy_blocks(fcn, head)
+    with torch.no_grad():
+        torch.testing.assert_close(fcn(stages)[0], head(stages), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "published"), [("trans4pass_t", 13.95), ("trans4pass_s", 24.98)])
+def test_published_parameter_counts_leave_out_what_a_profiler_does_not_call(
+    name: str, published: float
+) -> None:
+    """13.95M and 24.98M are Trans4PASS+ without the layers a module-wise profiler cannot see."""
+    with torch.device("meta"):
+        encoder = create_model(name, num_classes=19).encoder
+        decoder = build("dmlpv2", channels=encoder.channels, num_classes=19, width=128)
+    total, unseen = 0, 0
+    for module in (*encoder.modules(), *decoder.modules()):
+        total += sum(p.numel() for p in module.parameters(recurse=False))
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):  # without a rule
+            unseen += sum(p.numel() for p in module.parameters())
+        elif isinstance(module, DeformableConv):  # its weights go to the operator, the module is not called
+            unseen += sum(p.numel() for p in module.proj.parameters())
+        elif isinstance(module, DeformableMLP):
+            unseen += sum(p.numel() for p in module.linear.parameters())
+        elif isinstance(module, ChannelMLP):  # a bare parameter
+            unseen += module.gamma.numel()
+    assert total == {"trans4pass_t": 15_217_339, "trans4pass_s": 26_262_203}[name]
+    assert round((total - unseen) / 1e6, 2) == published
+
+
+# --- auxiliary heads --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_auxiliary_heads(name: str) -> None:
+    decoder = build(name)
+    stages = maps(decoder, 77, 101)
+    found = decoder.auxiliary(stages)
+    expected = {"setr_naive": 3, "setr_pup": 3, "setr_mla": 4, "upernet": 1}.get(name, 0)
+    assert [weight for weight, _ in found] == [0.4] * expected
+    assert all(logits.shape == (2, CLASSES, 5, 7) for _, logits in found)  # stride 16
+    assert (name in WITH_AUXILIARY_HEADS) == (expected > 0)
+    bare = build(name, auxiliary_weights=())
+    assert bare.auxiliary(stages) == []
+    assert not any(key.startswith("heads.") for key in bare.state_dict())
+
+
+def test_auxiliary_weights_choose_the_maps() -> None:
+    decoder = build("setr_pup", auxiliary_weights=(0.2, 0.3, 0.4))
+    assert [weight for weight, _ in decoder.auxiliary(maps(decoder, 32, 32))] == [0.2, 0.3, 0.4]
+    decoder = build("setr_naive", auxiliary_weights=[0, 0, 0.4])
+    heads = decoder.heads
+    assert isinstance(heads, AuxiliaryHeads) and list(heads.heads) == ["2"]
+    stages = [stage.requires_grad_() for stage in maps(decoder, 32, 32)]
+    ((weight, logits),) = decoder.auxiliary(stages)
+    assert weight == 0.4
+    logits.square().sum().backward()
+    assert [stage.grad is not None for stage in stages] == [False, False, True, False]
+    assert build("upernet", auxiliary_weights=[1.0]).auxiliary(maps(build("upernet"), 32, 32))[0][0] == 1.0
+    every = build("setr_pup", auxiliary_weights=(0.1, 0.2, 0.3, 0.4))
+    assert len(every.auxiliary(maps(every, 32, 32))) == 4
+
+
+@pytest.mark.parametrize("name", WITH_AUXILIARY_HEADS)
+def test_auxiliary_heads_cost_nothing_at_inference(name: str) -> None:
+    decoder = build(name).eval()
+    bare = copy.deepcopy(decoder)
+    bare.heads = nn.Identity()
+    stages = maps(decoder, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(stages), bare(stages), rtol=0, atol=0)
+
+
+# --- parts ------------------------------------------------------------------------------------------
+
+
+def test_channel_mlp_by_hand() -> None:
+    mlp = ChannelMLP(4)
+    assert mlp.se.fc1.out_channels == 1  # a quarter
+    x = torch.randn(1, 4, 3, 3)
+    for layer in (mlp.fc1, mlp.fc2):
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(mlp.se.fc2.weight)
+    nn.init.zeros_(mlp.se.fc2.bias)  # every gate is one half
+    mlp.gamma.data = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    nn.init.zeros_(mlp.depthwise.weight)
+    mlp.depthwise.bias.data.fill_(1.0)
+    torch.testing.assert_close(mlp(x), 0.5 * (x + mlp.gamma.view(1, 4, 1, 1)))
+
+
+def test_pooling_takes_a_batch_of_one_in_training() -> None:
+    pooling = PyramidPooling(6, 4).train()
+    out = pooling(torch.randn(1, 6, 5, 9))
+    assert out.shape == (1, 4, 5, 9)
+    out.sum().backward()
+    single = pooling.branches[0]
+    assert isinstance(single, ConvBlock)
+    assert single.norm.num_batches_tracked == 0 and pooling.branches[1].norm.num_batches_tracked == 1
+    x = torch.randn(1, 6, 1, 1)
+    expected = F.relu(F.conv2d(x, single.conv.weight) / math.sqrt(1 + 1e-5))
+    torch.testing.assert_close(single(x), expected)  # the running statistics are still 0 and 1
+
+
+@pytest.mark.parametrize("stride", [8, 14, 32])
+def test_setr_gives_stated_strides_with_other_patches(stride: int) -> None:
+    sides = {1: (5 * stride, 7 * stride), 4: (math.ceil(5 * stride / 4), math.ceil(7 * stride / 4))}
+    for name, out in (("setr_naive", stride), ("setr_pup", 1), ("setr_mla", 4)):
+        decoder = build(name, strides=(stride,) * 4).eval()
+        with torch.no_grad():
+            logits, features = decoder(maps(decoder, 5 * stride, 7 * stride))
+        assert tuple(logits.shape[2:]) == sides.get(out, (5, 7))
+        assert tuple(features.shape[2:]) == sides.get(int(decoder.feature_stride), (5, 7))
+
+
+def test_fcn_reads_the_stated_map() -> None:
+    decoder = FCNDecoder(CHANNELS, strides=PYRAMID, num_classes=CLASSES, width=8, index=1).eval()
+    stages = maps(decoder, 64, 96)
+    logits, features = decoder(stages)
+    assert decoder.feature_stride == 8 and features.shape == (2, 8, 8, 12) and logits.shape[2:] == (8, 12)
+    stages[3] += 1
+    assert torch.equal(decoder(stages)[0], logits)
+    one = create_decoder("fcn", channels=(12,), strides=(16,), num_classes=2, width=4)
+    assert one.feature_stride == 16 and one(maps(one, 32, 32))[0].shape == (2, 2, 2, 2)
+    with pytest.raises(ValueError, match="fcn: there is no map 4 among 4"):
+        FCNDecoder(CHANNELS, strides=PYRAMID, num_classes=CLASSES, index=4)
+
+
+# --- refusals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_maps_than_built_for_are_refused(name: str) -> None:
+    decoder = build(name)
+    stages = maps(decoder, 64, 64)
+    with pytest.raises(ValueError, match=rf"{name} was built for 4 maps of \(6, 8, 10, 12\) .* got 3 of"):
+        decoder(stages[:3])
+    with pytest.raises(ValueError, match=r"got 4 of \(12, 10, 8, 6\)"):
+        decoder(stages[::-1])
+    if name in WITH_AUXILIARY_HEADS:
+        with pytest.raises(ValueError, match="got 3 of"):
+            decoder.auxiliary(stages[:3])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_that_do_not_fit_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="num_classes is 0; a model needs at least one class"):
+        build(name, num_classes=0)
+    with pytest.raises(ValueError, match=f"{name}: width is 0; expected at least 1, published"):
+        build(name, width=0)
+    with pytest.raises(ValueError, match="every map of the encoder has one of each"):
+        build(name, channels=(6, 8, 10))
+    with pytest.raises(ValueError, match=r"channels are \(6, 8, 0, 12\); each must be at least 1"):
+        build(name, channels=(6, 8, 0, 12))
+    if build(name).needs_pyramid:
+        for strides in ((16, 16, 16, 16), (2, 4, 8, 16)):
+            with pytest.raises(
+                ValueError, match=f"{name} wants four maps at strides .4, 8, 16, 32., .* neck"
+            ):
+                build(name, strides=strides)
+    if name in SETR:
+        for strides in (PYRAMID, (4, 4, 4, 4)):
+            with pytest.raises(
+                ValueError, match=f"{name} wants maps of one stride, at least 8.*{strides[-1]}"
+            ):
+                build(name, strides=strides)
+
+
+def test_unknown_names_and_weights_without_heads_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match="unknown decoder 'unet'; known: dmlp, dmlpv2, segformer, setr_naive"
+    ):
+        build("unet")
+    with pytest.raises(ValueError, match=r"dmlp has no auxiliary heads to weight with \(0.4,\); .* upernet"):
+        build("dmlp", auxiliary_weights=(0.4,))
+    with pytest.raises(ValueError, match="upernet has one auxiliary head, on the third stage; got 2 weights"):
+        build("upernet", auxiliary_weights=(0.4, 0.4))
+    with pytest.raises(ValueError, match="setr_mla: width is 10; its 4 maps share it equally"):
+        build("setr_mla", width=10)
+    for weights in ((0.4,) * 5, (-0.1,), (math.nan,)):
+        with pytest.raises(
+            ValueError, match="auxiliary weights are .* for 4 maps; expected at most one finite"
+        ):
+            build("setr_pup", auxiliary_weights=weights)
