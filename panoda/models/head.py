@@ -135,9 +135,10 @@ def prediction(in_channels: int, num_classes: int) -> nn.Conv2d:
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, align_corners=False: (N, C, H, W) -> (N, C, *size)."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
+    """Bilinear, align_corners=False: (N, C, H, W) -> (N, C, *size).
+
+    It never asks whether there is anything to resize: an exported model would be bound to the answer.
+    """
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 

@@ -55,9 +55,10 @@ class SegFormerDecoder(Decoder):
         """
         size = self.checked(stages)[0].shape[2:]
         shares = self.fuse.conv.weight.chunk(len(stages), dim=1)  # (width, width, 1, 1), last stage first
-        fused = []
+        fused: list[Tensor] = []
         for stage, linear, share in zip(stages, self.linears, reversed(shares), strict=True):
             x = linear(stage.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            fused.append(resize(F.conv2d(x, share), size))
+            x = F.conv2d(x, share)
+            fused.append(resize(x, size) if fused else x)  # the first stage sets the size
         features = self.fuse.activate(sum(fused[1:], fused[0]))
         return self.predict(self.dropout(features)), features

@@ -103,9 +103,9 @@ class UPerNetDecoder(Decoder):
         levels = [self.pooling(self.checked(stages)[-1])]
         for stage, lateral in zip(reversed(stages[:-1]), reversed(self.laterals), strict=True):
             levels.insert(0, lateral(stage) + resize(levels[0], stage.shape[2:]))
-        smooth = [block(level) for block, level in zip(self.smooth, levels[:-1], strict=True)]
-        size = levels[0].shape[2:]
-        features = self.fuse(torch.cat([resize(level, size) for level in [*smooth, levels[-1]]], dim=1))
+        first, *others = (block(level) for block, level in zip(self.smooth, levels[:-1], strict=True))
+        others = [resize(level, first.shape[2:]) for level in (*others, levels[-1])]
+        features = self.fuse(torch.cat([first, *others], dim=1))
         return self.predict(self.dropout(features)), features
 
     def auxiliary(self, stages: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
