@@ -16,8 +16,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from panoda.models import MODELS
+from panoda.models.decoder import DMLPDecoder
+from panoda.models.encoders import SHAPES
 from panoda.models.ops import deform_conv2d
+from panoda.models.registry import NANO, NANO_WIDTH
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,13 @@ class Case:
 
 def cases(model: str, height: int, width: int) -> list[Case]:
     """The patch embedding, and projection and MLP of the first and the last stage."""
-    sizes = MODELS[model]
+    sizes, embedding = SHAPES[model], NANO_WIDTH if model == NANO else DMLPDecoder.default_width
     where = f"{model} {height}x{width}"
     found = [Case(f"{where} embed", 3, sizes.channels[0], (height, width), 7, 4, image=True)]
     for stage in (0, 2):
         size = (height // 4 // 2**stage, width // 4 // 2**stage)
-        found.append(Case(f"{where} project {stage + 1}", sizes.channels[stage], sizes.width, size, 3))
-        found.append(Case(f"{where} mlp {stage + 1}", sizes.width, sizes.width, size, groups=sizes.width))
+        found.append(Case(f"{where} project {stage + 1}", sizes.channels[stage], embedding, size, 3))
+        found.append(Case(f"{where} mlp {stage + 1}", embedding, embedding, size, groups=embedding))
     return found
 
 
@@ -114,7 +116,7 @@ def row(case: Case, *, rounds: int, device: str, batch: int) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["trans4pass_nano", "trans4pass_t"], choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=["trans4pass_nano", "trans4pass_t"], choices=SHAPES)
     parser.add_argument("--sizes", nargs="+", default=["128x256", "96x512"], help="HEIGHTxWIDTH of images")
     parser.add_argument("--batch", type=int, default=4, help="images per call")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")

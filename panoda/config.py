@@ -363,8 +363,18 @@ class DataParams(Section):
 class ModelParams(Section):
     """The segmentation model."""
 
-    name: str = "trans4pass_nano"
-    """trans4pass_nano, trans4pass_t or trans4pass_s."""
+    encoder: str = "trans4pass_nano"
+    """trans4pass_{nano,t,s,b3,b4,b5}, mit_b0..5, pvt_v2_b0..5, vit:NAME or timm:NAME (docs/models.md)."""
+    decoder: str = "dmlp"
+    """dmlp, dmlpv2, segformer, setr_naive, setr_pup, setr_mla, upernet or fcn."""
+    width: Annotated[int, Field(ge=1)] | None = None
+    """Channels of the decoder's features; null = as published."""
+    blocks: tuple[Count, ...] | None = None
+    """Encoder blocks or maps handed to the decoder, from 0; null = the usual ones."""
+    wrap: bool = False
+    """Plain ViTs on full panoramas: position embeddings close around the circle."""
+    auxiliary_weights: tuple[NonNegative, ...] | None = None
+    """Loss weights of the decoder's auxiliary heads, one per map; null = as published, [] = none."""
     drop_path: Probability = 0.1
     """Stochastic depth of the last encoder block."""
     weights: str | None = None

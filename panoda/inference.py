@@ -53,7 +53,7 @@ def predict_logits(
     _check(images, scales)
     total: Tensor | None = None
     with _inference(model, images, dtype):
-        for view, mirrored, size, margin in _views(images, scales, flip=flip, wrap=wrap):
+        for view, mirrored, size, margin in _views(model, images, scales, flip=flip, wrap=wrap):
             logits = _crop(model(view).float(), margin, size[1])
             logits = resize_linear(logits, (images.shape[-2], images.shape[-1]), wrap=wrap)
             logits = logits.flip(-1) if mirrored else logits
@@ -73,22 +73,23 @@ def predict_features(
 ) -> tuple[Tensor, Tensor]:
     """Mean logits and mean features over scales; arguments as in ``predict_logits``.
 
-    The model must answer ``model(x, return_features=True)`` with logits and features at stride 4.
+    The model must answer ``model(x, return_features=True)`` with logits and features at its feature stride s.
 
     Returns:
-        logits (B, K, H, W) and features (B, D, ceil(H / 4), ceil(W / 4)), float32.
+        logits (B, K, H, W) and features (B, D, ceil(H / s), ceil(W / s)), float32.
     """
     _check(images, scales)
     height, width = images.shape[-2:]
+    stride = _stride(model)
     totals: list[Tensor] = []
     with _inference(model, images, dtype):
-        for view, mirrored, size, margin in _views(images, scales, flip=flip, wrap=wrap):
+        for view, mirrored, size, margin in _views(model, images, scales, flip=flip, wrap=wrap):
             logits, features = model(view, return_features=True)
             logits = _crop(logits.float(), margin, size[1])
-            features = _crop(features.float(), margin // 4, -(-size[1] // 4))
+            features = _crop(features.float(), margin // stride, -(-size[1] // stride))
             parts = [
                 resize_linear(logits, (height, width), wrap=wrap),
-                resize_linear(features, (-(-height // 4), -(-width // 4)), wrap=wrap),
+                resize_linear(features, (-(-height // stride), -(-width // stride)), wrap=wrap),
             ]
             parts = [part.flip(-1) for part in parts] if mirrored else parts
             totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
@@ -211,28 +212,42 @@ def _inference(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> I
         model.train(training)
 
 
+def _stride(model: nn.Module) -> int:
+    """Stride of the model's features."""
+    return int(getattr(model, "feature_stride", 4))
+
+
+def _wraps(model: nn.Module) -> bool:
+    """The model closes panoramas around the circle itself."""
+    return bool(getattr(model, "wraps", False))
+
+
 def _views(
-    images: Tensor, scales: Sequence[float], *, flip: bool, wrap: bool
+    model: nn.Module, images: Tensor, scales: Sequence[float], *, flip: bool, wrap: bool
 ) -> Iterator[tuple[Tensor, bool, tuple[int, int], int]]:
     """(normalised input, is it mirrored, its size without margins, its margin) per scale and side."""
     height, width = images.shape[-2:]
+    cell = math.lcm(4, _stride(model))
     for scale in scales:
-        size = (_scaled(height, scale), _scaled(width, scale))
-        margin = _margin(size[1]) if wrap else 0
+        size = (_scaled(height, scale, cell), _scaled(width, scale, cell))
+        margin = _margin(size[1], cell) if wrap and not _wraps(model) else 0
         view = normalise(_resize_image(images, size, wrap=wrap, margin=margin) / 255)
         yield view, False, size, margin
         if flip:
             yield view.flip(-1), True, size, margin
 
 
-def _scaled(side: int, scale: float) -> int:
-    """Scaled side: untouched at scale 1, else a multiple of 4, which keeps the feature grid periodic."""
-    return max(MIN_SIDE, side if scale == 1 else 4 * round(side * scale / 4))
+def _scaled(side: int, scale: float, cell: int) -> int:
+    """Scaled side: untouched at scale 1, else whole cells, which keeps the feature grid periodic."""
+    if scale == 1 and side >= MIN_SIDE:
+        return side
+    return max(-(-MIN_SIDE // cell), round(side * scale / cell)) * cell
 
 
-def _margin(width: int) -> int:
-    """A sixteenth of the width, at least one unit, at most the width."""
-    return min(MARGIN_UNIT * math.ceil(width / (16 * MARGIN_UNIT)), width // 4 * 4)
+def _margin(width: int, cell: int = 4) -> int:
+    """A sixteenth of the width, at least one unit, at most the width (or one cell), in whole cells."""
+    unit = math.lcm(MARGIN_UNIT, cell)
+    return min(unit * math.ceil(width / (16 * unit)), max(cell, width // cell * cell))
 
 
 def _resize_image(images: Tensor, size: tuple[int, int], *, wrap: bool, margin: int) -> Tensor:
@@ -279,7 +294,7 @@ def _pieces(
 ) -> Iterator[Tensor]:
     """Logits (1, K, h, piece) from left to right."""
     width = work.shape[-1]
-    if width <= window:
+    if width <= window or _wraps(model):
         yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype)
         return
     count = math.ceil(width / window)

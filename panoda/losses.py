@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -54,6 +55,20 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
     mass = (weight[label.clamp(max=logits.shape[1] - 1)] * labelled).sum()
     # Not a tiny denominator: its reciprocal times a gradient scale is infinite, and times zero NaN.
     return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+
+
+def auxiliary_cross_entropy(
+    auxiliary: Sequence[tuple[float, Tensor]], label: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Weighted sum of the cross-entropies of a decoder's auxiliary heads; 0 without heads.
+
+    Args:
+        auxiliary: (loss weight, logits (B, K, H, W)) of every head.
+        label: (B, H, W) int64, 255 = ignored.
+        weight: (K,) class weights.
+    """
+    terms = [share * cross_entropy(logits, label, weight) for share, logits in auxiliary]
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=label.device)
 
 
 def ohem_cross_entropy(

@@ -26,7 +26,8 @@ def test_round_trip_gives_the_same_model_and_card(saved: tuple[Path, ModelCard],
     assert (
         card.params == {"optim": {"lr": 1e-3}} and card.versions["torch"] == torch.__version__.split("+")[0]
     )
-    assert not model.training and model.arguments == {"num_classes": 13, "drop_path": 0.2}
+    assert not model.training and model.arguments == saved[1].arguments
+    assert model.arguments["drop_path"] == 0.2 and model.arguments["decoder"] == "dmlp"
     again = tmp_path / "again.safetensors"
     save_model(again, model, card)
     x = torch.rand(1, 3, 40, 64)

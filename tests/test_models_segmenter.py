@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from panoda.models import MODELS, Discriminator, Segmenter, create_model
+from panoda.models import Discriminator, Segmenter, create_model
 from panoda.models.deformable import DeformableConv, DeformableMLP
 
 
@@ -136,7 +136,7 @@ def test_construction_touches_no_network_and_is_seeded(monkeypatch: pytest.Monke
         raise AssertionError("a model was looked up on the network")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    for name in MODELS:
+    for name in ("trans4pass_nano", "trans4pass_t", "trans4pass_s"):
         torch.manual_seed(5)
         one = create_model(name, num_classes=3)
         torch.manual_seed(5)

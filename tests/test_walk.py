@@ -210,7 +210,7 @@ def train_one_step(prepared: dict[str, PreparedSplit], out: Path) -> Path:
         source_train=prepared["train"].folder,
         source_val=prepared["val"].folder,
         out=out,
-        model=ModelParams(name="trans4pass_nano"),
+        model=ModelParams(),
         params=ONE_STEP,
         seed=0,
         context=RunContext(),

@@ -51,7 +51,7 @@ _TRANS4PASS = {
     "s": _MIT["b2"],
     **{size: _MIT[size] for size in ("b3", "b4", "b5")},
 }
-_SHAPES = {
+SHAPES = {
     **{f"trans4pass_{size}": shape for size, shape in _TRANS4PASS.items()},
     **{f"mit_{size}": shape for size, shape in _MIT.items()},
 }
@@ -60,7 +60,7 @@ _PVT = tuple(f"pvt_v2_b{size}" for size in range(6))
 
 def encoder_names() -> tuple[str, ...]:
     """Names of the encoders that are no ``vit:NAME`` or ``timm:NAME``."""
-    return (*_SHAPES, *_PVT)
+    return (*SHAPES, *_PVT)
 
 
 def create_encoder(
@@ -90,14 +90,14 @@ def create_encoder(
         return TimmPyramid(rest, drop_path=drop_path, indices=indices)
     if name in _PVT:
         return TimmPyramid(name, drop_path=drop_path, indices=indices)
-    if name not in _SHAPES:
+    if name not in SHAPES:
         known = ", ".join(encoder_names())
         raise ValueError(
             f"unknown encoder {name!r}; known: {known}, vit:NAME and timm:NAME with a model of timm"
         )
     if indices is not None:
         raise ValueError(f"{name!r} always gives its four stages; leave indices out (got {list(indices)})")
-    shape = _SHAPES[name]
+    shape = SHAPES[name]
     deformable = name.startswith("trans4pass")
     return Encoder(
         shape.depths, shape.channels, heads=shape.heads, drop_path=drop_path, deformable=deformable

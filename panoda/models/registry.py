@@ -1,59 +1,89 @@
-"""Models by name."""
+"""Models: any encoder with any decoder, and names for the published pairs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from typing import Any
 
-from panoda.models.decoder import DMLPDecoder
-from panoda.models.encoder import Encoder
+from panoda.models.decoders import DECODERS, create_decoder
+from panoda.models.encoders import create_encoder
+from panoda.models.neck import PyramidNeck
 from panoda.models.segmenter import Segmenter
 
-
-@dataclass(frozen=True)
-class ModelSize:
-    """Widths and depths of one model.
-
-    Attributes:
-        depths: Blocks in each encoder stage.
-        channels: Width of each encoder stage.
-        heads: Attention heads of each encoder stage.
-        width: Embedding width of the decoder, the channels of the features.
-    """
-
-    depths: tuple[int, int, int, int]
-    channels: tuple[int, int, int, int] = (64, 128, 320, 512)
-    heads: tuple[int, int, int, int] = (1, 2, 5, 8)
-    width: int = 128
-
-
-# T and S as published (MiT-B1 and MiT-B2 encoders); nano is ours, sized for training on two CPU cores.
-MODELS: dict[str, ModelSize] = {
-    "trans4pass_nano": ModelSize((1, 1, 1, 1), (24, 48, 96, 160), (1, 2, 4, 5), 64),
-    "trans4pass_t": ModelSize((2, 2, 2, 2)),
-    "trans4pass_s": ModelSize((3, 4, 6, 3)),
+PUBLISHED: dict[str, tuple[str, str]] = {
+    **{f"trans4pass_plus_{size}": (f"trans4pass_{size}", "dmlpv2") for size in ("t", "s")},
+    **{f"segformer_b{size}": (f"mit_b{size}", "segformer") for size in range(6)},
 }
+"""Name -> encoder and decoder. Trans4PASS T and S are their encoders' names, with the default decoder."""
+NANO = "trans4pass_nano"
+NANO_WIDTH = 64
+"""Width of every decoder behind the nano encoder, which is sized for training on two CPU cores."""
 
 
-def create_model(name: str, *, num_classes: int, drop_path: float = 0.1) -> Segmenter:
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    decoder: str | None = None,
+    drop_path: float = 0.1,
+    width: int | None = None,
+    blocks: Sequence[int] | None = None,
+    wrap: bool = False,
+    auxiliary_weights: Sequence[float] | None = None,
+) -> Segmenter:
     """Build a model with random weights; nothing is downloaded.
 
     Args:
-        name: trans4pass_nano, trans4pass_t or trans4pass_s.
+        name: An encoder (``panoda.models.encoders``), or a pair of ``PUBLISHED``.
         num_classes: K, without ignore.
-        drop_path: Stochastic depth of the last encoder block, 0..1.
+        decoder: A decoder (``panoda.models.decoders``); None = the published pair's, else dmlp.
+        drop_path: Stochastic depth of the last encoder block, at least 0 and below 1.
+        width: Channels of the decoder's features; None = as published (nano: 64).
+        blocks: Encoder blocks or maps handed to the decoder, from 0; None = the usual ones.
+        wrap: Plain ViTs on full panoramas: positions close around the circle.
+        auxiliary_weights: Loss weights of the decoder's auxiliary heads; None = as published.
 
     Raises:
-        ValueError: unknown name, fewer than one class, or a drop_path outside 0..1.
+        ValueError: unknown names, values out of range, or an encoder and a decoder that do not fit.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(MODELS)}")
+    chosen, pair = PUBLISHED.get(name, (name, "dmlp"))
+    if name in PUBLISHED and decoder not in (None, pair):
+        raise ValueError(f"{name} has the decoder {pair}, not {decoder}; name the encoder {chosen} instead")
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; a model needs at least one class")
-    if not 0.0 <= drop_path < 1.0:
-        raise ValueError(f"drop_path is {drop_path}; expected a probability below 1")
-    size = MODELS[name]
-    encoder = Encoder(size.depths, size.channels, heads=size.heads, drop_path=drop_path)
-    decoder = DMLPDecoder(size.channels, num_classes=num_classes, width=size.width)
-    model = Segmenter(encoder, decoder, name=name)
-    model.arguments = {"num_classes": num_classes, "drop_path": drop_path}
+    encoder: Any = create_encoder(chosen, drop_path=drop_path, wrap=wrap, indices=blocks)
+    head = decoder or pair
+    neck = None
+    channels, strides = encoder.channels, encoder.strides
+    if head in DECODERS and DECODERS[head].needs_pyramid and len(set(strides)) == 1 and len(strides) == 4:
+        neck = PyramidNeck(channels, strides[0])
+        channels, strides = neck.channels, neck.strides
+    built = create_decoder(
+        head,
+        channels=channels,
+        strides=strides,
+        num_classes=num_classes,
+        width=_published_width(chosen, head) if width is None else width,
+        auxiliary_weights=auxiliary_weights,
+    )
+    model = Segmenter(encoder, built, neck=neck, name=chosen)
+    model.arguments = {
+        "num_classes": num_classes,
+        "decoder": head,
+        "drop_path": drop_path,
+        "width": width,
+        "blocks": None if blocks is None else list(blocks),
+        "wrap": wrap,
+        "auxiliary_weights": None if auxiliary_weights is None else list(auxiliary_weights),
+    }
     return model
+
+
+def _published_width(encoder: str, decoder: str) -> int | None:
+    """Width of the decoder behind an encoder where it depends on the encoder; None = the decoder's own."""
+    if encoder == NANO:
+        return NANO_WIDTH
+    if decoder == "segformer" and re.fullmatch(r"(mit|trans4pass|pvt_v2)_(b[2-5]|s)", encoder):
+        return 768
+    return None

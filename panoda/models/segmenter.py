@@ -2,59 +2,93 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoda.models.decoder import DMLPDecoder
-from panoda.models.encoder import Encoder
+from panoda.models.head import Decoder
+from panoda.models.neck import PyramidNeck
 
 MIN_SIZE = 32
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+Auxiliary = list[tuple[float, Tensor]]
 
 
 class Segmenter(nn.Module):
     """A semantic segmentation model.
 
     Attributes:
-        name: Registered name, or "" for a model built by hand.
+        name: Registered name of the encoder, or "" for a model built by hand.
         arguments: Keywords with which ``create_model`` built it.
-        encoder: Image -> four stages.
-        decoder: Stages -> logits and features at stride 4.
+        encoder: Image -> maps.
+        neck: Between a plain ViT and a decoder that wants strides 4 to 32; else None.
+        decoder: Maps -> logits and features.
     """
 
-    def __init__(self, encoder: Encoder, decoder: DMLPDecoder, *, name: str = "") -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: Decoder, *, neck: PyramidNeck | None = None, name: str = ""
+    ) -> None:
         """Join an encoder and a decoder of matching widths."""
         super().__init__()
         self.name = name
-        self.arguments: dict[str, float] = {}
-        self.encoder = encoder
+        self.arguments: dict[str, Any] = {}
+        self.encoder: Any = encoder
+        self.neck = neck
         self.decoder = decoder
+        wanted = (
+            tuple(getattr(encoder, "mean", _IMAGENET[0])),
+            tuple(getattr(encoder, "std", _IMAGENET[1])),
+        )
+        self._foreign = wanted if wanted != _IMAGENET else None
 
     @property
     def num_classes(self) -> int:
         """K, the number of classes predicted."""
-        return self.decoder.predict.out_channels
+        return self.decoder.num_classes
 
     @property
     def feature_channels(self) -> int:
         """Channels of the features."""
         return self.decoder.width
 
+    @property
+    def feature_stride(self) -> int:
+        """Pixels of the image per pixel of the features."""
+        return self.decoder.feature_stride
+
+    @property
+    def wraps(self) -> bool:
+        """The encoder itself closes panoramas around the circle."""
+        return bool(getattr(self.encoder, "wrap", False))
+
     @overload
-    def forward(self, x: Tensor, *, return_features: Literal[False] = False) -> Tensor: ...
+    def forward(
+        self, x: Tensor, *, return_features: Literal[False] = ..., return_auxiliary: Literal[False] = ...
+    ) -> Tensor: ...
     @overload
-    def forward(self, x: Tensor, *, return_features: Literal[True]) -> tuple[Tensor, Tensor]: ...
-    def forward(self, x: Tensor, *, return_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, *, return_features: Literal[True], return_auxiliary: Literal[False] = ...
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, x: Tensor, *, return_auxiliary: Literal[True], return_features: bool = ...
+    ) -> tuple[Tensor, Tensor, Auxiliary]: ...
+    def forward(
+        self, x: Tensor, *, return_features: bool = False, return_auxiliary: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Auxiliary]:
         """Segment images.
 
         Args:
-            x: (N, 3, H, W) float, normalised with ImageNet mean and deviation; H, W >= 32.
+            x: (N, 3, H, W) float, normalised with ImageNet mean and deviation; H, W >= 32. An encoder whose
+                weights want another normalisation gets it.
             return_features: Also return the features.
+            return_auxiliary: Return features and auxiliary logits; for training.
 
         Returns:
-            logits (N, K, H, W), or (logits, features (N, D, H/4, W/4)); features are the sum of the
-            four decoder embeddings. Sizes that 4 does not divide are rounded up.
+            logits (N, K, H, W); with features (N, D, H / stride, W / stride), sizes rounded up; with a list
+            of (loss weight, logits (N, K, H, W)), empty for a decoder without auxiliary heads.
 
         Raises:
             ValueError: not a batch of RGB images, or smaller than 32 pixels.
@@ -66,6 +100,27 @@ class Segmenter(nn.Module):
                 f"images of {x.shape[2]}x{x.shape[3]} pixels (height x width) are too small; "
                 f"the model needs at least {MIN_SIZE}x{MIN_SIZE}"
             )
-        logits, features = self.decoder(self.encoder(x))
-        logits = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
+        size = (x.shape[2], x.shape[3])
+        stages = self.encoder(self._renormalised(x))
+        if self.neck is not None:
+            stages = self.neck(stages, size)
+        logits, features = self.decoder(stages)
+        logits = self._enlarged(logits, size)
+        if return_auxiliary:
+            heads = self.decoder.auxiliary(stages)
+            return logits, features, [(weight, self._enlarged(extra, size)) for weight, extra in heads]
         return (logits, features) if return_features else logits
+
+    def _renormalised(self, x: Tensor) -> Tensor:
+        """ImageNet's normalisation -> that of the encoder's published weights."""
+        if self._foreign is None:
+            return x
+        (mean, std), (own_mean, own_std) = (
+            tuple(torch.tensor(v, device=x.device, dtype=torch.float32).view(3, 1, 1) for v in pair)
+            for pair in (_IMAGENET, self._foreign)
+        )
+        return (x * (std / own_std) + (mean - own_mean) / own_std).to(x.dtype)
+
+    def _enlarged(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        corners = self.decoder.align_corners
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=corners)

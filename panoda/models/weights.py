@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from panoda.models.checkpoint import check_fit
+from panoda.models.encoders import SHAPES
 from panoda.models.errors import CheckpointError, MissingCheckpointError
-from panoda.models.registry import MODELS
 from panoda.models.segmenter import Segmenter
 
 # (pattern, replacement) of released names -> ours; {stage} is the released number minus one.
@@ -194,7 +194,7 @@ def _difference(model: Segmenter, state: Mapping[str, Tensor]) -> str:
         len(state[f"encoder.norm{i}.weight"]) for i in range(1, 5) if f"encoder.norm{i}.weight" in state
     )
     if (depths, channels) != (model.encoder.depths, model.encoder.channels):
-        names = [name for name, size in MODELS.items() if (size.depths, size.channels) == (depths, channels)]
+        names = [name for name, size in SHAPES.items() if (size.depths, size.channels) == (depths, channels)]
         whose = f"belongs to {names[0]}" if names else "belongs to another model"
         notes.append(f"It {whose} (depths {depths}, channels {channels}), not {model.name or 'this model'}.")
     if any(key.startswith("dede_head.") for key in state):

@@ -54,8 +54,13 @@ def task_sentence(params: Mapping[str, Any], results: Results) -> str:
     first = domain_name(data.get("source") or {}, fallback="labelled pinhole images")
     source = " and ".join([first, *more])
     target = domain_name(data.get("target") or {}, fallback="unlabelled panoramas")
-    model = (params.get("model") or {}).get("name")
-    named = f"A {model} model" if model else "A segmentation model"
+    model = params.get("model") or {}
+    named = (
+        f"{model['encoder']} with decoder {model['decoder']}"
+        if "encoder" in model
+        else "A segmentation model"
+    )
+    named = named[0].upper() + named[1:]
     return (
         f"{named} with {results.space.num_classes} classes, trained on {source} and adapted to {target} "
         "without target labels."

@@ -71,7 +71,16 @@ def pretrain(
     first = vals["source_val"]
     space = get_label_space(train.label_space)
     torch.manual_seed(stream_seed(seed, "model"))
-    net = create_model(model.name, num_classes=space.num_classes, drop_path=model.drop_path)
+    net = create_model(
+        model.encoder,
+        num_classes=space.num_classes,
+        decoder=model.decoder,
+        drop_path=model.drop_path,
+        width=model.width,
+        blocks=model.blocks,
+        wrap=model.wrap,
+        auxiliary_weights=model.auxiliary_weights,
+    )
     if model.weights is not None:
         load_mit_imagenet(net, read_state_dict(Path(model.weights)))
     net.to(context.device)

@@ -14,7 +14,7 @@ from panoda.adaptation.adversarial import Adversary
 from panoda.adaptation.mixing import colour_transfer
 from panoda.data.loader import Batch
 from panoda.data.transforms import normalise
-from panoda.losses import cross_entropy
+from panoda.losses import auxiliary_cross_entropy, cross_entropy
 from panoda.training.checkpoint import Stateful
 
 
@@ -54,16 +54,21 @@ class AlignmentTask:
             b["image"].to(self.device, non_blocking=True).float() / 255 for b in (source, target)
         )
         styled = colour_transfer(source_image, target_image, self.colour_transfer)
-        source_logits = self.trained(normalise(styled))
+        source_logits, _, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
         target_logits = self.trained(normalise(target_image))
-        ce = cross_entropy(source_logits, source["label"].to(self.device, non_blocking=True), self.weight)
+        label = source["label"].to(self.device, non_blocking=True)
+        ce = cross_entropy(source_logits, label, self.weight)
         adversarial = self.adversary.generator_loss(target_logits)
         self._outputs = (source_logits.detach(), target_logits.detach())
-        return {
+        values = {
             "loss/total": ce + self.adversarial_weight * adversarial,
             "loss/source_ce": ce,
             "loss/adversarial": adversarial,
         }
+        if auxiliary:
+            values["loss/auxiliary"] = auxiliary_cross_entropy(auxiliary, label, self.weight)
+            values["loss/total"] = values["loss/total"] + values["loss/auxiliary"]
+        return values
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         """One discriminator update on the outputs of this step."""

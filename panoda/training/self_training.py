@@ -30,7 +30,7 @@ from panoda.config import AdaptParams
 from panoda.data.loader import Batch
 from panoda.data.transforms import normalise
 from panoda.labels import IGNORE_INDEX
-from panoda.losses import cross_entropy
+from panoda.losses import auxiliary_cross_entropy, cross_entropy
 from panoda.models.segmenter import Segmenter
 from panoda.training.checkpoint import Stateful
 
@@ -99,10 +99,13 @@ class SelfTrainingTask:
         student_image = photometric(
             student_image, jitter=p.augment_target.jitter, exposure=p.augment_target.exposure
         )
-        logits, features = self.trained(normalise(styled), return_features=True)
+        logits, features, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
         ce = cross_entropy(logits, label, self.weight)
         values["loss/source_ce"] = ce
         total = p.source_weight * ce
+        if auxiliary:
+            values["loss/auxiliary"] = auxiliary_cross_entropy(auxiliary, label, self.weight)
+            total = total + p.source_weight * values["loss/auxiliary"]
         if p.target_weight > 0 or p.mpa.weight > 0 or self.adversary is not None:
             target_logits, target_features = self.trained(normalise(student_image), return_features=True)
             total = total + self._target_terms(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from panoda.data.loader import Batch
 from panoda.data.transforms import normalise
-from panoda.losses import cross_entropy, ohem_cross_entropy
+from panoda.losses import auxiliary_cross_entropy, cross_entropy, ohem_cross_entropy
 from panoda.training.checkpoint import Stateful
 
 
@@ -33,8 +33,9 @@ class SupervisedTask:
         self.device = device
 
     def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
-        """``loss/source_ce`` and the total, which is the same."""
-        logits = self.trained(normalise(batch["image"].to(self.device, non_blocking=True)))
+        """``loss/source_ce``, ``loss/auxiliary`` where the decoder has auxiliary heads, and their sum."""
+        image = normalise(batch["image"].to(self.device, non_blocking=True))
+        logits, _, auxiliary = self.trained(image, return_auxiliary=True)
         label = batch["label"].to(self.device, non_blocking=True)
         if self.ohem is None:
             loss = cross_entropy(logits, label, self.weight)
@@ -42,7 +43,10 @@ class SupervisedTask:
             loss = ohem_cross_entropy(
                 logits, label, threshold=self.ohem[0], min_kept=self.ohem[1], weight=self.weight
             )
-        return {"loss/total": loss, "loss/source_ce": loss}
+        if not auxiliary:
+            return {"loss/total": loss, "loss/source_ce": loss}
+        extra = auxiliary_cross_entropy(auxiliary, label, self.weight)
+        return {"loss/total": loss + extra, "loss/source_ce": loss, "loss/auxiliary": extra}
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         """Nothing follows the model."""
