@@ -56,11 +56,10 @@ def task_sentence(params: Mapping[str, Any], results: Results) -> str:
     target = domain_name(data.get("target") or {}, fallback="unlabelled panoramas")
     model = params.get("model") or {}
     named = (
-        f"{model['encoder']} with decoder {model['decoder']}"
+        f"A model of {model['encoder']} and {model['decoder']}"
         if "encoder" in model
         else "A segmentation model"
     )
-    named = named[0].upper() + named[1:]
     return (
         f"{named} with {results.space.num_classes} classes, trained on {source} and adapted to {target} "
         "without target labels."
