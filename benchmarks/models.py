@@ -1,7 +1,7 @@
 """Models side by side on the embedded city: source-only, equal-step control, adapted; same data and steps.
 
-``python -m benchmarks.models`` trains every row of models.yaml from random weights with the demo's recipe (the
-demo's looks, fresh worlds) and prints one table. What is finished is not done again.
+``python -m benchmarks.models`` trains every row of models.yaml from random weights with the demo's recipe on
+the demo's looks and fresh worlds, and prints one table. What is finished is not done again.
 """
 
 from __future__ import annotations
