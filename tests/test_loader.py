@@ -7,7 +7,7 @@ import pytest
 import torch
 from raw_data import prepared_folder
 
-from panoda.data.loader import ordered_batches, training_batches
+from panoda.data.loader import training_batches
 from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit, PseudoLabelWriter
 from panoda.data.transforms import JointTransform
@@ -104,12 +104,6 @@ def test_pseudo_labels_bring_confidence(split, tmp_path):
     assert batch["confidence"].dtype == torch.uint8
     assert torch.equal(batch["label"][inside], wanted[inside])
     assert torch.equal(batch["confidence"][inside].long(), wanted[inside] + 100)
-
-
-def test_ordered_batches(split):
-    found = list(ordered_batches(split, batch_size=3))
-    assert [b["indices"].tolist() for b in found] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert torch.equal(found[2]["image"][0], split[6]["image"])
 
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"start": -1}, {"workers": -1}, {"seed": -1}])

@@ -6,7 +6,7 @@ import pytest
 
 from panoda.labels import get_label_space
 from panoda.report import figures
-from panoda.report.style import INK, figure_style, model_colours, new_figure, to_png, to_svg
+from panoda.report.style import INK, figure_style, model_colours, new_figure, to_svg
 
 MODELS = {"source_only": "Source only", "round1": "Adapted"}
 
@@ -82,8 +82,6 @@ def test_overlay_blends_labels_and_leaves_unlabelled_pixels():
     assert figures.overlay(image, label, space, opacity=0.5).tolist() == [[[114, 82, 114], [100, 100, 100]]]
     with pytest.raises(ValueError, match="one size"):
         figures.overlay(image, label.T, space)
-    legend = figures.overlay_figure(np.zeros((20, 60, 3), np.uint8), np.full((20, 60), 13), space).legends[0]
-    assert [t.get_text() for t in legend.get_texts()] == ["car"]
 
 
 def test_svg_takes_page_colours_and_has_ids_of_its_own():
@@ -102,7 +100,6 @@ def test_svg_takes_page_colours_and_has_ids_of_its_own():
     assert references and set(references) <= set(re.findall(r'\bid="([^"]+)"', svg))
     assert not re.search(r"<svg[^>]* (width|height)=", svg) and "viewBox" in svg
     assert to_svg(draw(), name="one") == svg
-    assert to_png(draw()).startswith(b"\x89PNG")
 
 
 def test_more_models_than_colours_still_have_one_each():

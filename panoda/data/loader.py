@@ -110,12 +110,6 @@ def training_batches(
     return iter(loader)
 
 
-def ordered_batches(dataset: SampleSource, *, batch_size: int) -> Iterator[Batch]:
-    """Yield every sample once, in order, unchanged; the last batch may be smaller."""
-    for start in range(0, len(dataset), batch_size):
-        yield collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
-
-
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples of one size.
 

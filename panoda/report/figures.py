@@ -267,19 +267,3 @@ def overlay(image: np.ndarray, label: np.ndarray, space: LabelSpace, *, opacity:
         )
     share = np.where(label == IGNORE_INDEX, 0.0, opacity)[..., None]
     return np.round(image * (1 - share) + space.colourise(label) * share).astype(np.uint8)
-
-
-def overlay_figure(image: np.ndarray, label: np.ndarray, space: LabelSpace) -> Figure:
-    """Overlay of a prediction with a legend of the classes that occur in it."""
-    present = [k for k in np.unique(label).tolist() if k < space.num_classes]
-    height = 9.0 * image.shape[0] / image.shape[1] + 0.28 * math.ceil(len(present) / 7) + 0.15
-    with figure_style():
-        figure, axes = new_figure(9.0, height)
-        axes.imshow(overlay(image, label, space), interpolation="nearest")
-        axes.set_axis_off()
-        for k in present:
-            colour = tuple(c / 255 for c in space.palette[k])
-            axes.plot([], [], "s", color=colour, ms=8, label=space.names[k])
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=7, fontsize=8, handletextpad=0.2)
-    return figure

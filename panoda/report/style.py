@@ -90,11 +90,3 @@ def to_svg(figure: Figure, *, name: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
-
-
-def to_png(figure: Figure, *, dpi: int = 150) -> bytes:
-    """The figure as PNG bytes on white."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(_RC):
-        figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
