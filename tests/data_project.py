@@ -28,7 +28,7 @@ COUNTS: dict[str, dict[str, int]] = {
     "cityscapes": {"train": 4, "val": 2, "test": 1},
     "densepass": {"train": 4, "val": 4},
     "synpass": {"train": 2, "val": 2, "test": 2},
-    "camvid": {"train": 2, "val": 2},
+    "camvid": {"train": 2, "val": 2, "test": 2},
     "camvid32": {"all": 2, "0001TP": 1, "Seq05VD": 1},
     "ade20k": {"train": 4, "val": 4},
     "cvrg_pano": {"all": 2, "test": 1},

@@ -121,7 +121,7 @@ def synpass(root: Path) -> Labels:
 def camvid(root: Path) -> Labels:
     """The copies with 11 classes; one label is a palette PNG."""
     expected: Labels = {}
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         for frame in (30, 60):
             image, raw = scene(frame + len(split), pinhole(60), CAMVID, range(12))
             save(root / split / f"0001TP_{frame:06d}.png", image)

@@ -7,6 +7,7 @@ from pathlib import Path
 import miniature
 import numpy as np
 import pytest
+from data_project import declare, published
 
 from panoda.config import load_params
 from panoda.data.prepared import PreparedSplit
@@ -24,6 +25,11 @@ SIZES = {  # (source, target, further sources), height before width, as in the p
     "spin2span": ((1080, 1080), (1024, 2048)),
     "spin2span8": ((1080, 1080), (1024, 2048)),
     "s3d8_span8": ((512, 1024), (1024, 2048)),
+    "synpass_supervised": ((1024, 2048), (1024, 2048)),
+    "span_supervised": ((1024, 2048), (1024, 2048)),
+    "camvid_supervised": ((360, 480), (360, 480)),
+    "ade20k_supervised": ((512, 683), (512, 683)),
+    "cvrg_supervised": ((512, 1024), (512, 1024)),
 }
 CLASSES = {
     "cs2dp": 19,
@@ -33,7 +39,38 @@ CLASSES = {
     "spin2span": 13,
     "spin2span8": 8,
     "s3d8_span8": 8,
+    "synpass_supervised": 22,
+    "span_supervised": 13,
+    "camvid_supervised": 11,
+    "ade20k_supervised": 150,
+    "cvrg_supervised": 19,
 }
+SUPERVISED = [name for name in SIZES if name.endswith("_supervised")]
+
+
+def labelled_cvrg_pano(folder: Path) -> Path:
+    """The declaration that the scenario asks the user for."""
+    labels = {"space": "cs19", "encoding": "ids", "ids": miniature.CVRG_IDS, "void": [0, 3, 7]}
+    patterns = {"images": ["{group}/rgb/{id}.png"], "labels": ["{group}/mask/{id}.png"]}
+    splits = {
+        split: {key: [p.replace("{group}", split) for p in ps] for key, ps in patterns.items()}
+        for split in ("train", "test")
+    }
+    tree = {**published("cvrg_pano"), "name": "labelled", "labels": labels, "splits": splits}
+    return declare(folder, tree)
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_supervised_scenarios_adapt_nothing(name):
+    params = load_params(SCENARIOS / f"{name}.yaml")
+    source, target = params.data.source, params.data.target
+    assert params.warmup.iterations == params.adapt.iterations == 0 and params.rounds == 1
+    assert target.prepare == source.prepare.model_copy(update={"limit": {"train": 16}})
+    same = {"splits", "unlabelled"}
+    assert source.dataset.model_dump(exclude=same) == target.dataset.model_dump(exclude=same)
+    # Weights are chosen on images that they are not tested on, or not at all.
+    chosen_on_test = source.dataset.splits["val"] == target.dataset.splits["test"]
+    assert params.pretrain.select == ("last" if chosen_on_test else "best_source_val")
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -44,7 +81,10 @@ def test_scenario_on_miniature_trees(name, tmp_path):
         tree = Path(domain.dataset.path).name
         assert domain.dataset.path == f"data/downloads/{tree}"
         getattr(miniature, tree)(tmp_path / role / "data")
-        dataset = domain.dataset.model_copy(update={"path": str(tmp_path / role / "data")})
+        moved = {"path": str(tmp_path / role / "data")}
+        if name == "cvrg_supervised":
+            moved["declaration"] = str(labelled_cvrg_pano(tmp_path / role / "data"))
+        dataset = domain.dataset.model_copy(update=moved)
         small = domain.prepare.model_copy(update={"height": 64, "width": 128})
         raw, out = tmp_path / role / "raw", tmp_path / role / "prepared"
         download(role=role, dataset=dataset, out=raw, progress=False)
