@@ -163,11 +163,21 @@ def summary() -> None:
     table = Table("model", *(f"mIoU {SETS.get(name, name.replace('_', ' '))}, %" for name in names))
     # In training order; rounds after the first are named round2, round3, ...
     order = [*MODELS, *sorted(set(metrics) - set(MODELS), key=lambda name: (len(name), name))]
-    for model, sets in ((name, metrics[name]) for name in order if name in metrics):
+    copies = _copies(path.with_name("models.json"))
+    for model, sets in ((name, metrics[name]) for name in order if name in metrics and name not in copies):
         table.add_row(_model_title(model), *(_percent(sets.get(name, {}).get("miou")) for name in names))
     Console().print(table)
+    if copies:
+        passed = ", ".join(_model_title(name) for name in order if name in copies)
+        typer.echo(f"no steps, so no models of their own: {passed}")
     typer.echo(f"report   {(Path(STAGES['report'].out) / 'index.html').resolve().as_uri()}")
     typer.echo("MLflow   run `make server`, then open http://127.0.0.1:5000")
+
+
+def _copies(path: Path) -> set[str]:
+    """Models that a stage of 0 steps passed through."""
+    models = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name for name, about in models.items() if about["same_weights_as"]}
 
 
 def _model_title(model: str) -> str:

@@ -1,7 +1,8 @@
 """Dataset-level evaluation of one model on one prepared split.
 
 Pixels of all images are counted into one confusion matrix (never a mean over images), and into one
-per latitude band and per azimuth sector. mIoU is the nan-mean over the classes that are labelled.
+per latitude band, per azimuth sector and, on demand, per group of images. mIoU is the nan-mean over the
+classes that are labelled.
 
 Convention: longitude grows to the right and is 0 in the centre column, so azimuth sector 0 looks
 forward, sector 1 is the next one to the right. Latitude bands are numbered from the top.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -60,6 +62,8 @@ class Evaluation:
         azimuth: One region per sector; empty unless the images are full-circle panoramas.
         solid_angle: The same matrix with pixels weighted by the sphere's area they cover
             (float64, (K, K)); None for pinhole images.
+        groups: Group -> counts over its images, in alphabetical order; empty unless groups were asked for.
+        group_images: Group -> number of images.
         predicted_pixels: (K,) int64, pixels predicted as each class outside the ignore band, labelled or not.
         confidence_sum: Sum of the largest class probability over those pixels.
         images: Number of images.
@@ -72,6 +76,8 @@ class Evaluation:
     azimuth: list[Region]
     solid_angle: Tensor | None
     predicted_pixels: Tensor
+    groups: dict[str, ConfusionMatrix] = field(default_factory=dict)
+    group_images: dict[str, int] = field(default_factory=dict)
     confidence_sum: float = 0.0
     images: int = 0
     seconds: float = 0.0
@@ -185,6 +191,7 @@ def evaluate_model(
     batch_size: int = 4,
     latitude_bands: int = 6,
     azimuth_sectors: int = 8,
+    groups: Sequence[str] | None = None,
     keep: Sequence[int] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
@@ -201,6 +208,7 @@ def evaluate_model(
         batch_size: Images per forward pass.
         latitude_bands: Bands of equal angle (ERP only).
         azimuth_sectors: Sectors of equal width (full-circle ERP only).
+        groups: Group of every image, to count each group apart, too; None = do not.
         keep: Indices of images whose prediction is returned.
         device: Where to compute.
         dtype: Autocast type, or None for float32.
@@ -223,6 +231,8 @@ def evaluate_model(
         azimuth=counter.azimuth,
         solid_angle=counter.weighted,
         predicted_pixels=torch.zeros(num_classes, dtype=torch.int64),
+        groups={name: ConfusionMatrix(num_classes) for name in sorted(set(groups or ()))},
+        group_images=dict(sorted(Counter(groups or ()).items())),
     )
     wrap = split.full_circle
     for indices, images, labels, valid in _batches(split, batch_size, progress):
@@ -230,7 +240,11 @@ def evaluate_model(
             logits = predict_logits(model, images.to(device), scales=scales, flip=flip, wrap=wrap)
         confidence, pred = logits.float().softmax(1).max(1)  # (B, H, W) each
         valid = valid.to(device)
-        counter.update(pred, labels.to(device).masked_fill(~valid, IGNORE_INDEX))
+        counted = labels.to(device).masked_fill(~valid, IGNORE_INDEX)
+        counter.update(pred, counted)
+        if groups is not None:
+            for row, index in enumerate(indices):
+                result.groups[groups[index]].update(pred[row], counted[row])
         result.predicted_pixels += torch.bincount(pred[valid], minlength=num_classes).cpu()
         result.confidence_sum += float(confidence[valid].sum(dtype=torch.float64))
         result.images += len(indices)

@@ -1,6 +1,8 @@
 """An outputs folder as the stages leave it, made up: for tests of the report, and to look at it."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from panoda.evaluation import azimuth_limits, latitude_limits
-from panoda.labels import get_label_space
+from panoda.labels import get_label_space, remap_report
 
 SPACE = get_label_space("cs19")
 ABSENT = ("train",)
@@ -87,15 +89,36 @@ PROVENANCE = {
 
 
 def write_outputs(
-    folder: Path, *, rounds: int = 1, target: str = "labelled", gain: float = 0.04, seed: int = 0
+    folder: Path,
+    *,
+    rounds: int = 1,
+    target: str = "labelled",
+    gain: float = 0.04,
+    seed: int = 0,
+    copies: Sequence[str] = (),
+    remaps: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a made-up outputs folder; target is labelled, unlabelled or missing."""
+    """Write a made-up outputs folder.
+
+    Args:
+        folder: Where.
+        rounds: Rounds of adaptation.
+        target: labelled, unlabelled or missing.
+        gain: What every step after the first adds to the target's scores.
+        seed: Of all numbers.
+        copies: Models that stages of 0 steps passed through.
+        remaps: Set -> label space of its files, where it is another than that of the scores.
+    """
     rng = np.random.default_rng(seed)
     models = ["source_only", "warmup", *(f"round{i + 1}" for i in range(rounds))]
     evaluate = folder / "evaluate"
     (evaluate / "pictures").mkdir(parents=True)
     sets = _sets(target)
-    metrics, rows, lat_rows, az_rows = {}, [], [], []
+    for name, about in sets.items():
+        if about["labelled"]:
+            raw = (remaps or {}).get(name, SPACE.name)
+            about |= {"raw_label_space": raw, "remap": asdict(remap_report(raw, SPACE.name))}
+    metrics, rows, lat_rows, az_rows, groups = {}, [], [], [], []
     for step, model in enumerate(models):
         for name, about in sets.items():
             if not about["images"]:
@@ -125,7 +148,12 @@ def write_outputs(
             if about["labelled"] and name == "target_test":
                 lat_rows += _regions(model, latitude_limits(35, -35, 6), scores["miou"], rng)
                 az_rows += _regions(model, azimuth_limits(8), scores["miou"], rng)
+                for group in ("evening", "southern"):
+                    value = scores["miou"] - 0.1 * (group == "evening")
+                    groups.append((model, name, group, about["images"] // 2, value, 0.7, 1234))
     (evaluate / "metrics.json").write_text(json.dumps(metrics, sort_keys=True))
+    same = {model: {"same_weights_as": models[0] if model in copies else None} for model in models}
+    (evaluate / "models.json").write_text(json.dumps(same))
     (evaluate / "sets.json").write_text(json.dumps(sets))
     columns = ["model", "set", "class", "iou", "label_pixels", "predicted_pixels"]
     pd.DataFrame(rows, columns=columns).to_csv(evaluate / "per_class.csv", index=False)
@@ -135,6 +163,8 @@ def write_outputs(
     ):
         names = ["model", "set", *limits, "miou", "pixel_accuracy", "pixels"]
         pd.DataFrame(table, columns=names).to_csv(evaluate / f"by_{kind}.csv", index=False)
+    names = ["model", "set", "group", "images", "miou", "pixel_accuracy", "pixels"]
+    pd.DataFrame(groups, columns=names).to_csv(evaluate / "by_group.csv", index=False)
     for name, about in sets.items():
         for number in range(min(4, about["images"])):
             _pictures(evaluate / "pictures" / f"{name}-{number:02d}", about, models, rng)

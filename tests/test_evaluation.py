@@ -150,3 +150,15 @@ def test_errors_name_the_split(images, keep, message):
     label = torch.zeros(images, 2, 4, dtype=torch.long)
     with pytest.raises(ValueError, match=rf"fake/test.*{message}"):
         run(label, label, keep=keep)
+
+
+def test_groups_are_counted_apart():
+    label = torch.tensor([[[0, 1]], [[0, 1]], [[0, 255]]])
+    pred = torch.tensor([[[0, 1]], [[0, 0]], [[1, 0]]])
+    split = FakeSplit(pred, label)
+    result = evaluate_model(ReadClass(2), split, num_classes=2, batch_size=2, groups=["rain", "fog", "rain"])
+    assert result.group_images == {"fog": 1, "rain": 2}
+    assert result.groups["fog"].matrix.tolist() == [[1, 0], [1, 0]]
+    assert result.groups["rain"].matrix.tolist() == [[1, 1], [0, 1]]
+    assert sum(m.matrix for m in result.groups.values()).tolist() == result.confusion.matrix.tolist()
+    assert evaluate_model(ReadClass(2), split, num_classes=2).groups == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from panoda.report.words import domain_name, task_sentence
+from panoda.report.words import domain_name, selection_sentences, task_sentence
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,8 @@ def test_domain_name(dataset, name):
 
 def test_task_sentence_names_both_domains():
     class Results:
+        adapted, copies = True, {}
+
         class space:
             num_classes = 19
 
@@ -38,3 +40,27 @@ def test_task_sentence_names_both_domains():
     }
     text = task_sentence({"data": data}, Results())  # type: ignore[arg-type]
     assert "19 classes, trained on Cityscapes street images and adapted to DensePASS panoramas" in text
+
+
+@pytest.mark.parametrize(
+    ("select", "test", "said"),
+    [
+        ("last", "val", "the same images. Their labels took part in no choice"),
+        ("best_source_val", "val", "it is too good. Take pretrain.select: last"),
+        ("best_source_val", "test", "Labels of target test took part in no choice"),
+    ],
+)
+def test_selection_of_a_supervised_run(select, test, said):
+    class Results:
+        adapted, copies = False, {"warmup": "source_only", "round1": "source_only"}
+
+    dataset = {"kind": "declared", "declaration": "synpass"}
+    data = {
+        "source": {"dataset": {**dataset, "splits": {"train": "train", "val": "val"}, "unlabelled": []}},
+        "target": {
+            "dataset": {**dataset, "splits": {"train": "train", "test": test}, "unlabelled": ["train"]}
+        },
+    }
+    params = {"data": data, "pretrain": {"select": select}}
+    text = " ".join(selection_sentences(params, Results()))  # type: ignore[arg-type]
+    assert said in text and "Warm-up and adaptation had no steps" in text and "target train split" not in text

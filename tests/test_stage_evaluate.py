@@ -12,6 +12,7 @@ from panoda.data.dataset import RawItem
 from panoda.data.prepare import prepare
 from panoda.models import create_model
 from panoda.models.checkpoint import make_card, save_model
+from panoda.stages import evaluate as evaluate_stage
 from panoda.stages.evaluate import evaluate
 from panoda.training.context import RunContext
 
@@ -33,7 +34,9 @@ class Recorder:
         raise AssertionError("evaluate logs no files; the flow does")
 
 
-def make_split(root: Path, role: str, split: str, *, projection, labelled=True, space="camvid11", count=3):
+def make_split(
+    root: Path, role: str, split: str, *, projection, labelled=True, space="camvid11", count=3, groups=("",)
+):
     """A prepared split of random images, 32 x 64."""
     generator = np.random.default_rng(0)
     items = []
@@ -46,7 +49,7 @@ def make_split(root: Path, role: str, split: str, *, projection, labelled=True, 
             RawItem(
                 id=str(i),
                 split=split,
-                group="",
+                group=groups[i % len(groups)],
                 image=image,
                 label=label if labelled else None,
                 projection=projection,
@@ -80,7 +83,7 @@ def inputs(tmp_path_factory):
     return {
         "models": models,
         "source_val": make_split(root, "source", "val", projection="pinhole"),
-        "target_test": make_split(root, "target", "test", projection="erp"),
+        "target_test": make_split(root, "target", "test", projection="erp", groups=("fog", "rain")),
         "unlabelled": make_split(root, "plain", "test", projection="erp", labelled=False),
     }
 
@@ -120,6 +123,39 @@ def test_writes_everything_the_report_and_dvc_read(inputs, tmp_path):
     (step, first), (last_step, last) = logger.metrics
     assert (step, last_step) == (0, 1) and first["miou/target_test"] == flat["source_only/miou/target_test"]
     assert last["images_per_second"] > 0 and "iou/target_test/road" in last
+
+
+def test_groups_and_remaps_are_written(inputs, tmp_path):
+    run(inputs, tmp_path / "evaluate", pictures=0)
+    table = pd.read_csv(tmp_path / "evaluate/by_group.csv")
+    # Source val is one group, so there is nothing to compare.
+    assert set(table["set"]) == {"target_test"} and table["group"].tolist() == 2 * ["fog", "rain"]
+    assert table["images"].tolist() == 2 * [2, 1] and table["pixels"].sum() == 2 * 3 * 32 * 64
+    sets = json.loads((tmp_path / "evaluate/sets.json").read_text())
+    assert sets["source_val"]["raw_label_space"] == "camvid11"
+    assert sets["source_val"]["remap"] == {
+        "dropped": ["bicyclist"],
+        "merged": {},
+        "empty": ["wall", "traffic light", "terrain"],
+    }
+
+
+def test_a_passed_on_model_is_not_evaluated_twice(inputs, tmp_path, monkeypatch):
+    calls = []
+    counted = evaluate_stage.evaluate_model
+    monkeypatch.setattr(evaluate_stage, "evaluate_model", lambda *a, **k: calls.append(1) or counted(*a, **k))
+    same = {
+        **inputs["models"],
+        "warmup": inputs["models"]["round1"],
+        "round2": inputs["models"]["source_only"],
+    }
+    flat, _ = run({**inputs, "models": same}, tmp_path / "evaluate")
+    assert len(calls) == 3 * 2  # warmup is round1; round2 is not the model before it
+    about = json.loads((tmp_path / "evaluate/models.json").read_text())
+    assert {name for name, one in about.items() if one["same_weights_as"]} == {"warmup"}
+    assert about["warmup"]["same_weights_as"] == "round1"
+    assert flat["warmup/miou/target_test"] == flat["round1/miou/target_test"]
+    assert (tmp_path / "evaluate/pictures/target_test-00-warmup.png").is_file()
 
 
 def test_pictures_pair_up_and_show_train_ids(inputs, tmp_path):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from report_outputs import PARAMS, PROVENANCE, write_outputs
 
+from panoda.labels import get_label_space
 from panoda.report import html
 from panoda.report.collect import collect
 from panoda.stages.report import report
@@ -142,6 +143,67 @@ def test_missing_target_and_missing_stages_degrade_with_a_reason(tmp_path):
     page = Page((tmp_path / "reports" / "index.html").read_text())
     assert "there is no target test set" in page.text and "left a history" in page.text
     assert "left no tables" in page.text and "commit of this run is not known" in page.text
+
+
+def test_without_adaptation_the_page_claims_none(pages):
+    idle = {stage: PARAMS[stage] | {"iterations": 0} for stage in ("warmup", "adapt")}
+    page = Page(pages("supervised", params=PARAMS | idle, copies=("warmup", "round1")))
+    assert "Supervised training" in page.text and "From pinhole images" not in page.text
+    assert re.search(
+        r"Without adaptation, \d+\.\d % mIoU on target test and \d+\.\d % on source val\.", page.text
+    )
+    assert "and tested on rendered panoramas (southern, evening), without adaptation." in page.text
+    assert (
+        "Warm-up and adaptation had no steps" in page.text
+        and "not run: passes the model through" in page.text
+    )
+    assert "Adaptation had no steps, so no pseudo-label" in page.text
+    for claim in (
+        "adapted to",
+        "raised",
+        "lowered",
+        "Adapted, round 1",
+        "gap",
+        "Gaps",
+        "without target labels",
+    ):
+        assert claim not in page.text, claim
+    assert {a["data-what"] for a in page.all("figure") if "data-what" in a} == {
+        "input",
+        "truth",
+        "source_only",
+    }
+
+
+def test_warm_up_alone_is_not_called_adaptation(pages):
+    page = Page(pages("warm", copies=("round1",)))
+    assert (
+        "Warm-up raised mIoU" in page.text and "Adaptation had no steps: it passes the model on" in page.text
+    )
+
+
+def test_says_what_became_of_the_raw_classes(tmp_path):
+    own = tmp_path / "port.yaml"
+    own.write_text(
+        "names: [quay, ramp, water]\nto:\n  cs19: {quay: road, ramp: road, water: null}\n", encoding="utf-8"
+    )
+    outputs = write_outputs(tmp_path / "outputs", remaps={"source_val": str(own)})
+    page = Page(html.render(collect(outputs), params=PARAMS, provenance={}))
+    others = ", ".join(name for name in get_label_space("cs19").names if name != "road")
+    assert f"source val port → cs19 water quay + ramp → road {others}" in page.text
+    assert "target test cs19, as it is none none none" in page.text
+
+
+def test_scores_by_group(pages, tmp_path):
+    outputs = write_outputs(tmp_path / "outputs")
+    table = pd.read_csv(outputs / "evaluate/by_group.csv").set_index(["model", "group"])["miou"]
+    before, after = (100 * table[m, "evening"] for m in ("source_only", "round1"))
+    text = Page(pages()).text
+    row = re.search(r"evening \d+ (\S+) \S+ (\S+) (\S+)", text.split("By group of images")[1])
+    assert row and row.groups() == (f"{before:.1f}", f"{after:.1f}", f"+{after - before:.1f}")
+    empty = pd.read_csv(outputs / "evaluate/by_group.csv").iloc[:0]
+    empty.to_csv(outputs / "evaluate/by_group.csv", index=False)
+    assert "By group" not in html.render(collect(outputs), params=PARAMS, provenance={})
 
 
 def test_values_are_escaped(pages):

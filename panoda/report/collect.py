@@ -43,13 +43,15 @@ class Results:
     """Everything the stages left behind.
 
     Attributes:
-        models: Evaluated models in training order; the first is source-only.
+        models: Evaluated models in training order, without copies; the first is source-only.
+        copies: Model that a stage of 0 steps passed through -> the model it is.
         metrics: evaluate/metrics.json.
-        sets: evaluate/sets.json: images, labelled, projection, digest, note of each set.
+        sets: evaluate/sets.json: images, labelled, projection, label spaces, digest, note of each set.
         space: Label space of the scores.
         per_class: evaluate/per_class.csv.
         by_latitude: evaluate/by_latitude.csv.
         by_azimuth: evaluate/by_azimuth.csv.
+        by_group: evaluate/by_group.csv.
         confusion: (model, set) -> (K, K) pixel counts.
         pictures: Fixed images, target first.
         histories: Stage -> history.csv.
@@ -64,11 +66,18 @@ class Results:
     per_class: pd.DataFrame
     by_latitude: pd.DataFrame
     by_azimuth: pd.DataFrame
+    by_group: pd.DataFrame
+    copies: dict[str, str] = field(default_factory=dict)
     confusion: dict[tuple[str, str], pd.DataFrame] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
     histories: dict[str, pd.DataFrame] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     checkpoints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether any model differs from the first."""
+        return len(self.models) > 1
 
     @property
     def shown_sets(self) -> list[str]:
@@ -96,14 +105,19 @@ def collect(outputs: Path) -> Results:
             f"{folder}: metrics.json has models {sorted(metrics)}, per_class.csv has {models}; "
             "run the stage evaluate again"
         )
+    about = _json(folder / "models.json")
+    copies = {name: one["same_weights_as"] for name, one in about.items() if one["same_weights_as"]}
+    models = [name for name in models if name not in copies]
     return Results(
         models=models,
+        copies=copies,
         metrics=metrics,
         sets=sets,
         space=get_label_space(sets["source_val"]["label_space"]),
         per_class=per_class,
         by_latitude=_csv(folder / "by_latitude.csv"),
         by_azimuth=_csv(folder / "by_azimuth.csv"),
+        by_group=_csv(folder / "by_group.csv"),
         confusion=dict(_confusion(folder, models, list(sets))),
         pictures=_pictures(folder / "pictures"),
         histories={name: _csv(path) for name, path in _stage_files(outputs, "history.csv")},

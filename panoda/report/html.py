@@ -63,16 +63,19 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
     )
     return environment.get_template("report.html.j2").render(
         scenario=params.get("scenario", "report"),
+        title=words.title(results),
         task=words.task_sentence(params, results),
         headline=words.headline(results, table),
-        caution=words.caution(params, table),
-        selection=words.selection_sentences(params),
+        caution=words.caution(params, results, table),
+        selection=words.selection_sentences(params, results),
         target_note="" if results.labelled("target_test") else words.target_note(results),
         sets=results.sets,
         models=results.models,
         colours=model_colours(results.models),
         scores=_score_table(table, results.shown_sets),
         shared_note=words.shared_note(results),
+        remaps=words.remap_rows(results),
+        groups=list(_groups(results)),
         recipe=tables.recipe_table(params).to_dict("records"),
         pictures=_pictures(results),
         legend=_legend(results),
@@ -80,6 +83,7 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         predictions=_predictions(results),
         directions=_directions(results),
         rounds=list(_rounds(results)),
+        idle="round1" in results.copies,
         curves=list(_curves(results)),
         confusion=list(_confusion(results)),
         params_yaml=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True, width=100),
@@ -143,6 +147,14 @@ def _per_class(results: Results) -> Iterator[dict[str, Any]]:
         }
 
 
+def _groups(results: Results) -> Iterator[dict[str, Any]]:
+    """Scores by group of the sets that have more than one."""
+    for name in results.shown_sets:
+        rows = results.by_group[results.by_group["set"] == name]
+        if not rows.empty:
+            yield {"set": name, "table": tables.group_table(rows, models=results.models)}
+
+
 def _predictions(results: Results) -> dict[str, Any] | None:
     """Prediction statistics of a target without labels."""
     if results.labelled("target_test") or not results.sets.get("target_test", {}).get("images"):
@@ -169,7 +181,7 @@ def _directions(results: Results) -> list[dict[str, Any]]:
 
 
 def _rounds(results: Results) -> Iterator[dict[str, Any]]:
-    for one in results.rounds:
+    for one in results.rounds if "round1" not in results.copies else ():
         labels, prototypes = one.pseudo_labels, one.prototypes
         entry: dict[str, Any] = {"number": one.number, "pseudo_labels": None, "prototypes": None}
         if labels is not None:

@@ -114,6 +114,24 @@ def per_class_table(per_class: pd.DataFrame, *, models: Sequence[str]) -> pd.Dat
     return table.sort_values("share", ascending=False, kind="stable")
 
 
+def group_table(by_group: pd.DataFrame, *, models: Sequence[str]) -> pd.DataFrame:
+    """Scores (mIoU) per group of images and model.
+
+    Args:
+        by_group: Rows of by_group.csv for one set.
+        models: Columns, in order.
+
+    Returns:
+        Index = group; ``images``, one column per model and ``gap`` (last - first), percent.
+    """
+    by_group = by_group.assign(group=by_group["group"].astype(str))
+    table = pd.DataFrame({"images": by_group.drop_duplicates("group").set_index("group")["images"]})
+    for model in models:
+        table[model] = 100.0 * by_group[by_group["model"] == model].set_index("group")["miou"]
+    table["gap"] = table[models[-1]] - table[models[0]]
+    return table
+
+
 def prediction_table(per_class: pd.DataFrame, *, models: Sequence[str]) -> pd.DataFrame:
     """Share of pixels predicted as each class, for a set without labels.
 
@@ -140,10 +158,16 @@ def recipe_table(params: Mapping[str, Any]) -> pd.DataFrame:
                 "steps": section.get("iterations"),
                 "batch": section.get("batch_size"),
                 "optimiser": f"{optim.get('name', 'adamw')}, {optim.get('lr', float('nan')):g}",
-                "parts": ", ".join(_parts(stage, section)) or "none",
+                "parts": _parts_or_none(stage, section),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _parts_or_none(stage: str, section: Mapping[str, Any]) -> str:
+    if section.get("iterations") == 0:
+        return "not run: passes the model through"
+    return ", ".join(_parts(stage, section)) or "none"
 
 
 def _parts(stage: str, section: Mapping[str, Any]) -> list[str]:

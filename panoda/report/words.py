@@ -47,8 +47,13 @@ def domain_name(domain: Mapping[str, Any], *, fallback: str) -> str:
     return known.get(kind, kind)
 
 
+def title(results: Results) -> str:
+    """What the page is about."""
+    return "Supervised training" if _passed_through(results) else "From pinhole images to panoramas"
+
+
 def task_sentence(params: Mapping[str, Any], results: Results) -> str:
-    """What was adapted to what."""
+    """What was trained, and what it was adapted to."""
     data = params.get("data") or {}
     more = [domain_name(data[role], fallback=role) for role in data if role not in ("source", "target")]
     first = domain_name(data.get("source") or {}, fallback="labelled pinhole images")
@@ -60,10 +65,15 @@ def task_sentence(params: Mapping[str, Any], results: Results) -> str:
         if "encoder" in model
         else "A segmentation model"
     )
-    return (
-        f"{named} with {results.space.num_classes} classes, trained on {source} and adapted to {target} "
-        "without target labels."
-    )
+    trained = f"{named} with {results.space.num_classes} classes, trained on {source}"
+    if _passed_through(results):
+        return f"{trained} and tested on {target}, without adaptation."
+    return f"{trained} and adapted to {target} without target labels."
+
+
+def _passed_through(results: Results) -> bool:
+    """Every stage after source training had 0 steps."""
+    return bool(results.copies) and not results.adapted
 
 
 def headline(results: Results, table: pd.DataFrame) -> str:
@@ -71,11 +81,15 @@ def headline(results: Results, table: pd.DataFrame) -> str:
     source, target = _ends(table, "source_val/miou"), _ends(table, "target_test/miou")
     if target is None:
         return f"No score on the target: {target_note(results)}." + _without_target(results, source)
-    if len(results.models) == 1:
-        return f"{model_label(results.models[0])}: {number(target[0])} % mIoU on target test."
+    if not results.adapted:
+        text = f"{model_label(results.models[0])}: {number(target[0])} % mIoU on target test"
+        if _passed_through(results):
+            text = f"Without adaptation, {number(target[0])} % mIoU on target test"
+        return text + (f" and {number(source[0])} % on source val." if source is not None else ".")
     gap = target[1] - target[0]
+    stage = "Warm-up" if results.models[-1] == "warmup" else "Adaptation"
     text = (
-        f"Adaptation {'raised' if gap > 0 else 'lowered'} mIoU on target test from {number(target[0])} % to "
+        f"{stage} {'raised' if gap > 0 else 'lowered'} mIoU on target test from {number(target[0])} % to "
         f"{number(target[1])} % ({signed(gap)} points)"
     )
     if source is not None:
@@ -87,21 +101,29 @@ def _without_target(results: Results, source: tuple[float, float] | None) -> str
     """What can be said when the target has no labels."""
     text = ""
     if source is not None:
-        text += f" Source val went from {number(source[0])} % to {number(source[1])} % mIoU."
+        text += f" Source val {_from_to(results, source)} mIoU."
     ends = [results.metrics[m].get("target_test", {}) for m in (results.models[0], results.models[-1])]
     if all("mean_confidence" in scores for scores in ends):
-        before, after = (number(100 * scores["mean_confidence"]) for scores in ends)
-        text += f" Mean confidence on the target went from {before} % to {after} %, which is no accuracy."
+        confidence = (100 * ends[0]["mean_confidence"], 100 * ends[1]["mean_confidence"])
+        text += f" Mean confidence on the target {_from_to(results, confidence)}, which is no accuracy."
     return text
 
 
-def caution(params: Mapping[str, Any], table: pd.DataFrame) -> str:
+def _from_to(results: Results, ends: tuple[float, float]) -> str:
+    if not results.adapted:
+        return f"is {number(ends[0])} %"
+    return f"went from {number(ends[0])} % to {number(ends[1])} %"
+
+
+def caution(params: Mapping[str, Any], results: Results, table: pd.DataFrame) -> str:
     """How far the headline carries."""
     seed = params.get("seed")
     text = f"This is one run{'' if seed is None else f' (seed {seed})'}"
     target = _ends(table, "target_test/miou")
     if target is None:
         return f"{text}; another seed gives other predictions."
+    if not results.adapted:
+        return f"{text}; another seed gives another score."
     text += f". Gaps under {_SINGLE_SEED:.0f} points can come from the seed alone"
     return text + (", and this one is." if abs(target[1] - target[0]) < _SINGLE_SEED else ".")
 
@@ -119,7 +141,7 @@ def target_note(results: Results) -> str:
     return str(results.sets.get("target_test", {}).get("note") or "the target test images have no labels")
 
 
-def selection_sentences(params: Mapping[str, Any]) -> list[str]:
+def selection_sentences(params: Mapping[str, Any], results: Results) -> list[str]:
     """How the checkpoint of each stage was chosen."""
     select = (params.get("pretrain") or {}).get("select", "best_source_val")
     chosen = {
@@ -127,15 +149,73 @@ def selection_sentences(params: Mapping[str, Any]) -> list[str]:
         + (" (the mean over all sources)" if len(params.get("sources") or {}) > 1 else ""),
         "last": "keeps the weights of its last step",
     }
+    source = f"Source training {chosen.get(select, f'selects by {select}')}."
+    test_is_val = _tested_on_source_val(params)
+    if _passed_through(results):
+        passed = "Warm-up and adaptation had no steps: they pass that model through, and are not shown."
+        return [source, passed, _supervised_choice(select, test_is_val=test_is_val)]
     adapt = params.get("adapt") or {}
     kept = "the averaged (EMA) teacher" if adapt.get("keep") == "teacher" else "the student"
-    return [
-        f"Source training {chosen.get(select, f'selects by {select}')}.",
-        "Warm-up keeps the weights of its last step.",
-        f"Adaptation keeps {kept} after its last step.",
+    idle = "had no steps: it passes the model on, and is not shown."
+    unseen = (
         "No target label took part in any choice: target test labels are first read by the evaluation, after "
-        "the last model was written, and the target train split has none.",
+        "the last model was written, and the target train split has none."
+    )
+    return [
+        source,
+        f"Warm-up {idle if 'warmup' in results.copies else 'keeps the weights of its last step.'}",
+        f"Adaptation {idle if 'round1' in results.copies else f'keeps {kept} after its last step.'}",
+        _supervised_choice(select, test_is_val=True) if test_is_val else unseen,
     ]
+
+
+def _tested_on_source_val(params: Mapping[str, Any]) -> bool:
+    """Whether target test are the images of source val."""
+    data = params.get("data") or {}
+    one, two = ((data.get(role) or {}).get("dataset") or {} for role in ("source", "target"))
+    own = {"splits", "unlabelled"}
+    alike = {k: v for k, v in one.items() if k not in own} == {k: v for k, v in two.items() if k not in own}
+    split = (one.get("splits") or {}).get("val")
+    return alike and split is not None and split == (two.get("splits") or {}).get("test")
+
+
+def _supervised_choice(select: str, *, test_is_val: bool) -> str:
+    if not test_is_val:
+        return "Labels of target test took part in no choice: the evaluation reads them first."
+    if select == "last":
+        return "Source val and target test are the same images. Their labels took part in no choice."
+    return (
+        "Source val and target test are the same images, so the weights were chosen by the score that is "
+        "reported: it is too good. Take pretrain.select: last."
+    )
+
+
+def space_name(name: str) -> str:
+    """A label space as it is called: of a file, its name without folder and suffix."""
+    return PurePath(name).stem
+
+
+def remap_rows(results: Results) -> list[dict[str, str]]:
+    """What became of the raw classes of every labelled set, in words: set, spaces, dropped, merged, empty."""
+    rows = []
+    for name in results.shown_sets:
+        about = results.sets.get(name, {})
+        remap = about.get("remap")
+        if not remap:
+            continue
+        merged = [f"{' + '.join(classes)} → {to}" for to, classes in remap["merged"].items()]
+        raw = space_name(about["raw_label_space"])
+        same = about["raw_label_space"] == results.space.name
+        rows.append(
+            {
+                "set": name,
+                "spaces": f"{raw}, as it is" if same else f"{raw} → {space_name(results.space.name)}",
+                "dropped": ", ".join(remap["dropped"]) or "none",
+                "merged": "; ".join(merged) or "none",
+                "empty": ", ".join(remap["empty"]) or "none",
+            }
+        )
+    return rows
 
 
 def shared_note(results: Results) -> str:

@@ -6,60 +6,29 @@ statistics instead of scores, and ``sets.json`` says so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 
 from panoda.config import EvaluateParams
 from panoda.data.mixture import source_splits
-from panoda.data.prepared import PreparedSplit
 from panoda.evaluation import Evaluation, Region, evaluate_model, weighted_iou
 from panoda.files import staged_directory, write_json
-from panoda.labels import LabelSpace, get_label_space, shared_classes
+from panoda.metrics import ConfusionMatrix
 from panoda.models.checkpoint import load_model
 from panoda.report.figures import confusion_figure
+from panoda.stages.evaluation_sets import SETS, EvaluationSet, open_sets
 from panoda.training.context import RunContext
-from panoda.training.validation import picture_indices
 
-SETS = ("source_val", "target_test")
 PER_CLASS = ("model", "set", "class", "iou", "label_pixels", "predicted_pixels")
 BY_LATITUDE = ("model", "set", "lat_deg", "lat_bottom_deg", "lat_top_deg", "miou", "pixel_accuracy", "pixels")
+BY_GROUP = ("model", "set", "group", "images", "miou", "pixel_accuracy", "pixels")
 BY_AZIMUTH = ("model", "set", "azimuth_deg", "left_deg", "right_deg", "miou", "pixel_accuracy", "pixels")
-
-
-@dataclass(frozen=True)
-class _Set:
-    """One evaluation set: its images, its classes, and why it has no scores if it has none."""
-
-    name: str
-    split: PreparedSplit
-    space: LabelSpace
-    shared: tuple[int, ...]
-    pictures: tuple[int, ...]
-
-    @property
-    def labelled(self) -> bool:
-        return bool(self.split.has_labels)
-
-    def describe(self) -> dict[str, Any]:
-        """What the report says about the set."""
-        note = "" if self.labelled else f"the {self.name.replace('_', ' ')} images have no labels"
-        return {
-            "images": len(self.split),
-            "labelled": self.labelled,
-            "projection": self.split.projection,
-            "full_circle": bool(self.split.full_circle),
-            "label_space": self.space.name,
-            "shared_classes": [self.space.names[i] for i in self.shared],
-            "digest": self.split.digest,
-            "note": note,
-        }
 
 
 def evaluate(
@@ -94,66 +63,56 @@ def evaluate(
     """
     if not models:
         raise ValueError("evaluate: no model given; pass at least source_only")
-    sets = _open_sets(source_splits(source_val, more_sources, sources), target_test, params.pictures)
+    sets = open_sets(source_splits(source_val, more_sources, sources), target_test, params.pictures)
     flat: dict[str, float] = {}
     with staged_directory(out) as folder:
         writer = _Writer(folder, context)
         writer.inputs(sets)
+        weights: dict[str, torch.Tensor] = {}
+        original, results = "", {}
         for step, (name, path) in enumerate(models.items()):
             model, _ = load_model(path, num_classes=sets[0].space.num_classes, device=str(context.device))
+            same = _same_weights(model.state_dict(), weights)
+            writer.models[name] = {"same_weights_as": original if same else None}
+            if not same:
+                original, weights = name, model.state_dict()
+                results = {current.name: _evaluate(model, current, params, context) for current in sets}
             own: dict[str, float] = {}
-            images, seconds = 0, 0.0
             for current in sets:
-                result = evaluate_model(
-                    model,
-                    current.split,
-                    num_classes=current.space.num_classes,
-                    scales=params.scales,
-                    flip=params.flip,
-                    batch_size=params.batch_size,
-                    latitude_bands=params.latitude_bands,
-                    azimuth_sectors=params.azimuth_sectors,
-                    keep=current.pictures,
-                    device=context.device,
-                    dtype=context.dtype,
-                    progress=context.progress,
-                )
-                own |= writer.result(name, current, result)
-                images, seconds = images + result.images, seconds + result.seconds
+                own |= writer.result(name, current, results[current.name])
             flat |= {f"{name}/{key}": value for key, value in own.items()}
             flat |= own
             # Speed is logged but never written: the same inputs must give the same files.
-            speed = {"images_per_second": images / seconds}
-            context.logger.log_metrics(own | speed | {f"{name}/{k}": v for k, v in own.items()}, step)
+            speed = sum(r.images for r in results.values()) / sum(r.seconds for r in results.values())
+            logged = own if same else own | {"images_per_second": speed}
+            context.logger.log_metrics(logged | {f"{name}/{k}": v for k, v in own.items()}, step)
         writer.close(sets, last=len(models) - 1)
     return flat
 
 
-def _open_sets(sources: Mapping[str, PreparedSplit], target_test: Path | None, pictures: int) -> list[_Set]:
-    splits = {f"{role}_val": split for role, split in sources.items()}
-    if target_test is not None:
-        splits["target_test"] = PreparedSplit(target_test)
-    source = sources["source"]
-    space = get_label_space(source.label_space)
-    learned = {c for split in sources.values() for c in shared_classes(_native_space(split), space.name)}
-    shared = tuple(sorted(learned))
-    sets = []
-    for name, split in splits.items():
-        if split.has_labels and split.label_space != space.name:
-            raise ValueError(
-                f"{split.folder}: labels are {split.label_space}, those of {source.folder} are {space.name}; "
-                "prepare both with the same label_space"
-            )
-        fixed = tuple(picture_indices(len(split), pictures)) if pictures else ()
-        sets.append(_Set(name, split, space, shared, fixed))
-    return sets
+def _same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """A stage of 0 steps passes its model through; what is known of it need not be computed again."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def _native_space(split: PreparedSplit) -> str:
-    """Label space of the raw labels, from the dataset.json beside the split; its own without one."""
-    path = split.folder.parent / "dataset.json"
-    raw = json.loads(path.read_text(encoding="utf-8")).get("raw_label_space") if path.is_file() else None
-    return str(raw or split.label_space)
+def _evaluate(
+    model: torch.nn.Module, current: EvaluationSet, params: EvaluateParams, context: RunContext
+) -> Evaluation:
+    return evaluate_model(
+        model,
+        current.split,
+        num_classes=current.space.num_classes,
+        scales=params.scales,
+        flip=params.flip,
+        batch_size=params.batch_size,
+        latitude_bands=params.latitude_bands,
+        azimuth_sectors=params.azimuth_sectors,
+        groups=current.groups if current.labelled else None,
+        keep=current.pictures,
+        device=context.device,
+        dtype=context.dtype,
+        progress=context.progress,
+    )
 
 
 class _Writer:
@@ -164,13 +123,15 @@ class _Writer:
         self.pictures = folder / "pictures"
         self.pictures.mkdir()
         self.logger = context.logger
+        self.models: dict[str, dict[str, str | None]] = {}
         self.metrics: dict[str, dict[str, Any]] = {}
         self.per_class: list[dict[str, Any]] = []
         self.by_latitude: list[dict[str, Any]] = []
         self.by_azimuth: list[dict[str, Any]] = []
+        self.by_group: list[dict[str, Any]] = []
         self.montages: dict[tuple[str, int], list[np.ndarray]] = {}
 
-    def inputs(self, sets: list[_Set]) -> None:
+    def inputs(self, sets: list[EvaluationSet]) -> None:
         """Write the fixed images and, where known, their labels."""
         for current in sets:
             for number, index in enumerate(current.pictures):
@@ -181,7 +142,7 @@ class _Writer:
                 if current.labelled:
                     self._label(current, number, "truth", np.asarray(sample["label"]))
 
-    def result(self, model: str, current: _Set, result: Evaluation) -> dict[str, float]:
+    def result(self, model: str, current: EvaluationSet, result: Evaluation) -> dict[str, float]:
         """Write what belongs to one model and set; returns the flat metrics without the model's name."""
         for number, index in enumerate(current.pictures):
             self._label(current, number, model, result.predictions[index].numpy())
@@ -195,12 +156,16 @@ class _Writer:
         if current.labelled:
             self.by_latitude += [_region_row(BY_LATITUDE, model, current, r) for r in result.latitude]
             self.by_azimuth += [_region_row(BY_AZIMUTH, model, current, r) for r in result.azimuth]
+            for group, counted in result.groups.items():
+                head = (model, current.name, group, result.group_images[group])
+                self.by_group.append(_counted_row(BY_GROUP, head, counted, current))
             self._confusion(model, current, result)
         return _flat_metrics(current.name, nested)
 
-    def close(self, sets: list[_Set], *, last: int) -> None:
+    def close(self, sets: list[EvaluationSet], *, last: int) -> None:
         """Write the collected tables and hand the montages to the logger."""
         write_json(self.folder / "metrics.json", self.metrics)
+        write_json(self.folder / "models.json", self.models)
         described: dict[str, Any] = {current.name: current.describe() for current in sets}
         for name in SETS:
             note = f"there is no {name.replace('_', ' ')} set"
@@ -210,6 +175,7 @@ class _Writer:
             "per_class.csv": (self.per_class, PER_CLASS),
             "by_latitude.csv": (self.by_latitude, BY_LATITUDE),
             "by_azimuth.csv": (self.by_azimuth, BY_AZIMUTH),
+            "by_group.csv": (self.by_group, BY_GROUP),
         }
         for name, (rows, columns) in tables.items():
             frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns))
@@ -217,7 +183,7 @@ class _Writer:
         for (name, number), tiles in self.montages.items():
             self.logger.log_image(f"pictures/{name}/{number:02d}", np.concatenate(tiles, axis=0), last)
 
-    def _confusion(self, model: str, current: _Set, result: Evaluation) -> None:
+    def _confusion(self, model: str, current: EvaluationSet, result: Evaluation) -> None:
         names = list(current.space.names)
         frame = pd.DataFrame(result.confusion.matrix.cpu().numpy(), index=names, columns=names)
         stem = f"confusion_{model}_{current.name}"
@@ -225,17 +191,17 @@ class _Writer:
         figure = confusion_figure(frame, title=f"{model} on {current.name}")
         self.logger.log_figure(f"{stem}.png", figure)
 
-    def _picture(self, current: _Set, number: int, what: str) -> Path:
+    def _picture(self, current: EvaluationSet, number: int, what: str) -> Path:
         return self.pictures / f"{current.name}-{number:02d}-{what}.png"
 
-    def _label(self, current: _Set, number: int, what: str, label: np.ndarray) -> None:
+    def _label(self, current: EvaluationSet, number: int, what: str, label: np.ndarray) -> None:
         image = Image.fromarray(label.astype(np.uint8))
         image.putpalette(current.space.colour_table().tobytes())
         image.save(self._picture(current, number, what))
         self.montages[current.name, number].append(current.space.colourise(label))
 
 
-def _nested_metrics(current: _Set, result: Evaluation) -> dict[str, Any]:
+def _nested_metrics(current: EvaluationSet, result: Evaluation) -> dict[str, Any]:
     """One model and set in metrics.json; absent classes are left out, JSON knows no nan."""
     predicted = result.predicted_pixels.double() / max(1, int(result.predicted_pixels.sum()))
     values: dict[str, Any] = {
@@ -261,9 +227,16 @@ def _flat_metrics(name: str, nested: Mapping[str, Any]) -> dict[str, float]:
     return scalars | iou
 
 
-def _region_row(columns: tuple[str, ...], model: str, current: _Set, region: Region) -> dict[str, Any]:
-    counted = region.confusion
-    limits = (region.centre_deg, region.start_deg, region.stop_deg)
+def _region_row(
+    columns: tuple[str, ...], model: str, current: EvaluationSet, region: Region
+) -> dict[str, Any]:
+    head = (model, current.name, region.centre_deg, region.start_deg, region.stop_deg)
+    return _counted_row(columns, head, region.confusion, current)
+
+
+def _counted_row(
+    columns: tuple[str, ...], head: tuple[Any, ...], counted: ConfusionMatrix, current: EvaluationSet
+) -> dict[str, Any]:
     scores = (counted.miou(), counted.pixel_accuracy(), int(counted.matrix.sum()))
-    row = dict(zip(columns, (model, current.name, *limits, *scores), strict=True))
+    row = dict(zip(columns, (*head, *scores), strict=True))
     return row | {f"iou/{n}": float(v) for n, v in zip(current.space.names, counted.iou(), strict=True)}

@@ -1,0 +1,108 @@
+"""The sets that stage evaluate measures on: val of every source, and target test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from panoda.data.prepared import PreparedSplit
+from panoda.labels import LabelSpace, get_label_space, remap_report, shared_classes
+from panoda.training.validation import picture_indices
+
+SETS = ("source_val", "target_test")
+"""The sets that every report speaks of, whether they are there or not."""
+MOST_GROUPS = 40
+"""A set with more groups than this is not cut by them: such groups are scenes, not conditions."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One evaluation set: its images, its classes, and why it has no scores if it has none.
+
+    Attributes:
+        name: source_val, target_test or ROLE_val.
+        split: The images.
+        space: Label space of the scores.
+        native: Label space of the raw labels; None without labels.
+        shared: Classes that labels of the sources can take.
+        pictures: Indices of the images kept for the report.
+    """
+
+    name: str
+    split: PreparedSplit
+    space: LabelSpace
+    native: str | None
+    shared: tuple[int, ...]
+    pictures: tuple[int, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels to score against."""
+        return bool(self.split.has_labels)
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Group of every image; None when there are fewer than two, or too many to compare."""
+        groups = [str(group) for group in self.split.index["group"]]
+        return groups if 2 <= len(set(groups)) <= MOST_GROUPS else None
+
+    def describe(self) -> dict[str, Any]:
+        """What the report says about the set."""
+        note = "" if self.labelled else f"the {self.name.replace('_', ' ')} images have no labels"
+        return {
+            "images": len(self.split),
+            "labelled": self.labelled,
+            "projection": self.split.projection,
+            "full_circle": bool(self.split.full_circle),
+            "label_space": self.space.name,
+            "raw_label_space": self.native,
+            "remap": None if self.native is None else asdict(remap_report(self.native, self.space.name)),
+            "shared_classes": [self.space.names[i] for i in self.shared],
+            "digest": self.split.digest,
+            "note": note,
+        }
+
+
+def open_sets(
+    sources: Mapping[str, PreparedSplit], target_test: Path | None, pictures: int
+) -> list[EvaluationSet]:
+    """Open the sets.
+
+    Args:
+        sources: Role -> its prepared val split.
+        target_test: Prepared split, with or without labels; None when there is none.
+        pictures: How many images of each are kept for the report.
+
+    Raises:
+        ValueError: labelled sets in different label spaces.
+    """
+    splits = {f"{role}_val": split for role, split in sources.items()}
+    if target_test is not None:
+        splits["target_test"] = PreparedSplit(target_test)
+    source = sources["source"]
+    space = get_label_space(source.label_space)
+    native = {role: _native_space(split) or space.name for role, split in sources.items()}
+    learned = {c for name in native.values() for c in shared_classes(name, space.name)}
+    shared = tuple(sorted(learned))
+    sets = []
+    for name, split in splits.items():
+        if split.has_labels and split.label_space != space.name:
+            raise ValueError(
+                f"{split.folder}: labels are {split.label_space}, those of {source.folder} are {space.name}; "
+                "prepare both with the same label_space"
+            )
+        fixed = tuple(picture_indices(len(split), pictures)) if pictures else ()
+        sets.append(EvaluationSet(name, split, space, _native_space(split), shared, fixed))
+    return sets
+
+
+def _native_space(split: PreparedSplit) -> str | None:
+    """Label space of the raw labels, from the dataset.json beside the split; its own without one."""
+    if not split.has_labels:
+        return None
+    path = split.folder.parent / "dataset.json"
+    raw = json.loads(path.read_text(encoding="utf-8")).get("raw_label_space") if path.is_file() else None
+    return str(raw or split.label_space)
