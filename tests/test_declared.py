@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -392,3 +393,64 @@ def test_data_sets_that_code_reads_name_their_kind(tmp_path):
     dataset = declared("stanford2d3d", tmp_path, splits={"train": "area_1 panoramic"})
     with pytest.raises(DataError, match="write kind: stanford2d3d in params.yaml"):
         download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
+
+
+def test_groups_from_lists(tmp_path):
+    """The images of SynPASS val by day and night, which lists of places tell apart."""
+    folder = tmp_path / "data"
+    miniature.synpass(folder)
+    for kind, suffix in (("img", ".jpg"), ("semantic", "_trainID.png")):
+        source = folder / kind / f"rain/val/MAP_1_point2/000000{suffix}"
+        for place in ("MAP_1_point4", "MAP_1_point6"):
+            (folder / kind / "rain/val" / place).mkdir()
+            shutil.copy(source, folder / kind / "rain/val" / place)
+    section = declared("synpass", folder, splits={"train": "train", "test": "val_light"})
+    with pytest.raises(DataError, match=r"all_map_day_val\.txt.*told apart by these lists"):
+        download(role="source", dataset=section, out=tmp_path / "raw", progress=False)
+    (folder / "all_map_day_val.txt").write_text("MAP_1_point2\n\nMAP_1_point4/\r\n")
+    (folder / "all_map_night_val.txt").write_text("MAP_1_point4\n")
+    download(role="source", dataset=section, out=tmp_path / "raw", progress=False)
+    items = [item for item in list_items(section, tmp_path / "raw") if item.split == "test"]
+    assert {(item.id, item.group) for item in items} == {
+        ("cloud/MAP_1_point2/000000", "day"),
+        ("rain/MAP_1_point2/000000", "day"),
+        ("rain/MAP_1_point4/000000", "day+night"),
+        ("rain/MAP_1_point6/000000", "unlisted"),
+    }
+    assert "all_map_day_val.txt" in (tmp_path / "raw/source.json").read_text()  # a change of it is seen
+
+
+def test_user_files_that_dvc_does_not_watch_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    miniature.camvid(tmp_path / "data")
+    (tmp_path / "port.yaml").write_text("names: [quay, water]\n")
+    tree = yaml.safe_load(built_in()["camvid"].read_text())
+    tree["labels"] = {"space": "port.yaml", "encoding": "ids", "ids": {0: 0, 1: 1}, "others": "ignore"}
+    inside = "data/own.yaml"
+    for path in ("own.yaml", inside):
+        (tmp_path / path).write_text(yaml.safe_dump(tree))
+    splits = {"train": "train", "val": "val"}
+    download(
+        role="source",
+        dataset=declared("own.yaml", Path("data"), splits=splits),
+        out=Path("a"),
+        progress=False,
+    )
+    said = capsys.readouterr().out
+    assert "own.yaml lies outside data" in said and "port.yaml lies outside data" in said
+    assert "dvc repro --force download@source" in said
+    digests = []
+    for names in ("[quay, water]", "[quay, sea]"):
+        (tmp_path / "data/port.yaml").write_text(f"names: {names}\n")
+        download(
+            role="source",
+            dataset=declared(inside, Path("data"), splits=splits),
+            out=Path("b"),
+            progress=False,
+        )
+        digests.append((tmp_path / "b/items.json").read_text())
+    assert not capsys.readouterr().out and digests[0] != digests[1]
+    download(
+        role="source", dataset=declared("camvid", Path("data"), splits=splits), out=Path("c"), progress=False
+    )
+    assert not capsys.readouterr().out

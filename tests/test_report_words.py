@@ -43,24 +43,21 @@ def test_task_sentence_names_both_domains():
 
 
 @pytest.mark.parametrize(
-    ("select", "test", "said"),
+    ("select", "shared", "said"),
     [
-        ("last", "val", "the same images. Their labels took part in no choice"),
-        ("best_source_val", "val", "it is too good. Take pretrain.select: last"),
-        ("best_source_val", "test", "Labels of target test took part in no choice"),
+        (
+            "last",
+            30,
+            "30 of the 40 target test images are images of source val as well. Their labels took part",
+        ),
+        ("best_source_val", 40, "helped to choose the weights, so the score on target test is too good"),
+        ("best_source_val", 0, "No target label took part in any choice"),
     ],
 )
-def test_selection_of_a_supervised_run(select, test, said):
+def test_selection_of_a_supervised_run(select, shared, said):
     class Results:
         adapted, copies = False, {"warmup": "source_only", "round1": "source_only"}
+        sets = {"target_test": {"images": 40, "images_in_source_val": shared}}
 
-    dataset = {"kind": "declared", "declaration": "synpass"}
-    data = {
-        "source": {"dataset": {**dataset, "splits": {"train": "train", "val": "val"}, "unlabelled": []}},
-        "target": {
-            "dataset": {**dataset, "splits": {"train": "train", "test": test}, "unlabelled": ["train"]}
-        },
-    }
-    params = {"data": data, "pretrain": {"select": select}}
-    text = " ".join(selection_sentences(params, Results()))  # type: ignore[arg-type]
-    assert said in text and "Warm-up and adaptation had no steps" in text and "target train split" not in text
+    text = " ".join(selection_sentences({"pretrain": {"select": select}}, Results()))  # type: ignore[arg-type]
+    assert said in text and "Warm-up had no steps" in text and "target train split" not in text

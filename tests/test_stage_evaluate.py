@@ -133,6 +133,8 @@ def test_groups_and_remaps_are_written(inputs, tmp_path):
     assert table["images"].tolist() == 2 * [2, 1] and table["pixels"].sum() == 2 * 3 * 32 * 64
     sets = json.loads((tmp_path / "evaluate/sets.json").read_text())
     assert sets["source_val"]["raw_label_space"] == "camvid11"
+    # make_split draws the same images for every role.
+    assert [sets[name]["images_in_source_val"] for name in ("source_val", "target_test")] == [0, 3]
     assert sets["source_val"]["remap"] == {
         "dropped": ["bicyclist"],
         "merged": {},

@@ -56,6 +56,9 @@ class SplitFiles(Section):
     list_file: str | None = None
     """CSV or parquet list (relative to the folder) with columns image and, optionally, label, group and
     split; instead of patterns."""
+    group_lists: dict[str, str] = {}
+    """Group -> text file (relative to the folder) that names its images or their folders, one a line; in
+    place of what ``{group}`` matches. With patterns only."""
     expected: int | None = None
     """Published number of images; a difference is reported."""
 
@@ -135,6 +138,8 @@ class Declaration(Section):
         for name, split in self.splits.items():
             if bool(split.images) == (split.list_file is not None):
                 raise ValueError(f"split {name}: give images or list_file, one of them")
+            if split.group_lists and split.list_file is not None:
+                raise ValueError(f"split {name}: write the groups into the list file in place of group_lists")
             if split.labels and self.labels is None:
                 raise ValueError(f"split {name} has labels, but there is no section labels")
         return self

@@ -16,9 +16,12 @@ from panoda.config import DeclaredDataset
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.declaration import Declaration, SplitFiles, built_in, read_declaration
 from panoda.data.encoding import encoding_of, space_of
+from panoda.data.group_lists import check_group_lists, group_of, read_group_lists
 from panoda.data.listing import ListedItem, check_ids, read_listing, write_listing
 from panoda.data.patterns import LabelFinder, find
 from panoda.data.pointer import existing_folder
+from panoda.files import sha256_file
+from panoda.labels import is_space_file
 
 SHOWN = 3
 """Examples in one message."""
@@ -57,6 +60,7 @@ def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
             raise DataError(
                 f"{declaration.name} has no split {theirs!r}; it has {', '.join(declaration.splits)}"
             )
+        check_group_lists(folder, declaration.splits[theirs].group_lists)
         scan = scan_split(folder, declaration, theirs, named=split)
         _check_present(scan, folder, declaration, theirs)
         members = _selected(scan.items, dataset.groups, f"split {theirs} of {folder}")
@@ -69,10 +73,15 @@ def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
     encoding = None
     if declaration.labels is not None:
         encoding_of(declaration.labels, dataset.declaration)
-        encoding = {"space": space_of(declaration.labels, dataset.declaration)}
+        space = space_of(declaration.labels, dataset.declaration)
+        # The digest makes DVC see a change of names or remaps.
+        digest = {"sha256": sha256_file(Path(space).expanduser())} if is_space_file(space) else {}
+        encoding = {"space": space, **digest}
     facts = {"declaration": declaration.model_dump(mode="json"), "labels": encoding}
-    used = (declaration.splits[theirs].list_file for theirs in dataset.splits.values())
-    lists = sorted({name for name in used if name is not None})
+    used = [declaration.splits[theirs] for theirs in dataset.splits.values()]
+    lists = sorted(
+        {name for files in used for name in (files.list_file, *files.group_lists.values()) if name}
+    )
     write_listing(out, dataset.path, items, facts=facts, more_files=lists, progress=progress)
 
 
@@ -187,12 +196,15 @@ def _matched(
     folder: Path, declaration: Declaration, files: SplitFiles, *, named: str
 ) -> Iterator[ListedItem]:
     labels = LabelFinder(folder)
+    lists = read_group_lists(folder, files.group_lists)
     found = {match.path: match for pattern in reversed(files.images) for match in find(folder, pattern)}
     for path in sorted(found):
         match = found[path]
         name = match.id if match.group is None else f"{match.group}/{match.id}"
         parent = PurePosixPath(match.id).parent.as_posix()
         group = match.group or (declaration.name if parent == "." else parent)
+        if files.group_lists:
+            group = group_of(path, lists)
         yield ListedItem(named, name, group, path, labels.find(match, files.labels))
 
 

@@ -149,45 +149,29 @@ def selection_sentences(params: Mapping[str, Any], results: Results) -> list[str
         + (" (the mean over all sources)" if len(params.get("sources") or {}) > 1 else ""),
         "last": "keeps the weights of its last step",
     }
-    source = f"Source training {chosen.get(select, f'selects by {select}')}."
-    test_is_val = _tested_on_source_val(params)
-    if _passed_through(results):
-        passed = "Warm-up and adaptation had no steps: they pass that model through, and are not shown."
-        return [source, passed, _supervised_choice(select, test_is_val=test_is_val)]
     adapt = params.get("adapt") or {}
     kept = "the averaged (EMA) teacher" if adapt.get("keep") == "teacher" else "the student"
     idle = "had no steps: it passes the model on, and is not shown."
-    unseen = (
-        "No target label took part in any choice: target test labels are first read by the evaluation, after "
-        "the last model was written, and the target train split has none."
-    )
     return [
-        source,
+        f"Source training {chosen.get(select, f'selects by {select}')}.",
         f"Warm-up {idle if 'warmup' in results.copies else 'keeps the weights of its last step.'}",
         f"Adaptation {idle if 'round1' in results.copies else f'keeps {kept} after its last step.'}",
-        _supervised_choice(select, test_is_val=True) if test_is_val else unseen,
+        _label_sentence(select, results),
     ]
 
 
-def _tested_on_source_val(params: Mapping[str, Any]) -> bool:
-    """Whether target test are the images of source val."""
-    data = params.get("data") or {}
-    one, two = ((data.get(role) or {}).get("dataset") or {} for role in ("source", "target"))
-    own = {"splits", "unlabelled"}
-    alike = {k: v for k, v in one.items() if k not in own} == {k: v for k, v in two.items() if k not in own}
-    split = (one.get("splits") or {}).get("val")
-    return alike and split is not None and split == (two.get("splits") or {}).get("test")
-
-
-def _supervised_choice(select: str, *, test_is_val: bool) -> str:
-    if not test_is_val:
-        return "Labels of target test took part in no choice: the evaluation reads them first."
-    if select == "last":
-        return "Source val and target test are the same images. Their labels took part in no choice."
-    return (
-        "Source val and target test are the same images, so the weights were chosen by the score that is "
-        "reported: it is too good. Take pretrain.select: last."
-    )
+def _label_sentence(select: str, results: Results) -> str:
+    """Whether target labels took part in a choice."""
+    about = results.sets.get("target_test", {})
+    if shared := about.get("images_in_source_val", 0):
+        text = f"{shared} of the {about['images']} target test images are images of source val as well. "
+        if select == "last":
+            return text + "Their labels took part in no choice."
+        return text + "Their labels helped to choose the weights, so the score on target test is too good."
+    unseen = "No target label took part in any choice: target test labels are first read by the evaluation"
+    if _passed_through(results):
+        return f"{unseen}."
+    return f"{unseen}, after the last model was written, and the target train split has none."
 
 
 def space_name(name: str) -> str:

@@ -29,6 +29,7 @@ class EvaluationSet:
         native: Label space of the raw labels; None without labels.
         shared: Classes that labels of the sources can take.
         pictures: Indices of the images kept for the report.
+        in_source_val: Images that the val split of a source has as well; 0 for those themselves.
     """
 
     name: str
@@ -37,6 +38,7 @@ class EvaluationSet:
     native: str | None
     shared: tuple[int, ...]
     pictures: tuple[int, ...]
+    in_source_val: int
 
     @property
     def labelled(self) -> bool:
@@ -54,6 +56,7 @@ class EvaluationSet:
         note = "" if self.labelled else f"the {self.name.replace('_', ' ')} images have no labels"
         return {
             "images": len(self.split),
+            "images_in_source_val": self.in_source_val,
             "labelled": self.labelled,
             "projection": self.split.projection,
             "full_circle": bool(self.split.full_circle),
@@ -87,6 +90,7 @@ def open_sets(
     native = {role: _native_space(split) or space.name for role, split in sources.items()}
     learned = {c for name in native.values() for c in shared_classes(name, space.name)}
     shared = tuple(sorted(learned))
+    known = {sha for split in sources.values() for sha in split.index["image_sha256"]}
     sets = []
     for name, split in splits.items():
         if split.has_labels and split.label_space != space.name:
@@ -95,7 +99,8 @@ def open_sets(
                 "prepare both with the same label_space"
             )
         fixed = tuple(picture_indices(len(split), pictures)) if pictures else ()
-        sets.append(EvaluationSet(name, split, space, _native_space(split), shared, fixed))
+        also = int(split.index["image_sha256"].isin(known).sum()) if name == "target_test" else 0
+        sets.append(EvaluationSet(name, split, space, _native_space(split), shared, fixed, also))
     return sets
 
 

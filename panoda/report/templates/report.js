@@ -35,7 +35,8 @@ for (const sample of document.querySelectorAll(".sample")) {
     show();
   };
   const models = maps.findIndex((t) => t.dataset.what !== "truth");
-  side("left", models);
+  // One model alone is compared with the truth, where there is one.
+  side("left", models === maps.length - 1 ? 0 : models);
   side("right", maps.length - 1);
   make("div", "bar", canvas);
   const range = (parent, className, label, value, apply) => {
