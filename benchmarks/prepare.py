@@ -1,6 +1,7 @@
 """Throughput of stage preprocess and of reading prepared images, for both codecs, beside plain PNG files.
 
-Run ``python benchmarks/prepare.py --images 1000 10000 --work FOLDER``; every count prints one line per codec.
+Run ``python benchmarks/prepare.py --images 1000 10000 --work FOLDER``; every count prints one line per codec,
+measured in a process of its own, so that the peak of its memory is its own, too (reading not included).
 The raw images are synthetic (smooth shapes with fine noise) with labels, written as PNG files. Figures depend
 on what images show: ``--like FOLDER`` takes the pixels of real images instead.
 """
@@ -14,6 +15,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +118,47 @@ def size_of(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.rglob(pattern))
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: seconds of preparing, bytes of shards, memory, speed of reading."""
+
+    seconds: float
+    stored: int
+    peak_mb: float
+    reads_per_second: float
+
+
+def measure(
+    pairs: Sequence[tuple[Path, Path]],
+    images: int,
+    codec: Codec,
+    size: tuple[int, int],
+    workers: int | None,
+    reads: int,
+    out: Path,
+) -> Row:
+    """Prepare so many images and read some of them; ``out`` is removed at the end."""
+    took = seconds(
+        lambda: prepare(
+            items_of(pairs, images),
+            out,
+            height=size[0],
+            width=size[1],
+            label_space_from="cs19",
+            label_space_to="cs19",
+            shard_images=256,
+            codec=codec,
+            workers=workers,
+            progress=True,
+        )
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    stored = size_of(out, "*.arrow")
+    speed = reads / read_split(out / "train", reads)
+    shutil.rmtree(out)
+    return Row(took, stored, peak, speed)
+
+
 def run(arguments: argparse.Namespace, work: Path) -> None:
     """Measure and print."""
     raw_size, size = ((int(a), int(b)) for a, b in (s.split("x") for s in (arguments.raw, arguments.size)))
@@ -130,30 +175,16 @@ def run(arguments: argparse.Namespace, work: Path) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for images in arguments.images:
         for codec in CODECS:
-            out = work / "prepared"
-            took = seconds(
-                lambda out=out, images=images, codec=codec: prepare(  # type: ignore[misc]
-                    items_of(pairs, images),
-                    out,
-                    height=size[0],
-                    width=size[1],
-                    label_space_from="cs19",
-                    label_space_to="cs19",
-                    shard_images=256,
-                    codec=codec,
-                    workers=arguments.workers,
-                    progress=True,
-                )
-            )
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            kept = size_of(out, "*.arrow") / images / 1e3
-            speed = reads / read_split(out / "train", reads)
+            # spawn: a fork would inherit the memory of this process.
+            with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+                job = pool.submit(measure, pairs, images, codec, size, arguments.workers, reads, work / "out")
+                row = job.result()
             print(
-                f"| {codec} | {images} | {images / took:.1f} | {images * raw_bytes / took / 1e6:.1f} | "
-                f"{1e3 * took / images:.1f} | {kept:.0f} | {peak:.0f} | {speed:.0f} |",
+                f"| {codec} | {images} | {images / row.seconds:.1f} | "
+                f"{images * raw_bytes / row.seconds / 1e6:.1f} | {1e3 * row.seconds / images:.1f} | "
+                f"{row.stored / images / 1e3:.0f} | {row.peak_mb:.0f} | {row.reads_per_second:.0f} |",
                 flush=True,
             )
-            shutil.rmtree(out)
     png_files(pairs, work / "png", *size)
     kept = size_of(work / "png", "*.png") / len(pairs) / 1e3
     print(f"| PNG files | | | | | {kept:.0f} | | {reads / read_files(work / 'png', reads):.0f} |")

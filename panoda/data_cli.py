@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from panoda.data.declaration import Declaration, built_in, default_folder, read_declaration
+from panoda.labels import SPACES, get_label_space, remap_targets
 
 data = typer.Typer(help="Data sets: list, get, check.", no_args_is_help=True)
 
@@ -82,6 +83,22 @@ def check(
         typer.echo(f"report in {out}")
     if not report.ok:
         raise typer.Exit(1)
+
+
+@data.command()
+def classes(
+    space: Annotated[str, typer.Argument(help="A label space, or its YAML file; none lists all.")] = "",
+) -> None:
+    """Print the classes of a label space with their ids and colours, and what it can be mapped to."""
+    if not space:
+        for name, known in SPACES.items():
+            typer.echo(f"{name}  {known.num_classes} classes")
+        return
+    chosen = get_label_space(space)
+    for number, (name, colour) in enumerate(zip(chosen.names, chosen.palette, strict=True)):
+        typer.echo(f"{number:3d}  {name}  {','.join(map(str, colour))}")
+    if others := remap_targets(space):
+        typer.echo(f"can be mapped to {', '.join(others)}")
 
 
 def how(declaration: Declaration) -> str:

@@ -113,6 +113,12 @@ def get_label_space(name: str) -> LabelSpace:
     return SPACES[name]
 
 
+def remap_targets(source: str) -> list[str]:
+    """Names of the other label spaces that ``source`` has a remap to."""
+    own = _read_file(source)[1] if is_space_file(source) else {}
+    return [*(b for a, b in REMAPS if a == source), *own]
+
+
 def remap_table(source: str, target: str) -> np.ndarray:
     """(256,) uint8 look-up table from ids of one label space to ids of another.
 

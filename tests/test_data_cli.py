@@ -17,7 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from panoda import cli
+from panoda.config import PrepareParams, parse_params, read_tree
 from panoda.data import declaration as declarations
+from panoda.stages.download import download
+from panoda.stages.preprocess import preprocess
+from panoda.training.context import RunContext
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (8, 16)
@@ -201,7 +205,7 @@ def test_starts_without_torch_or_downloaders():
 
 def test_the_worked_example_of_the_page(project):
     page = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
-    example = page.split("Then `harbour.yaml` is\n\n```yaml\n")[1].split("```")[0]
+    example = page.split("Then `/data/harbour/harbour.yaml` is\n\n```yaml\n")[1].split("```")[0]
     Path("harbour.yaml").write_text(example.replace("[1080, 1920]", str(list(SIZE))), encoding="utf-8")
     for number, place in enumerate(("north", "south")):
         for folder in (f"photos/{place}", f"masks/{place}"):
@@ -212,6 +216,41 @@ def test_the_worked_example_of_the_page(project):
         Image.fromarray(ids).save(f"harbour/masks/{place}/0001_mask.png")
     status, text = panoda("check", "harbour.yaml", "--path", "harbour")
     assert status == 0 and "nothing wrong" in text, text
+    for panorama in ("R001", "R002"):
+        Path("harbour/panoramas").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(f"harbour/panoramas/{panorama}.jpg")
+    section = page.split("label_space: cs13            # or")[1].split("```")[0].split("\n", 1)[1]
+    section = section.replace("/data/harbour/harbour.yaml", "harbour.yaml").replace(
+        "/data/harbour", "harbour"
+    )
+    tree = read_tree(ROOT / "scenarios/camvid_to_folder.yaml") | yaml.safe_load(section)
+    params = parse_params({**tree, "label_space": "cs13"})
+    for role, domain in params.data.domains.items():
+        download(role=role, dataset=domain.dataset, out=Path("raw", role), progress=False)
+        small = domain.model_copy(update={"prepare": PrepareParams(height=16, width=16)})
+        out, context = Path("prepared", role), RunContext()
+        preprocess(
+            role=role, raw=Path("raw", role), out=out, domain=small, label_space="cs13", context=context
+        )
+        assert {path.name for path in out.iterdir() if path.is_dir()} == set(domain.dataset.splits)
     Image.fromarray(ids + 3).save("harbour/masks/south/0001_mask.png")
     status, text = panoda("check", "harbour.yaml", "--path", "harbour")
     assert status == 1 and "outside the encoding" in text
+
+
+def test_classes_with_their_ids(tmp_path):
+    status, text = panoda("classes", "cs13")
+    lines = text.splitlines()
+    assert status == 0 and lines[0].split() == ["0", "road", "128,64,128"] and len(lines) == 13
+    assert lines[12].split() == ["12", "car", "0,0,142"]
+    assert "can be mapped to cs13" in panoda("classes", "synpass22")[1]
+    assert "cs19  19 classes" in panoda("classes")[1]
+    own = tmp_path / "port.yaml"
+    own.write_text("names: [quay, water]\npalette: [[1, 2, 3], [4, 5, 6]]\nto: {cs13: {quay: road}}\n")
+    assert panoda("classes", str(own))[1].split("\n")[:3] == [
+        "  0  quay  1,2,3",
+        "  1  water  4,5,6",
+        "can be mapped to cs13",
+    ]
+    status, text = panoda("classes", "cs14")
+    assert status == 1 and "unknown label space" in text
