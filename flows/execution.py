@@ -171,9 +171,6 @@ def _out(stage: Stage, job: Job, role: str | None) -> Path:
 def _record(
     stage: Stage, role: str | None, params: Params, inputs: Mapping[str, Path], job: Job
 ) -> dict[str, Any]:
-    read = dict(inputs)
-    if "model" in stage.sections and params.model.weights is not None:
-        read["weights"] = Path(params.model.weights)
     return {
         "stage": stage.name,
         "role": role,
@@ -184,7 +181,7 @@ def _record(
         "params": stage.params(params, role),
         "inputs": {
             name: {"path": str(path), "digest": runs.digest(path), "run": runs.run_of_input(path)}
-            for name, path in read.items()
+            for name, path in inputs.items()
         },
         "code": runs.code_digest(stage.module, registries=stage.registries),
         "status": "running",

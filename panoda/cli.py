@@ -22,6 +22,7 @@ from panoda.data_cli import data
 from panoda.files import staged_file
 from panoda.pipeline import STAGES
 from panoda.runs import RECORD, clean_state
+from panoda.weights_cli import weights
 
 PARAMS = Path("params.yaml")
 SCENARIOS = Path("scenarios")
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
+app.add_typer(weights, name="weights")
 
 
 def main() -> None:

@@ -378,7 +378,7 @@ class ModelParams(Section):
     drop_path: Probability = 0.1
     """Stochastic depth of the last encoder block."""
     weights: str | None = None
-    """Pretrained encoder weights (MiT .pth or safetensors), or null for random."""
+    """Pretrained weights: a file below data/weights (`panoda weights`), timm (what it has), or null."""
 
 
 class OptimParams(Section):

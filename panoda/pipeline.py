@@ -114,10 +114,16 @@ STAGES: dict[str, Stage] = {
             per_role=True,
             on_gpu=False,
         ),
+        Stage("weights", ("model",), {"weights": "data/weights"}, "outputs/weights", on_gpu=False),
         Stage(
             "pretrain",
             ("sources", "model", "pretrain", "seed"),
-            {"source_train": _SOURCE_TRAIN, "source_val": _SOURCE_VAL, "more_sources": _MORE_SOURCES},
+            {
+                "weights": "outputs/weights",
+                "source_train": _SOURCE_TRAIN,
+                "source_val": _SOURCE_VAL,
+                "more_sources": _MORE_SOURCES,
+            },
             "outputs/pretrain",
         ),
         Stage(

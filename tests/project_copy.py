@@ -50,6 +50,7 @@ with open("ran.txt", "a") as log:
 """
 WRITES = {
     "download": ["raw"],
+    "weights": ["report.json", "metrics.json"],
     "preprocess": ["train/index.parquet", "val/index.parquet", "test/index.parquet", "statistics.json"],
     "pseudo_labels": ["index.parquet", "metrics.json"],
     "prototypes": ["prototypes.safetensors", "metrics.json"],
@@ -87,6 +88,7 @@ class ProjectCopy:
             else:
                 shutil.copy(source, folder / name)
         (folder / "data" / "prepared" / "more_sources").mkdir(parents=True)
+        (folder / "data" / "weights").mkdir()
         (folder / ".dvc").mkdir()
         for name in ("config", ".gitignore"):
             shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)

@@ -31,7 +31,7 @@ LEVELS = (
     ("report",),
     ("stages",),
     ("pipeline", "runs", "tracking"),
-    ("cli", "data_cli"),
+    ("cli", "data_cli", "weights_cli"),
 )
 
 

@@ -5,8 +5,10 @@ The card travels as JSON in the file's metadata, so a checkpoint needs nothing b
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -127,10 +129,22 @@ def save_model(path: Path, model: Segmenter, card: ModelCard) -> None:
             f"the card describes {card.name!r} with {card.num_classes} classes, "
             f"the model is {model.name!r} with {model.num_classes}"
         )
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    data = save(tensors, metadata={"format": FORMAT, "card": card.model_dump_json()})
+    data = tensor_file(model.state_dict(), {"format": FORMAT, "card": card.model_dump_json()})
     with staged_file(Path(path)) as aside:
         aside.write_bytes(data)
+
+
+def tensor_file(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file; equal content gives equal bytes.
+
+    safetensors itself writes the entries of the metadata in an order that changes from process to process,
+    and a file whose bytes change would make DVC run again what depends on it.
+    """
+    data = save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, metadata=metadata)
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def read_card(path: Path) -> ModelCard:

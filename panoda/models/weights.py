@@ -7,6 +7,7 @@ the encoder's keys without prefix, plus a classification head. Everything loads 
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 from collections import Counter
@@ -51,6 +52,7 @@ _DECODER_NAMES = (
     (r"head([1234])\.norm1\.", "blocks.{stage}.norm."),
     (r"pred\.", "predict."),
 )
+_NESTING = ("state_dict", "model", "module")
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
@@ -68,7 +70,9 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # MAE and BEiT keep the command line beside the weights: plain values in a class without behaviour.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: not a checkpoint, or one that holds more than tensors, which is not opened for safety; "
@@ -120,16 +124,19 @@ def load_mit_imagenet(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take the tensors out of ``state_dict`` nesting and off a ``module.`` prefix on every key."""
+    """Take the tensors out of their nesting and off a ``module.`` prefix on every key.
+
+    Nesting: ``state_dict``, ``model`` (MAE, BEiT) or ``module`` (BEiTv2), also in one another.
+    """
     state: Any = state_dict
-    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    while inner := next((key for key in _NESTING if isinstance(state.get(key), Mapping)), None):
+        state = state[inner]
     while state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if wrong or not state:
         raise CheckpointError(
-            "expected a dictionary of tensors, optionally under 'state_dict'; "
+            "expected a dictionary of tensors, optionally under 'state_dict', 'model' or 'module'; "
             + (f"these entries are no tensors: {', '.join(wrong[:8])}" if wrong else "it is empty")
         )
     return dict(state)

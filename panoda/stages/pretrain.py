@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,10 +15,9 @@ from panoda.data.prepared import PreparedSplit
 from panoda.files import staged_directory
 from panoda.labels import get_label_space
 from panoda.metrics import ConfusionMatrix
-from panoda.models import create_model
 from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
+from panoda.models.fitting import fit, load_fitted
 from panoda.models.segmenter import Segmenter
-from panoda.models.weights import load_mit_imagenet, read_state_dict
 from panoda.stages.common import (
     batches,
     optimisation,
@@ -26,11 +27,14 @@ from panoda.stages.common import (
     source_weights,
     training_mode,
 )
+from panoda.stages.weights import build_model, read_stage_weights
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
 from panoda.training.supervised import SupervisedTask
 from panoda.training.validation import validate_split
+
+log = logging.getLogger("panoda")
 
 
 def pretrain(
@@ -42,6 +46,7 @@ def pretrain(
     params: PretrainParams,
     seed: int,
     context: RunContext,
+    weights: Path | None = None,
     more_sources: Path | None = None,
     sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
@@ -55,6 +60,7 @@ def pretrain(
         params: The pretrain section.
         seed: Run seed.
         context: Device, precision, logger, resume folder.
+        weights: Result of stage weights; None starts from random weights.
         more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
@@ -63,7 +69,7 @@ def pretrain(
         ``<role>_val`` of every further source. The checkpoint with the best mean of these mIoUs is kept.
 
     Raises:
-        ValueError: a split without labels.
+        ValueError: a split without labels, or weights that do not fit the model.
         TrainingDiverged: a loss or gradient is not finite.
     """
     train = training_source(source_train, more_sources, sources)
@@ -71,18 +77,8 @@ def pretrain(
     first = vals["source_val"]
     space = get_label_space(train.label_space)
     torch.manual_seed(stream_seed(seed, "model"))
-    net = create_model(
-        model.encoder,
-        num_classes=space.num_classes,
-        decoder=model.decoder,
-        drop_path=model.drop_path,
-        width=model.width,
-        blocks=model.blocks,
-        wrap=model.wrap,
-        auxiliary_weights=model.auxiliary_weights,
-    )
-    if model.weights is not None:
-        load_mit_imagenet(net, read_state_dict(Path(model.weights)))
+    net = build_model(model, num_classes=space.num_classes)
+    start = _load_weights(net, weights, model, space.name)
     net.to(context.device)
     task = SupervisedTask(
         net,
@@ -107,6 +103,7 @@ def pretrain(
         params={
             "model": section_dict(model),
             "pretrain": section_dict(params),
+            "weights": start,
             "prepared": prepared_size(first),
         },
     )
@@ -135,6 +132,27 @@ def pretrain(
     # Only now: a full disk above must leave the weights for the next run.
     keeper.path.unlink(missing_ok=True)
     return values
+
+
+def _load_weights(
+    net: Segmenter, folder: Path | None, model: ModelParams, label_space: str
+) -> dict[str, Any] | None:
+    """Load what stage weights found; returns where it is from and what is new, for the model's card."""
+    given = None if folder is None else read_stage_weights(folder)
+    if (given is None) != (model.weights is None):
+        raise ValueError(
+            f"model.weights is {model.weights!r}, but {folder or 'no input weights'} holds "
+            f"{'none' if given is None else 'some'}; run stage weights with the same parameters first, and "
+            "hand its result over (--input weights=FOLDER)"
+        )
+    if given is None:
+        return None
+    tensors, card = given
+    found = fit(net, tensors, card, label_space=label_space)
+    load_fitted(net, found)
+    for note in found.notes:
+        log.warning("weights %s: %s", model.weights, note)
+    return {"card": card.model_dump(mode="json"), **found.summary()}
 
 
 class _Keeper:
