@@ -22,6 +22,7 @@ pytest.importorskip("mlflow")
 pytestmark = pytest.mark.pipeline
 
 PREPARED = {"download@source", "download@target", "preprocess@source", "preprocess@target"}
+FROM_WEIGHTS = {"weights"}
 FROM_PRETRAIN = {
     "pretrain",
     "warmup",
@@ -40,7 +41,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
     """The small city with doubles, reproduced once; every test leaves it up to date."""
     folder = tmp_path_factory.mktemp("city")
     project = ProjectCopy(folder, ROOT / "scenarios" / "city_small.yaml", doubles=True)
-    assert project.repro() == PREPARED | FROM_PRETRAIN
+    assert project.repro() == PREPARED | FROM_WEIGHTS | FROM_PRETRAIN
     return project
 
 
@@ -51,14 +52,43 @@ def test_nothing_changed_nothing_runs(city: ProjectCopy) -> None:
     assert (city.folder / "ran.txt").read_text() == before
 
 
-@pytest.mark.parametrize(("key", "value"), [("model.drop_path", 0.1), ("pretrain.optim.lr", 0.001)])
+@pytest.mark.parametrize(
+    ("key", "value", "first"),
+    [("model.drop_path", 0.1, FROM_WEIGHTS), ("pretrain.optim.lr", 0.001, set())],
+)
 def test_a_model_or_pretraining_parameter_redoes_what_depends_on_it(
-    city: ProjectCopy, key: str, value: float
+    city: ProjectCopy, key: str, value: float, first: set[str]
 ) -> None:
     city.set(key, value)
     ran = city.repro()
-    assert ran == FROM_PRETRAIN
+    assert ran == first | FROM_PRETRAIN
     assert {"pseudo_labels", "prototypes"} <= ran and not ran & PREPARED
+
+
+def test_another_file_of_weights_under_the_same_name_redoes_training(city: ProjectCopy) -> None:
+    file = city.folder / "data" / "weights" / "mine.safetensors"
+    file.write_text("one")
+    city.set("model.weights", "mine")
+    assert city.repro() == FROM_WEIGHTS | FROM_PRETRAIN
+    assert city.repro() == set()
+    file.write_text("two")
+    assert city.repro() == FROM_WEIGHTS | FROM_PRETRAIN
+    # The double writes what it reads; where the result stays the same, training does too.
+    prepared = city.folder / "outputs" / "weights"
+    kept = {path.name: path.read_bytes() for path in prepared.iterdir()}
+    (file.parent / "other.safetensors").write_text("of no concern")
+    script = city.folder / "flows" / "python.sh"
+    double = script.read_text()
+    copies = "".join(f"cp '{city.folder}/kept-{name}' outputs/weights/{name}\n" for name in kept)
+    for name, data in kept.items():
+        (city.folder / f"kept-{name}").write_bytes(data)
+    script.write_text(f"#!/bin/sh\nmkdir -p outputs/weights\n{copies}")
+    assert city.repro() == FROM_WEIGHTS
+    script.write_text(double)
+    for path in (file, file.with_name("other.safetensors"), *city.folder.glob("kept-*")):
+        path.unlink()
+    city.set("model.weights", None)
+    assert city.repro() == FROM_WEIGHTS | FROM_PRETRAIN
 
 
 def test_an_adaptation_parameter_leaves_pseudo_labels_and_prototypes_alone(city: ProjectCopy) -> None:
@@ -183,7 +213,8 @@ def tiny(folder: Path, images: Path) -> Path:
 
 def test_promoting_a_pretraining_by_hand_regenerates_pseudo_labels(tmp_path: Path) -> None:
     project = ProjectCopy(tmp_path / "project", tiny(tmp_path, tmp_path / "images"), doubles=False)
-    assert project.repro("pseudo_labels") == PREPARED | {"pretrain", "warmup", "pseudo_labels"}
+    up_to_labels = {"weights", "pretrain", "warmup", "pseudo_labels"}
+    assert project.repro("pseudo_labels") == PREPARED | up_to_labels
     before = {stage: project.lock(stage) for stage in ("pretrain", "warmup", "pseudo_labels")}
 
     changed = "pretrain.iterations=2"

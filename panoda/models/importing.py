@@ -159,7 +159,7 @@ def _trans4pass(state: dict[str, Tensor], source: str, encoder: str | None, *, a
     if predict is None:
         rest = ", ".join([key for key in tensors if key not in own][:4])
         raise CheckpointError(
-            f"{source}: besides the encoder ({name}) it has {rest}, ..., which is no decoder of Trans4PASS(+) "
+            f"{source}: besides the encoder ({name}) it has {rest}, ..., no decoder of Trans4PASS(+) "
             "(no dede_head.pred.weight); take the encoder alone with --encoder-only"
         )
     plus = any(".channel1." in key for key in tensors)
