@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from panoda.models.encoders import SHAPES, create_encoder, encoder_names
+from panoda.models.encoders import SHAPES, create_encoder
 
 _MIT_FOLDER = "https://drive.google.com/drive/folders/1b7bwrInTW4VLEm27YawHOAMSMikga2Ia"
 # Plain ViTs with published weights, as create_encoder takes them; timm has many more.
@@ -38,7 +38,6 @@ VITS = (
 )
 
 _WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
-_PVT = tuple(name for name in encoder_names() if name not in SHAPES)
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,12 @@ def fitting(tensors: Mapping[str, Tensor]) -> list[str]:
     """Encoders (but ``timm:NAME``) with exactly the keys and shapes of the ``encoder.*`` entries."""
     given = {key: tuple(value.shape) for key, value in tensors.items() if key.startswith("encoder.")}
     blocks = sum(key.endswith(".norm1.weight") for key in given)
-    near: list[str] = [name for name, shape in SHAPES.items() if sum(shape.depths) == blocks]
-    embed = given.get("encoder.net.patch_embed.proj.weight", ())
-    if any(key.startswith("encoder.net.") for key in given):
-        near = vits_of(embed) if any(key.startswith("encoder.net.blocks.") for key in given) else list(_PVT)
+    near = [name for name, shape in SHAPES.items() if sum(shape.depths) == blocks]
+    if any(key.startswith("encoder.net.blocks.") for key in given):
+        near = vits_of(given.get("encoder.net.patch_embed.proj.weight", ()))
+    elif any(key.startswith("encoder.net.") for key in given):
+        # PVTv2's sizes have as many blocks as MiT's.
+        near = [name.replace("mit_", "pvt_v2_") for name in near if name.startswith("mit_")]
     return [name for name in near if given and layout(name) == given]
 
 

@@ -140,7 +140,7 @@ def _download(repository: str, files: tuple[str, ...] = _FILES) -> Path:
         except EntryNotFoundError:
             continue
         except (HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0]
             raise CheckpointError(
                 f"{repository}: the hub refuses it ({type(error).__name__}: {reason}). Tried: "
                 f"{hf_hub_url(repository, file)}. Weights behind a form (DINOv3) need your consent on that "

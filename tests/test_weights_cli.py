@@ -1,0 +1,481 @@
+"""`panoda weights`: every layout, made from our own random models by inverse renaming, and every refusal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_models_weights import released
+from torch import Tensor
+from typer.testing import CliRunner
+
+from panoda import cli
+from panoda.models import CheckpointError, Segmenter, create_model
+from panoda.models.catalogue import VITS, layout, vits_of
+from panoda.models.checkpoint import make_card, save_model
+from panoda.models.encoders import create_encoder
+from panoda.models.importing import expand_shared_table, import_state
+from panoda.models.positions import sincos_table
+from panoda.models.pretrained import read_weights
+from panoda.models.recognise import recognise
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "vit:vit_tiny_patch16_224.augreg_in21k"
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "220")
+    return tmp_path
+
+
+def panoda(*arguments: str) -> tuple[int, str]:
+    """Exit status and output; a user error counts as what ``main`` makes of it."""
+    result = CliRunner().invoke(cli.app, ["weights", *arguments])
+    if isinstance(result.exception, (ValueError, OSError)):
+        return 1, f"{result.output}error: {result.exception}"
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def done(*arguments: str) -> str:
+    status, text = panoda(*arguments)
+    assert status == 0, text
+    return text
+
+
+def refused(*arguments: str) -> str:
+    status, text = panoda(*arguments)
+    assert status == 1, text
+    assert not list(Path("data/weights").glob("*")), "a refused file must leave nothing"
+    return text
+
+
+def model_of(name: str, classes: int = 13, **options: Any) -> Segmenter:
+    torch.manual_seed(5)
+    return create_model(name, num_classes=classes, **options)
+
+
+def light(encoder: str) -> dict[str, Tensor]:
+    """timm's keys and shapes of an encoder of any size, without the memory of it."""
+    return {
+        key.removeprefix("encoder.net."): torch.zeros(1).expand(shape)
+        for key, shape in layout(encoder).items()
+    }
+
+
+def equal(found: dict[str, Tensor], model: Segmenter, prefix: str = "") -> bool:
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+    return found.keys() == own.keys() and all(torch.equal(found[key], own[key]) for key in own)
+
+
+# --- MiT and Trans4PASS ----------------------------------------------------------------------------------
+
+
+def mit(model: Segmenter) -> dict[str, Tensor]:
+    found = {k.removeprefix("encoder."): v for k, v in released(model).items() if k.startswith("encoder.")}
+    return {**found, "head.weight": torch.ones(1000, 256), "head.bias": torch.ones(1000)}
+
+
+def test_mit(project: Path) -> None:
+    model = model_of("mit_b0")
+    torch.save(mit(model), "mit_b0.pth")
+    text = done("import", "mit_b0.pth")
+    assert "mit_b0 (layout mit)" in text and "dropped: 2: head.weight, head.bias" in text
+    assert "the decoder" in text and "model.weights mit_b0.safetensors" in text
+    found, card = read_weights(Path("data/weights/mit_b0.safetensors"))
+    assert equal(found, model, "encoder.") and card.decoder is None and card.encoder == "mit_b0"
+    assert card.source.startswith("mit_b0.pth, SHA-256 ")
+    # Once more, and under another name: the same bytes.
+    first = Path("data/weights/mit_b0.safetensors").read_bytes()
+    done("import", "mit_b0.pth")
+    done("import", "mit_b0.pth", "--name", "copy")
+    assert first == Path("data/weights/copy.safetensors").read_bytes()
+    torch.save(mit(model_of("mit_b0", width=8)) | {"norm1.bias": torch.ones(32)}, "mit_b0.pth")
+    status, text = panoda("import", "mit_b0.pth")
+    assert status == 1 and "other weights have that name" in text
+    assert first == Path("data/weights/mit_b0.safetensors").read_bytes()
+    done("import", "mit_b0.pth", "--force")
+
+
+def test_mit_may_be_meant_for_the_deformable_encoder_of_its_size(project: Path) -> None:
+    torch.save(mit(model_of("mit_b1")), "mit_b1.pth")
+    assert "weights of mit_b1, not for trans4pass_s" in refused(
+        "import", "mit_b1.pth", "--encoder", "trans4pass_s"
+    )
+    assert "mit_b1 (layout mit)" in done("import", "mit_b1.pth", "--encoder", "trans4pass_t")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("supervised", [False, True])
+def test_released_checkpoints(project: Path, supervised: bool, nested: bool) -> None:
+    model = model_of("trans4pass_nano", 19)
+    state = released(model)
+    if supervised:
+        names = (("encoder.", "backbone."), ("dede_head.", "decode_head."))
+        state = {next((b + k[len(a) :] for a, b in names if k.startswith(a))): v for k, v in state.items()}
+    state = {f"module.{key}": value for key, value in state.items()} if nested else state
+    torch.save({"state_dict": state, "epoch": 3} if nested else state, "best.pth")
+    text = done("import", "best.pth", "--decoder", "dmlp", "--num-classes", "19", "--label-space", "cs19")
+    assert "trans4pass_nano with dmlp, 19 classes (layout trans4pass)" in text
+    found, card = read_weights(Path("data/weights/best.safetensors"))
+    assert equal(found, model)
+    assert (card.width, card.num_classes, card.label_space) == (64, 19, "cs19")
+    done("import", "best.pth", "--encoder-only", "--name", "encoder")
+    found, card = read_weights(Path("data/weights/encoder.safetensors"))
+    assert equal(found, model, "encoder.") and card.decoder is None and card.num_classes is None
+    assert len(card.dropped) == len(model.decoder.state_dict())
+
+
+def test_a_released_checkpoint_must_be_what_the_user_says(project: Path) -> None:
+    torch.save(released(model_of("trans4pass_nano", 19)), "best.pth")
+    for option, value, message in (
+        ("--num-classes", "13", "num_classes is 19 in the file, not 13"),
+        ("--decoder", "dmlpv2", "decoder is dmlp in the file, not dmlpv2"),
+        ("--encoder", "trans4pass_t", "weights of trans4pass_nano, not for trans4pass_t"),
+        ("--label-space", "cs13", "num_classes is 19 in the file, not 13"),
+    ):
+        assert message in refused("import", "best.pth", option, value)
+    state = released(model_of("trans4pass_nano", 19))
+    del state["dede_head.head2.proj.weight"]
+    state["encoder.extra"] = torch.ones(1)
+    torch.save(state, "best.pth")
+    text = refused("import", "best.pth")
+    assert "1 unexpected: extra" in text
+    del state["encoder.extra"]
+    torch.save(state, "best.pth")
+    assert "1 missing: decoder.blocks.1.out.weight" in refused("import", "best.pth")
+    other = {key.replace("dede_head.", "decode_head.linear_"): value for key, value in state.items()}
+    torch.save(other, "best.pth")
+    assert "no decoder of Trans4PASS(+)" in refused("import", "best.pth")
+    assert "trans4pass_nano (layout trans4pass)" in done("import", "best.pth", "--encoder-only")
+
+
+# --- plain ViTs ------------------------------------------------------------------------------------------
+
+
+def test_mae_pretraining_loses_its_decoder(project: Path) -> None:
+    encoder = "vit:vit_base_patch16_224.mae"
+    state = light(encoder) | {"norm.weight": torch.zeros(768), "norm.bias": torch.zeros(768)}
+    state["pos_embed"] = sincos_table((14, 14), 768, prefix=1)
+    extra = {
+        "mask_token": torch.zeros(1, 1, 512),
+        "decoder_pos_embed": torch.zeros(1, 197, 512),
+        "decoder_embed.weight": torch.zeros(512, 768),
+        "decoder_blocks.0.norm1.weight": torch.zeros(512),
+        "decoder_pred.bias": torch.zeros(768),
+    }
+    found = import_state({"model": {**state, **extra}}, source="x", name="checkpoint-799.pth")
+    assert found.card.encoder == encoder and found.card.layout == "mae" and found.card.tag == "mae"
+    assert set(found.card.dropped) == {*extra, "norm.weight", "norm.bias"}
+    assert {k: tuple(v.shape) for k, v in found.tensors.items()} == layout(encoder)
+    # Without the decoder, the sin-cos positions still say what it is; without these, the name must.
+    assert import_state({"model": state}, source="x", name="a.pth").card.encoder == encoder
+    state["pos_embed"] = torch.zeros(1, 197, 768)
+    tuned = state | {"fc_norm.weight": torch.zeros(768), "head.weight": torch.zeros(10, 768)}
+    found = import_state({"model": tuned}, source="x", name="mae_finetuned_vit_base.pth")
+    assert found.card.encoder == encoder
+    assert {"fc_norm.weight", "head.weight"} <= set(found.card.dropped)
+    with pytest.raises(CheckpointError, match=r"say which one it is: .*augreg_in21k or --encoder .*\.mae"):
+        import_state({"model": tuned}, source="x", name="best.pth")
+
+
+def test_files_of_the_original_mae_hold_a_command_line(project: Path) -> None:
+    model = model_of(TINY, decoder="fcn")
+    state = {
+        k.removeprefix("encoder.net."): v for k, v in model.state_dict().items() if k.startswith("encoder")
+    }
+    state |= {"fc_norm.weight": torch.ones(192), "head.bias": torch.ones(10)}
+    torch.save({"model": state, "epoch": 9, "args": argparse.Namespace(lr=0.1)}, "tuned.pth")
+    text = done("import", "tuned.pth")
+    assert f"{TINY} (layout timm), {len(model.encoder.state_dict())} entries" in text
+    assert "dropped: 2: fc_norm.weight, head.bias" in text
+    found, _ = read_weights(Path("data/weights/tuned.safetensors"))
+    assert equal(found, model, "encoder.")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_beit(shared: bool) -> None:
+    encoder = "vit:beit_base_patch16_224.in22k_ft_in22k"
+    state = light(encoder)
+    table = torch.rand(732, 12)
+    own = [key for key in state if key.endswith("relative_position_bias_table")]
+    assert len(own) == 12
+    for key in own:
+        state[key] = table
+        state[key.replace("_bias_table", "_index")] = torch.zeros(197, 197, dtype=torch.int64)
+    extra = {"lm_head.weight": torch.zeros(8192, 768), "mask_token": torch.zeros(1, 1, 768)}
+    if shared:
+        state = {key: value for key, value in state.items() if "relative_position" not in key}
+        state["rel_pos_bias.relative_position_bias_table"] = table
+        state["rel_pos_bias.relative_position_index"] = torch.zeros(197, 197, dtype=torch.int64)
+        extra |= {"cls_pt_layers.0.norm1.weight": torch.zeros(768)}
+    whole = {"model": {**state, **extra, "norm.weight": torch.zeros(768)}}
+    found = import_state(whole, source="x", name="beit_base_patch16_224_pt22k.pth")
+    assert found.card.encoder == encoder and found.card.layout == "beit"
+    assert {*extra, "norm.weight"} <= set(found.card.dropped)
+    assert {k: tuple(v.shape) for k, v in found.tensors.items()} == layout(encoder)
+    assert all(torch.equal(found.tensors[f"encoder.net.{key}"], table) for key in own)
+    second = import_state({"module": whole["model"]}, source="x", name="beitv2_base_pt1k.pth")
+    assert second.card.encoder == "vit:beitv2_base_patch16_224.in1k_ft_in22k"
+    with pytest.raises(CheckpointError, match="--encoder vit:beit_base.* or --encoder vit:beitv2_base"):
+        import_state(whole, source="x", name="best.pth")
+
+
+def test_a_shared_table_is_every_blocks_start() -> None:
+    table = torch.rand(5, 2)
+    state = {"rel_pos_bias.relative_position_bias_table": table, "a": torch.ones(1)}
+    found = expand_shared_table(state, depth=2)
+    assert list(found) == [f"blocks.{i}.attn.relative_position_bias_table" for i in (0, 1)] + ["a"]
+    assert found[next(iter(found))].data_ptr() != table.data_ptr() and torch.equal(
+        found[next(iter(found))], table
+    )
+
+
+def test_tables_of_another_size_are_resized_as_timm_does() -> None:
+    torch.manual_seed(0)
+    large = timm.create_model("vit_tiny_patch16_384", num_classes=0)
+    small = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+    found = import_state(large.state_dict(), source="x", name="x", encoder=TINY)
+    assert found.card.resized == ("pos_embed: (1, 577, 192) -> (1, 197, 192)",)
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    expected = checkpoint_filter_fn(large.state_dict(), small)["pos_embed"]
+    assert torch.equal(found.tensors["encoder.net.pos_embed"], expected)
+    state = light("vit:beit_base_patch16_224.in22k_ft_in22k")
+    table = torch.rand(47 * 47 + 3, 12)  # fine-tuned at 384 x 384
+    key = "blocks.3.attn.relative_position_bias_table"
+    found = import_state({**state, key: table}, source="x", name="beit.pth")
+    assert found.card.resized == (f"{key}: (2212, 12) -> (732, 12)",)
+    assert torch.equal(found.tensors[f"encoder.net.{key}"][-3:], table[-3:])
+
+
+def test_the_original_layout_of_dinov2_is_read_by_timm() -> None:
+    encoder = "vit:vit_small_patch14_dinov2.lvd142m"
+    state = light(encoder) | {"mask_token": torch.zeros(1, 384), "norm.bias": torch.zeros(384)}
+    found = import_state(state, source="x", name="dinov2_vits14_pretrain.pth")
+    assert found.card.encoder == encoder and set(found.card.dropped) == {"mask_token", "norm.bias"}
+
+
+def test_networks_with_a_pyramid(project: Path) -> None:
+    torch.manual_seed(0)
+    state = timm.create_model("pvt_v2_b0").state_dict()
+    found = import_state(state, source="x", name="x")
+    assert found.card.encoder == "pvt_v2_b0" and found.card.dropped == ("head.bias", "head.weight")
+    whole = timm.create_model("convnext_atto").state_dict()
+    save_file(whole, "atto.safetensors")
+    text = refused("import", "atto.safetensors")
+    assert "not recognised (its keys begin with" in text and "--encoder" in text
+    done("import", "atto.safetensors", "--encoder", "timm:convnext_atto")
+    found_tensors, card = read_weights(Path("data/weights/atto.safetensors"))
+    torch.manual_seed(1)
+    encoder = create_encoder("timm:convnext_atto")
+    encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in found_tensors.items()})
+    assert torch.equal(encoder.net.stem[0].weight, whole["stem.0.weight"])
+    assert card.dropped and all(key.startswith("head.") for key in card.dropped)
+
+
+def test_the_wrong_encoder_is_explained_and_the_right_one_named(project: Path) -> None:
+    state = light(TINY)
+    with pytest.raises(CheckpointError) as caught:
+        import_state(state, source="x.pth", name="x.pth", encoder="vit:vit_small_patch16_224.augreg_in21k")
+    text = str(caught.value)
+    assert "x.pth as vit:vit_small_patch16_224.augreg_in21k: the weights do not fit" in text
+    assert f"Its shapes are those of {TINY}: try --encoder." in text and "of another shape: cls_token" in text
+    with pytest.raises(CheckpointError, match="not laid out like MiT or Trans4PASS, so it is not mit_b1"):
+        import_state(state, source="x", name="x", encoder="mit_b1")
+    with pytest.raises(ValueError, match="no model 'vit_nonsense'"):
+        import_state(state, source="x", name="x", encoder="vit:vit_nonsense")
+    cut = {key: value for key, value in state.items() if "blocks.7.mlp" not in key}
+    with pytest.raises(CheckpointError, match="4 missing: blocks.7.mlp.fc1.weight"):
+        import_state(cut, source="x", name="x", encoder=TINY)
+    with pytest.raises(CheckpointError, match="1 unexpected: blocks.0.adapter.weight"):
+        import_state(state | {"blocks.0.adapter.weight": torch.ones(1)}, source="x", name="x", encoder=TINY)
+
+
+def test_every_catalogued_vit_is_found_by_its_width_and_patch() -> None:
+    for name in VITS:
+        assert timm.models.get_pretrained_cfg(name.removeprefix("vit:")).hf_hub_id, name
+    assert vits_of((192, 3, 16, 16)) == [TINY]
+    assert vits_of((1280, 3, 14, 14)) == ["vit:vit_huge_patch14_224.mae"]
+    assert recognise({"x": torch.ones(1)}) == "timm"
+
+
+# --- other files -----------------------------------------------------------------------------------------
+
+
+def test_our_own_checkpoints(project: Path) -> None:
+    model = model_of("trans4pass_nano", 13, decoder="segformer", width=16)
+    save_model(Path("model.safetensors"), model, make_card(model, label_space="cs13", stage="adapt", seed=4))
+    text = done("import", "model.safetensors", "--name", "adapted")
+    assert "trans4pass_nano with segformer, 13 classes (layout panoda checkpoint)" in text
+    found, card = read_weights(Path("data/weights/adapted.safetensors"))
+    assert equal(found, model) and (card.label_space, card.width) == ("cs13", 16)
+    assert "stage adapt, seed 4" in card.source
+    text = done("show", "adapted")
+    assert "label_space: cs13" in text and "encoder.stages" in text and "decoder.predict" in text
+    assert f"{sum(p.numel() for p in model.parameters()):,}"[:3] in text
+
+
+def test_bad_files_are_refused(project: Path) -> None:
+    torch.save({"a": torch.ones(1), "code": Path("x")}, "objects.pth")
+    assert "more than tensors" in refused("import", "objects.pth")
+    torch.save(mit(model_of("mit_b0")), "whole.pth")
+    Path("cut.pth").write_bytes(Path("whole.pth").read_bytes()[:5000])
+    assert "truncated" in refused("import", "cut.pth")
+    assert "none.pth: no such weights file" in refused("import", "none.pth")
+    save_file({"conv1.weight": torch.ones(3)}, "foreign.safetensors")
+    text = refused("import", "foreign.safetensors")
+    assert "not recognised (its keys begin with conv1.weight" in text
+    assert "no such weights" in refused("show", "nothing")
+    assert "not in this project's layout" in refused("show", "foreign.safetensors")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("evil.txt"),)
+
+
+def test_code_in_a_pickle_is_not_run(project: Path) -> None:
+    torch.save({"model": {"a": torch.ones(1)}, "x": Evil()}, "evil.pth")
+    assert "not opened for safety" in refused("import", "evil.pth")
+    assert not Path("evil.txt").exists()
+
+
+# --- the hub ---------------------------------------------------------------------------------------------
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[str, str]]:
+    """A hub that has what lies in a folder; returns what is asked of it."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    asked: list[tuple[str, str]] = []
+
+    def download(repository: str, file: str) -> str:
+        asked.append((repository, file))
+        path = folder / repository / file
+        if not path.is_file():
+            raise EntryNotFoundError(f"{path}: not there")
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return asked
+
+
+def test_get_by_names_of_timm(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = hub(monkeypatch, project / "hub")
+    place = project / "hub/timm/vit_tiny_patch16_224.augreg_in21k"
+    place.mkdir(parents=True)
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict()
+    save_file(state, place / "model.safetensors")
+    file = Path("data/weights/vit_tiny_patch16_224.augreg_in21k.safetensors")
+    bodies = []
+    for name in (TINY, "vit_tiny_patch16_224.augreg_in21k"):
+        text = done("get", name)
+        assert f"{TINY} (layout timm)" in text and "norm.weight" in text
+        bodies.append(file.read_bytes())
+        file.unlink()
+    assert bodies[0] == bodies[1]
+    assert asked == [("timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors")] * 2
+    file.write_bytes(bodies[0])
+    _, card = read_weights(file)
+    assert (card.encoder, card.tag, card.licence) == (TINY, "augreg_in21k", "apache-2.0")
+    assert card.source == "hf-hub:timm/vit_tiny_patch16_224.augreg_in21k"
+    with safe_open(str(file), framework="pt") as opened:
+        assert set(json.loads(opened.metadata()["card"])) == set(type(card).model_fields)
+    table = done("list")
+    assert file.name in table and "apache-2.0" in table
+
+
+def test_get_from_any_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub(monkeypatch, project / "hub")
+    place = project / "hub/me/mine"
+    place.mkdir(parents=True)
+    state = timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict()
+    torch.save(state, place / "pytorch_model.bin")
+    (place / "config.json").write_text('{"model_type": "vit"}')
+    assert "names no network of timm" in refused("get", "hf-hub:me/mine")
+    done("get", "hf-hub:me/mine", "--encoder", TINY)
+    (place / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
+    done("get", "hf-hub:me/mine", "--force")
+    torch.save({"x": Evil()}, place / "pytorch_model.bin")
+    assert panoda("get", "hf-hub:me/mine", "--force")[0] == 1 and not Path("evil.txt").exists()
+    (place / "pytorch_model.bin").unlink()
+    assert "none of these files is there" in panoda("get", "hf-hub:me/mine")[1]
+
+
+def test_no_network_says_what_was_tried_and_what_to_do(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+    def offline(repository: str, file: str) -> str:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    text = refused("get", "pvt_v2_b1")
+    assert (
+        "the hub cannot be reached" in text and "/timm/pvt_v2_b1.in1k/resolve/main/model.safetensors" in text
+    )
+    assert "panoda weights import FILE" in text
+
+    def gated(repository: str, file: str) -> str:
+        raise GatedRepoError.__new__(GatedRepoError, "accept the licence first")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
+    assert "consent" in refused("get", "vit:vit_small_patch16_dinov3.lvd1689m")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mit_b1", "timm has no weights for it; `panoda weights list`"),
+        ("nonsense", "unknown encoder 'nonsense'"),
+        (
+            "vit:vit_tiny_patch16_224.zzz",
+            "no weights under that tag; it has vit_tiny_patch16_224.augreg_in21k",
+        ),
+    ],
+)
+def test_get_what_is_not_there(name: str, message: str) -> None:
+    assert message in refused("get", name)
+
+
+def test_list(project: Path) -> None:
+    text = done("list")
+    for shown in (
+        "mit_b0.pth .. mit_b5.pth",
+        "research only",
+        "gdown",
+        "Trans4PASS, Trans4PASS+",
+        "pvt_v2_b5",
+    ):
+        assert shown in text
+    for name in VITS:
+        assert f"panoda weights get {name}" in text
+    assert "nothing in data/weights yet" in text
+    text = done("list", "--encoder", "vit:vit_base_patch16_224.mae")
+    assert "vit:vit_base_patch16_224.dino" in text and "cc-by-nc-4.0" in text and "gdown" not in text
+    Path("data/weights").mkdir(parents=True)
+    Path("data/weights/broken.safetensors").write_text("nothing")
+    assert "broken.safetensors" in done("list") and "truncated" in done("list")
+
+
+def test_starts_without_torch() -> None:
+    code = (
+        "import sys; from panoda.cli import app\n"
+        "assert not {'torch', 'timm', 'huggingface_hub'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
