@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from panoda.inference import predict_image
 from panoda.labels import get_label_space
 from panoda.models import create_model
 from panoda.models.checkpoint import load_model, make_card, save_model
@@ -148,3 +149,30 @@ def test_disk_full(tmp_path, checkpoint, monkeypatch):
     with pytest.raises(OSError, match="disk full while writing .*out"):
         predict_files(checkpoint, [path], tmp_path / "out")
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        ("vit:vit_tiny_patch16_224.augreg_in21k", {"decoder": "upernet", "width": 16}),
+        (
+            "vit:vit_tiny_patch16_224",
+            {"decoder": "setr_mla", "width": 16, "wrap": True, "blocks": (1, 2, 3, 4)},
+        ),
+        ("timm:test_resnet", {"decoder": "fcn", "width": 16, "auxiliary_weights": ()}),
+    ],
+)
+def test_a_file_alone_is_enough_for_any_pair(tmp_path, encoder, options):
+    torch.manual_seed(3)
+    model = create_model(encoder, num_classes=13, **options).eval()
+    file = tmp_path / "elsewhere" / "best.safetensors"
+    save_model(file, model, make_card(model, label_space="cs13", stage="adapt", seed=0))
+    loaded, card = load_model(file)
+    assert loaded.wraps == bool(options.get("wrap")) and loaded.arguments == model.arguments
+    assert card.class_names == SPACE.names and card.git_commit and card.versions["timm"]
+    path = picture(tmp_path / "pano.png", (64, 160))
+    result = predict_files(file, [path], tmp_path / "out", height=48)
+    assert result.failures == []
+    image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())
+    expected = predict_image(model, image, height=48, wrap=True)
+    assert np.array_equal(np.asarray(Image.open(result.labels[0])), expected.numpy())
