@@ -389,7 +389,7 @@ class OptimParams(Section):
     lr: Positive
     """Peak learning rate."""
     weight_decay: NonNegative = 0.01
-    """Decoupled (AdamW) or L2 (SGD) weight decay; not on norms and biases."""
+    """Decoupled (AdamW) or L2 (SGD) weight decay; not on norms, biases, position tables and tokens."""
     momentum: Probability = 0.9
     """SGD momentum."""
     warmup_iterations: Count = 0
@@ -400,6 +400,10 @@ class OptimParams(Section):
     """Steps after which the decay would reach zero; 0 = the iterations of the stage."""
     clip_norm: NonNegative = 0.0
     """Gradient-norm clipping; 0 = off."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor per layer on the rate from the decoder down to the embedding (0.65 for ViT-B); 1 = off."""
+    head_lr_factor: Positive = 1.0
+    """Factor on the learning rate of the decoder and its auxiliary heads."""
 
 
 class AugmentParams(Section):
@@ -454,6 +458,8 @@ class PretrainParams(Section):
     """Class weights."""
     ohem: OhemParams | None = None
     """Hard example mining, or null."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target distribution spread evenly over all classes, also for auxiliary heads."""
     validate_every: Count = 0
     """Steps between validations on source val; 0 = only at the end."""
     select: Literal["best_source_val", "last"] = "best_source_val"

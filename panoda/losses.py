@@ -37,18 +37,29 @@ def class_weights(
     return normalised.clamp(max=cap).to(torch.float32)
 
 
-def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor, label: Tensor, weight: Tensor | None = None, *, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy over labelled pixels.
 
-    Denominator: the number of labelled pixels, or the sum of their class weights when ``weight`` is given.
+    Denominator: the number of labelled pixels, or the sum of their labels' class weights when ``weight`` is
+    given, with and without smoothing, as in torch. Ignored pixels enter neither sum.
     A batch without any labelled pixel gives 0 with zero gradients, never NaN.
 
     Args:
         logits: (B, K, H, W).
         label: (B, H, W) int64, 255 = ignored.
-        weight: (K,) class weights.
+        weight: (K,) class weights; each class's share of a smoothed target has the weight of that class.
+        label_smoothing: Share of a pixel's target spread evenly over all K classes (Szegedy et al. 2016).
     """
-    total = F.cross_entropy(logits.float(), label, weight=weight, ignore_index=IGNORE_INDEX, reduction="sum")
+    total = F.cross_entropy(
+        logits.float(),
+        label,
+        weight=weight,
+        ignore_index=IGNORE_INDEX,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
     labelled = label != IGNORE_INDEX
     if weight is None:
         return total / labelled.sum().clamp(min=1)
@@ -58,7 +69,11 @@ def cross_entropy(logits: Tensor, label: Tensor, weight: Tensor | None = None) -
 
 
 def auxiliary_cross_entropy(
-    auxiliary: Sequence[tuple[float, Tensor]], label: Tensor, weight: Tensor | None = None
+    auxiliary: Sequence[tuple[float, Tensor]],
+    label: Tensor,
+    weight: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Weighted sum of the cross-entropies of a decoder's auxiliary heads; 0 without heads.
 
@@ -66,13 +81,23 @@ def auxiliary_cross_entropy(
         auxiliary: (loss weight, logits (B, K, H, W)) of every head.
         label: (B, H, W) int64, 255 = ignored.
         weight: (K,) class weights.
+        label_smoothing: As in ``cross_entropy``.
     """
-    terms = [share * cross_entropy(logits, label, weight) for share, logits in auxiliary]
+    terms = [
+        share * cross_entropy(logits, label, weight, label_smoothing=label_smoothing)
+        for share, logits in auxiliary
+    ]
     return torch.stack(terms).sum() if terms else torch.zeros((), device=label.device)
 
 
 def ohem_cross_entropy(
-    logits: Tensor, label: Tensor, *, threshold: float, min_kept: float, weight: Tensor | None = None
+    logits: Tensor,
+    label: Tensor,
+    *,
+    threshold: float,
+    min_kept: float,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy over hard pixels only (online hard example mining, Shrivastava et al. 2016).
 
@@ -85,6 +110,7 @@ def ohem_cross_entropy(
         threshold: probability in 0..1.
         min_kept: share of labelled pixels in 0..1 that is kept at least.
         weight: (K,) class weights.
+        label_smoothing: As in ``cross_entropy``; which pixels are hard does not depend on it.
     """
     with torch.no_grad():
         labelled = label != IGNORE_INDEX
@@ -95,4 +121,4 @@ def ohem_cross_entropy(
         limit = torch.maximum(ranked[kept - 1], ranked.new_tensor(threshold))
         hard = labelled & (true_prob <= limit)
         target = torch.where(hard, label, torch.full_like(label, IGNORE_INDEX))
-    return cross_entropy(logits, target, weight)
+    return cross_entropy(logits, target, weight, label_smoothing=label_smoothing)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from panoda.losses import class_weights, cross_entropy, ohem_cross_entropy
+from panoda.losses import auxiliary_cross_entropy, class_weights, cross_entropy, ohem_cross_entropy
 
 
 def _two_pixels() -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,3 +62,27 @@ def test_nothing_labelled_stays_finite_under_a_gradient_scale():
         loss = cross_entropy(logits, label, torch.tensor([1.0, 0.0]))  # class 1 never occurs in training
         (65536 * loss).backward()
         assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 1.0, 4.0, 2.0])])
+def test_label_smoothing_is_torchs(weight):
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 5, 6))
+    label[:, :2] = 255
+    torchs = torch.nn.functional.cross_entropy(
+        logits, label, weight=weight, ignore_index=255, label_smoothing=0.1
+    )
+    torch.testing.assert_close(cross_entropy(logits, label, weight, label_smoothing=0.1), torchs)
+    both = auxiliary_cross_entropy([(0.5, logits), (0.25, logits)], label, weight, label_smoothing=0.1)
+    torch.testing.assert_close(both, 0.75 * torchs)
+    every = ohem_cross_entropy(logits, label, threshold=1.0, min_kept=0.1, weight=weight, label_smoothing=0.1)
+    torch.testing.assert_close(every, torchs)
+
+
+def test_label_smoothing_by_hand():
+    logits, label = _two_pixels()  # 0.8 of the target on the label, 0.1 more on each of both classes
+    first = -0.9 * math.log(0.75) - 0.1 * math.log(0.25)
+    expected = (first - math.log(0.5)) / 2
+    assert cross_entropy(logits, label, label_smoothing=0.2).item() == pytest.approx(expected, rel=1e-6)
+    hard = ohem_cross_entropy(logits, label, threshold=0.6, min_kept=0.1, label_smoothing=0.2)
+    assert hard.item() == pytest.approx(-math.log(0.5), rel=1e-6)  # the second pixel alone

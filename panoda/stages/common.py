@@ -45,7 +45,13 @@ def optimisation(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Optimiser and schedule of a stage."""
     optimizer = build_optimizer(
-        model, name=params.name, lr=params.lr, weight_decay=params.weight_decay, momentum=params.momentum
+        model,
+        name=params.name,
+        lr=params.lr,
+        weight_decay=params.weight_decay,
+        momentum=params.momentum,
+        layer_decay=params.layer_decay,
+        head_lr_factor=params.head_lr_factor,
     )
     scheduler = build_scheduler(
         optimizer,

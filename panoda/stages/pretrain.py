@@ -94,6 +94,7 @@ def pretrain(
         weight=source_weights(train, params.class_weights, context.device),
         ohem=(params.ohem.threshold, params.ohem.min_kept) if params.ohem else None,
         device=context.device,
+        label_smoothing=params.label_smoothing,
     )
     card = make_card(
         net,

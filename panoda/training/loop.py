@@ -105,7 +105,7 @@ def run_loop(
             last = state.step == num_steps
             if state.step % log_every == 0 or last:
                 row = {k: float(v) for k, v in values.items()}
-                row["lr"] = float(scheduler.get_last_lr()[0])
+                row["lr"] = float(max(scheduler.get_last_lr()))
                 row["steps_per_second"] = (state.step - clock_step) / (time.perf_counter() - clock)
                 clock, clock_step = time.perf_counter(), state.step
                 state.history.append({"step": float(state.step), **row})

@@ -1,23 +1,71 @@
-"""Optimisers and schedules: every parameter exactly once, no decay on norms and biases."""
+"""Optimisers and schedules: every parameter exactly once, no decay on norms, biases and embeddings.
+
+Layer-wise learning-rate decay as in BEiT (arXiv 2106.08254) and MAE (arXiv 2111.06377).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+_ENCODER, _DECODER = "encoder.", "decoder."
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups, decayed matrices and undecayed vectors; each trainable parameter is in exactly one."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in module.parameters():  # nn.Module yields shared parameters once
-        if parameter.requires_grad:
-            (decayed if parameter.ndim > 1 else plain).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    *,
+    lr: float = 1.0,
+    layer_decay: float = 1.0,
+    head_lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Groups of equal learning rate and decay; each trainable parameter is in exactly one.
+
+    Vectors (norms, biases) and what the encoder's ``no_weight_decay()`` names (position tables, tokens)
+    do not decay.
+
+    Args:
+        module: A ``Segmenter``, or anything else, which then has one learning rate.
+        weight_decay: Of the matrices and kernels.
+        lr: Learning rate of the neck, and of the encoder without layer-wise decay.
+        layer_decay: Factor on the rate of each layer of the encoder relative to the layer after it
+            (``panoda.models.encoders`` says how layers are numbered); 1 = off.
+        head_lr_factor: Factor on the rate of the decoder, its auxiliary heads included.
+
+    Returns:
+        Fastest groups first, of equal ones the decayed first.
+
+    Raises:
+        ValueError: ``layer_decay`` for a model without an encoder that numbers its layers.
+    """
+    encoder: Any = getattr(module, "encoder", None)
+    if layer_decay != 1.0 and not hasattr(encoder, "layer_of"):
+        raise ValueError(
+            f"layer_decay is {layer_decay}, but {type(module).__name__} has no encoder with numbered layers; "
+            "set layer_decay to 1.0"
+        )
+    plain = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else set()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():  # nn.Module yields shared parameters once
+        if not parameter.requires_grad:
+            continue
+        factor, decays = 1.0, parameter.ndim > 1
+        if name.startswith(_ENCODER):
+            own = name.removeprefix(_ENCODER)
+            decays = decays and own not in plain
+            if layer_decay != 1.0:
+                factor = layer_decay ** (encoder.num_layers - 1 - encoder.layer_of(own))
+        elif name.startswith(_DECODER):
+            factor = head_lr_factor
+        groups.setdefault((factor, decays), []).append(parameter)
+    return [
+        {"params": groups[factor, decays], "lr": lr * factor, "weight_decay": weight_decay if decays else 0.0}
+        for factor, decays in sorted(groups, reverse=True)
+    ]
 
 
 def build_optimizer(
@@ -27,9 +75,13 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
+    layer_decay: float = 1.0,
+    head_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD with momentum over ``module``."""
-    groups = parameter_groups(module, weight_decay)
+    """AdamW or SGD with momentum over ``module``; the other arguments as in ``parameter_groups``."""
+    groups = parameter_groups(
+        module, weight_decay, lr=lr, layer_decay=layer_decay, head_lr_factor=head_lr_factor
+    )
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum)
@@ -38,7 +90,12 @@ def build_optimizer(
 def build_scheduler(
     optimizer: torch.optim.Optimizer, *, horizon: int, warmup_iterations: int, poly_power: float
 ) -> LambdaLR:
-    """Linear warm-up over ``warmup_iterations`` steps, then (1 - step / horizon) ** poly_power."""
+    """Linear warm-up over ``warmup_iterations`` steps, then (1 - step / horizon) ** poly_power.
+
+    The polynomial counts from the first step on, as in DeepLab and MMSegmentation 0.x. Those multiply the
+    warm-up with it, which lowers the rate in the warm-up by at most the share of the horizon it takes.
+    Every group keeps its ratio to the others.
+    """
 
     def factor(step: int) -> float:
         if step < warmup_iterations:

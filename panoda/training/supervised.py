@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from panoda.training.checkpoint import Stateful
 
 
 class SupervisedTask:
-    """Cross-entropy, class-weighted and with hard example mining when asked for."""
+    """Cross-entropy; class weights, hard example mining and label smoothing when asked for."""
 
     def __init__(
         self,
@@ -24,6 +25,7 @@ class SupervisedTask:
         weight: Tensor | None,
         ohem: tuple[float, float] | None,
         device: torch.device,
+        label_smoothing: float = 0.0,
     ) -> None:
         """Train ``model`` on ``batches(start_step)``; ``ohem`` is (threshold, min_kept) or None."""
         self.trained = model
@@ -31,21 +33,21 @@ class SupervisedTask:
         self.weight = weight
         self.ohem = ohem
         self.device = device
+        self.label_smoothing = label_smoothing
 
     def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """``loss/source_ce``, ``loss/auxiliary`` where the decoder has auxiliary heads, and their sum."""
         image = normalise(batch["image"].to(self.device, non_blocking=True))
         logits, _, auxiliary = self.trained(image, return_auxiliary=True)
         label = batch["label"].to(self.device, non_blocking=True)
+        common: dict[str, Any] = {"weight": self.weight, "label_smoothing": self.label_smoothing}
         if self.ohem is None:
-            loss = cross_entropy(logits, label, self.weight)
+            loss = cross_entropy(logits, label, **common)
         else:
-            loss = ohem_cross_entropy(
-                logits, label, threshold=self.ohem[0], min_kept=self.ohem[1], weight=self.weight
-            )
+            loss = ohem_cross_entropy(logits, label, threshold=self.ohem[0], min_kept=self.ohem[1], **common)
         if not auxiliary:
             return {"loss/total": loss, "loss/source_ce": loss}
-        extra = auxiliary_cross_entropy(auxiliary, label, self.weight)
+        extra = auxiliary_cross_entropy(auxiliary, label, **common)
         return {"loss/total": loss + extra, "loss/source_ce": loss, "loss/auxiliary": extra}
 
     def after_step(self, step: int) -> dict[str, Tensor]:
