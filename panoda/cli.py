@@ -197,6 +197,9 @@ def predict(
     run: Annotated[Path | None, typer.Option(help="Run folder whose model to use.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Model file to use.")] = None,
     height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
+    sliding: Annotated[
+        int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Segment panoramas: label PNGs, overlays and class shares of each image."""
@@ -212,6 +215,7 @@ def predict(
         files,
         out,
         height=height,
+        sliding=None if sliding is None else (sliding, 2 * sliding // 3),
         device=place,
         dtype=resolve_precision("auto", place),
         progress=True,

@@ -599,6 +599,21 @@ class AdaptParams(Section):
         return self
 
 
+class SlidingParams(Section):
+    """Prediction in square windows, averaged where they overlap."""
+
+    window: Annotated[int, Field(ge=32)] = 512
+    """Side of a window in pixels, as a rule that of the training crops."""
+    stride: Annotated[int, Field(ge=1)] = 341
+    """Pixels from one window to the next."""
+
+    @model_validator(mode="after")
+    def _gaps(self) -> SlidingParams:
+        if self.stride > self.window:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window} pixels")
+        return self
+
+
 class EvaluateParams(Section):
     """Evaluation of every model on source val and target test."""
 
@@ -606,6 +621,8 @@ class EvaluateParams(Section):
     """Image scales whose logits are averaged."""
     flip: bool = False
     """Also average the mirrored image."""
+    sliding: SlidingParams | None = None
+    """Predict in windows of every scaled image, around the circle of panoramas; null = whole images."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Images per forward pass."""
     latitude_bands: Annotated[int, Field(ge=1)] = 6

@@ -26,6 +26,7 @@ from panoda.inference import predict_logits
 from panoda.labels import IGNORE_INDEX
 from panoda.metrics import ConfusionMatrix
 from panoda.progress import track
+from panoda.sliding import Sliding
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ def evaluate_model(
     num_classes: int,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    sliding: Sliding | None = None,
     batch_size: int = 4,
     latitude_bands: int = 6,
     azimuth_sectors: int = 8,
@@ -205,6 +207,7 @@ def evaluate_model(
         num_classes: K of model and labels.
         scales: Image scales whose logits are averaged.
         flip: Also average the mirrored image.
+        sliding: Window and stride of sliding windows, or None for whole images.
         batch_size: Images per forward pass.
         latitude_bands: Bands of equal angle (ERP only).
         azimuth_sectors: Sectors of equal width (full-circle ERP only).
@@ -237,7 +240,9 @@ def evaluate_model(
     wrap = split.full_circle
     for indices, images, labels, valid in _batches(split, batch_size, progress):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = predict_logits(model, images.to(device), scales=scales, flip=flip, wrap=wrap)
+            logits = predict_logits(
+                model, images.to(device), scales=scales, flip=flip, wrap=wrap, sliding=sliding
+            )
         confidence, pred = logits.float().softmax(1).max(1)  # (B, H, W) each
         valid = valid.to(device)
         counted = labels.to(device).masked_fill(~valid, IGNORE_INDEX)

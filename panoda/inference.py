@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from panoda.data.transforms import normalise
+from panoda.sliding import Sliding, slide
 
 MIN_SIDE = 32
 """Smallest input side of the models in pixels."""
@@ -33,6 +34,7 @@ def predict_logits(
     flip: bool = False,
     wrap: bool,
     dtype: torch.dtype | None = None,
+    sliding: Sliding | None = None,
 ) -> Tensor:
     """Mean logits over scales and, on demand, the mirrored image; without gradients.
 
@@ -43,18 +45,26 @@ def predict_logits(
         flip: Also predict the mirrored image.
         wrap: The width is a full circle.
         dtype: Autocast type; None leaves autocast as it is.
+        sliding: (window, stride) in pixels of the scaled image: square windows are predicted one after the
+            other and averaged where they overlap; None = the whole image at once.
 
     Returns:
         (B, K, H, W) float32.
 
     Raises:
-        ValueError: images of another shape or dtype, no scales or one that is not positive.
+        ValueError: images of another shape or dtype, no scales or one that is not positive, or windows that
+            leave gaps or do not suit the model.
     """
     _check(images, scales)
     total: Tensor | None = None
     with _inference(model, images, dtype):
-        for view, mirrored, size, margin in _views(model, images, scales, flip=flip, wrap=wrap):
-            logits = _crop(model(view).float(), margin, size[1])
+        views = _views(model, images, scales, flip=flip, wrap=wrap, sliding=sliding)
+        for view, mirrored, size, margin in views:
+            if sliding is None:
+                logits = model(view)
+            else:
+                logits = slide(model, view, sliding, wrap=wrap, whole_width=margin > 0)
+            logits = _crop(logits.float(), margin, size[1])
             logits = resize_linear(logits, (images.shape[-2], images.shape[-1]), wrap=wrap)
             logits = logits.flip(-1) if mirrored else logits
             total = logits if total is None else total + logits
@@ -107,12 +117,14 @@ def predict_image(
     flip: bool = False,
     dtype: torch.dtype | None = None,
     window: int = WINDOW,
+    sliding: Sliding | None = None,
 ) -> Tensor:
     """Label one whole image of any size.
 
     The image is brought to a working height; if that makes it wider than ``window``, overlapping pieces are
-    predicted one after the other. Logits are enlarged to the image's size strip by strip, so
-    memory depends on the working size and not on the size of the image (besides image and label themselves).
+    predicted one after the other, unless ``sliding`` takes smaller ones. Logits are enlarged to the image's
+    size strip by strip, so memory depends on the working size and not on the size of the image (besides
+    image and label themselves).
 
     Args:
         model: As in ``predict_logits``.
@@ -123,6 +135,7 @@ def predict_image(
         flip: As in ``predict_logits``.
         dtype: As in ``predict_logits``.
         window: Widest piece in pixels.
+        sliding: As in ``predict_logits``.
 
     Returns:
         (H, W) uint8 train ids on the CPU.
@@ -141,7 +154,9 @@ def predict_image(
     work = (
         _resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
     )
-    pieces = _pieces(model, work, wrap=wrap, window=window, scales=scales, flip=flip, dtype=dtype)
+    pieces = _pieces(
+        model, work, wrap=wrap, window=window, scales=scales, flip=flip, dtype=dtype, sliding=sliding
+    )
     logits = torch.cat(list(pieces), dim=-1)
     label = torch.empty(full, dtype=torch.uint8)
     step = max(1, _STRIP_PIXELS // full[1])
@@ -223,14 +238,24 @@ def _wraps(model: nn.Module) -> bool:
 
 
 def _views(
-    model: nn.Module, images: Tensor, scales: Sequence[float], *, flip: bool, wrap: bool
+    model: nn.Module,
+    images: Tensor,
+    scales: Sequence[float],
+    *,
+    flip: bool,
+    wrap: bool,
+    sliding: Sliding | None = None,
 ) -> Iterator[tuple[Tensor, bool, tuple[int, int], int]]:
-    """(normalised input, is it mirrored, its size without margins, its margin) per scale and side."""
+    """(normalised input, is it mirrored, its size without margins, its margin) per scale and side.
+
+    Windows that slide around the circle need no margin.
+    """
     height, width = images.shape[-2:]
     cell = math.lcm(4, _stride(model))
     for scale in scales:
         size = (_scaled(height, scale, cell), _scaled(width, scale, cell))
-        margin = _margin(size[1], cell) if wrap and not _wraps(model) else 0
+        around = sliding is not None and size[1] > sliding[0]
+        margin = _margin(size[1], cell) if wrap and not _wraps(model) and not around else 0
         view = normalise(_resize_image(images, size, wrap=wrap, margin=margin) / 255)
         yield view, False, size, margin
         if flip:
@@ -291,11 +316,12 @@ def _pieces(
     scales: Sequence[float],
     flip: bool,
     dtype: torch.dtype | None,
+    sliding: Sliding | None,
 ) -> Iterator[Tensor]:
     """Logits (1, K, h, piece) from left to right."""
     width = work.shape[-1]
-    if width <= window or _wraps(model):
-        yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype)
+    if width <= window or _wraps(model) or sliding is not None:
+        yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype, sliding=sliding)
         return
     count = math.ceil(width / window)
     margin = _margin(window) * 2

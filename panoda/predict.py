@@ -21,6 +21,7 @@ from panoda.inference import MIN_SIDE, predict_image
 from panoda.labels import LabelSpace, get_label_space
 from panoda.models.checkpoint import ModelCard, load_model
 from panoda.progress import track
+from panoda.sliding import Sliding
 
 DEFAULT_HEIGHT = 512
 """Working height when neither the caller nor the checkpoint says one."""
@@ -51,6 +52,7 @@ def predict_files(
     *,
     height: int | None = None,
     wrap: bool | None = None,
+    sliding: Sliding | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     progress: bool = False,
@@ -66,6 +68,7 @@ def predict_files(
         height: Working height in pixels; None = as in training when the checkpoint's card says it
             (``params["prepared"]`` with height, width, full_circle), else 512; never above the image's own.
         wrap: The images are full circles; None = those at least 1.9 times wider than high.
+        sliding: Window and stride of sliding windows at the working height; None = whole images.
         device: Where to compute.
         dtype: Autocast type, or None.
         progress: Show a progress bar.
@@ -97,6 +100,7 @@ def predict_files(
                 torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
                 height=_working_height(card, rgb.shape, asked=height, full=full),
                 wrap=full,
+                sliding=sliding,
                 dtype=dtype,
             ).numpy()
             written.append(_write(out, names[path], rgb, label, space))

@@ -110,7 +110,7 @@ def test_other_files_in_the_folder_stay(tmp_path, checkpoint):
 def test_working_height_and_wrap(tmp_path, checkpoint, monkeypatch):
     asked: list[tuple[int, bool]] = []
 
-    def spy(model, image, *, height, wrap, dtype):
+    def spy(model, image, *, height, wrap, **_):
         asked.append((height, wrap))
         return torch.zeros(image.shape[1:], dtype=torch.uint8)
 
@@ -128,7 +128,7 @@ def test_card_says_how_large_pixels_were_in_training(tmp_path, checkpoint, monke
     save_model(tmp_path / "model.safetensors", model, card)
     asked: list[int] = []
 
-    def spy(model, image, *, height, wrap, dtype):
+    def spy(model, image, *, height, wrap, **_):
         asked.append(height)
         return torch.zeros(image.shape[1:], dtype=torch.uint8)
 
@@ -176,3 +176,11 @@ def test_a_file_alone_is_enough_for_any_pair(tmp_path, encoder, options):
     image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())
     expected = predict_image(model, image, height=48, wrap=True)
     assert np.array_equal(np.asarray(Image.open(result.labels[0])), expected.numpy())
+
+
+def test_sliding_windows(tmp_path, checkpoint):
+    file = picture(tmp_path / "a.png", (64, 192))
+    whole = predict_files(checkpoint, [file], tmp_path / "whole", height=64).labels[0]
+    parts = predict_files(checkpoint, [file], tmp_path / "parts", height=64, sliding=(48, 32)).labels[0]
+    one, two = (np.asarray(Image.open(path)) for path in (whole, parts))
+    assert one.shape == two.shape and 0 < (one != two).mean() < 0.5

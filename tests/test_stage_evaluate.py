@@ -215,3 +215,19 @@ def test_an_error_leaves_the_old_result(inputs, tmp_path):
 def test_unlabelled_source_is_refused(inputs, tmp_path):
     with pytest.raises(ValueError, match="the source has no labels"):
         run({**inputs, "source_val": inputs["unlabelled"]}, tmp_path / "evaluate")
+
+
+def test_sliding_windows_reach_the_model(inputs, tmp_path, monkeypatch):
+    from panoda import inference
+
+    seen = []
+
+    def spy(model, x, sliding, **options):
+        seen.append(sliding)
+        return model(x)
+
+    monkeypatch.setattr(inference, "slide", spy)
+    run(inputs, tmp_path / "out", sliding={"window": 64, "stride": 48}, pictures=0)
+    assert set(seen) == {(64, 48)}
+    with pytest.raises(ValueError, match="stride 65 leaves gaps between windows of 64"):
+        EvaluateParams(sliding={"window": 64, "stride": 65})

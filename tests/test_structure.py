@@ -25,7 +25,7 @@ LEVELS = (
     ("config", "labels", "label_spaces", "files", "locks", "progress", "geometry"),
     ("data", "models", "losses", "metrics"),
     ("adaptation",),
-    ("inference",),
+    ("sliding", "inference"),
     ("training",),
     ("evaluation", "predict"),
     ("report",),

@@ -104,6 +104,7 @@ def _evaluate(
         num_classes=current.space.num_classes,
         scales=params.scales,
         flip=params.flip,
+        sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
         batch_size=params.batch_size,
         latitude_bands=params.latitude_bands,
         azimuth_sectors=params.azimuth_sectors,

@@ -1,4 +1,7 @@
-"""Source validation during training, and pictures of fixed images."""
+"""Source validation during training, and pictures of fixed images.
+
+Always on whole images at one scale, whatever the evaluation stage does: it compares weights of one run.
+"""
 
 from __future__ import annotations
 
