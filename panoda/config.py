@@ -443,6 +443,19 @@ class OhemParams(Section):
     """Share of labelled pixels kept at least."""
 
 
+class SwaParams(Section):
+    """Stochastic weight averaging: the mean of the weights along the end of training."""
+
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
+    """Share of the iterations before averaging begins."""
+    every: Annotated[int, Field(ge=1)] = 100
+    """Steps between the weights that are averaged."""
+    lr: Positive | None = None
+    """Constant learning rate from then on; null = the schedule goes on."""
+    bn_update_batches: Count = 100
+    """Training batches over which the batch norms' statistics are taken anew; 0 = keep the last ones."""
+
+
 class PretrainParams(Section):
     """Supervised source training."""
 
@@ -460,6 +473,8 @@ class PretrainParams(Section):
     """Hard example mining, or null."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the target distribution spread evenly over all classes, also for auxiliary heads."""
+    swa: SwaParams | None = None
+    """Weight averaging, or null. Averaged weights are kept if better on source val, or with select: last."""
     validate_every: Count = 0
     """Steps between validations on source val; 0 = only at the end."""
     select: Literal["best_source_val", "last"] = "best_source_val"
@@ -468,6 +483,15 @@ class PretrainParams(Section):
     """Steps between resume points."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between logged metrics."""
+
+    @model_validator(mode="after")
+    def _averaged(self) -> PretrainParams:
+        if self.swa and int(self.swa.start * self.iterations) + self.swa.every > self.iterations:
+            raise ValueError(
+                f"swa averages nothing: it starts after {int(self.swa.start * self.iterations)} of "
+                f"{self.iterations} iterations and takes weights every {self.swa.every}; lower start or every"
+            )
+        return self
 
 
 class WarmupParams(Section):

@@ -41,9 +41,9 @@ def source_weights(
 
 
 def optimisation(
-    model: nn.Module, params: OptimParams, iterations: int
+    model: nn.Module, params: OptimParams, iterations: int, *, constant: tuple[int, float] | None = None
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Optimiser and schedule of a stage."""
+    """Optimiser and schedule of a stage; ``constant`` = (step, learning rate) from that step on."""
     optimizer = build_optimizer(
         model,
         name=params.name,
@@ -58,6 +58,7 @@ def optimisation(
         horizon=params.horizon or iterations,
         warmup_iterations=params.warmup_iterations,
         poly_power=params.poly_power,
+        constant=None if constant is None else (constant[0], constant[1] / params.lr),
     )
     return optimizer, scheduler
 

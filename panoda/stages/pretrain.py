@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from panoda.config import ModelParams, PretrainParams
-from panoda.data.mixture import source_splits, training_source
+from panoda.data.loader import Batch
+from panoda.data.mixture import Mixture, source_splits, training_source
 from panoda.data.prepared import PreparedSplit
+from panoda.data.transforms import normalise
 from panoda.files import staged_directory
 from panoda.labels import get_label_space
 from panoda.metrics import ConfusionMatrix
@@ -28,6 +30,7 @@ from panoda.stages.common import (
     training_mode,
 )
 from panoda.stages.weights import build_model, read_stage_weights
+from panoda.training.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
@@ -67,6 +70,8 @@ def pretrain(
     Returns:
         ``miou/source_val`` and ``iou/source_val/<class>`` of the kept checkpoint, and the same for
         ``<role>_val`` of every further source. The checkpoint with the best mean of these mIoUs is kept.
+        With averaged weights also ``swa/kept`` (1 if they are the result), ``swa/models``, how many they
+        average, and ``swa/miou/...`` and ``swa/single_miou/...`` of them and of the best or last checkpoint.
 
     Raises:
         ValueError: a split without labels, or weights that do not fit the model.
@@ -80,21 +85,15 @@ def pretrain(
     net = build_model(model, num_classes=space.num_classes)
     start = _load_weights(net, weights, model, space.name)
     net.to(context.device)
+    average, constant = _averaging(net, params)
     task = SupervisedTask(
         net,
-        batches(
-            train,
-            batch_size=params.batch_size,
-            augment=params.augment,
-            colour=True,
-            seed=stream_seed(seed, "pretrain source"),
-            num_steps=params.iterations,
-            workers=context.workers,
-        ),
+        _batches(train, params, stream_seed(seed, "pretrain source"), params.iterations, context),
         weight=source_weights(train, params.class_weights, context.device),
         ohem=(params.ohem.threshold, params.ohem.min_kept) if params.ohem else None,
         device=context.device,
         label_smoothing=params.label_smoothing,
+        average=average,
     )
     card = make_card(
         net,
@@ -109,7 +108,7 @@ def pretrain(
         },
     )
     keeper = _Keeper(net, vals, params, card, context, out)
-    optimizer, scheduler = optimisation(net, params.optim, params.iterations)
+    optimizer, scheduler = optimisation(net, params.optim, params.iterations, constant=constant)
     with training_mode(net):
         state = run_loop(
             task,
@@ -126,6 +125,9 @@ def pretrain(
             validate_every=params.validate_every,
         )
     kept, metrics = keeper.result()
+    if params.swa is not None and average is not None:
+        _recompute_norms(average.model, train, params, params.swa.bn_update_batches, seed, context)
+        kept, metrics = keeper.or_average(average, kept, metrics)
     with staged_directory(out) as folder:
         values = save_training_result(
             folder, model=kept, card=card, state=state, metrics=metrics, split=first, context=context
@@ -156,6 +158,52 @@ def _load_weights(
     return {"card": card.model_dump(mode="json"), **found.summary()}
 
 
+def _averaging(
+    net: Segmenter, params: PretrainParams
+) -> tuple[WeightAverage | None, tuple[int, float] | None]:
+    """The weights' average and from which step on which learning rate is constant, if any."""
+    if params.swa is None:
+        return None, None
+    start = first_averaged_step(params.iterations, params.swa.start)
+    average = WeightAverage(net, start_step=start, every=params.swa.every)
+    return average, None if params.swa.lr is None else (start, params.swa.lr)
+
+
+def _batches(
+    train: PreparedSplit | Mixture, params: PretrainParams, seed: int, num_steps: int, context: RunContext
+) -> Callable[[int], Iterator[Batch]]:
+    return batches(
+        train,
+        batch_size=params.batch_size,
+        augment=params.augment,
+        colour=True,
+        seed=seed,
+        num_steps=num_steps,
+        workers=context.workers,
+    )
+
+
+def _recompute_norms(
+    net: Segmenter,
+    train: PreparedSplit | Mixture,
+    params: PretrainParams,
+    count: int,
+    seed: int,
+    context: RunContext,
+) -> None:
+    """Batch-norm statistics over ``count`` augmented training batches, the same ones after a restart."""
+    if count == 0:
+        return
+    own = stream_seed(seed, "pretrain norms")
+    torch.manual_seed(own)
+    images = (
+        normalise(batch["image"].to(context.device))
+        for batch in _batches(train, params, own, count, context)(0)
+    )
+    with context.autocast():
+        recompute_batch_norm(net, images, lambda x: net(x, return_auxiliary=True))
+
+
 class _Keeper:
     """Validates on val of every source and keeps the best (or last) weights beside the resume point."""
 
@@ -182,13 +230,29 @@ class _Keeper:
 
     def result(self) -> tuple[Segmenter, dict[str, float]]:
         kept, _ = load_model(self.path, device=self.context.device)
+        return kept, self._metrics(kept)
+
+    def or_average(
+        self, average: WeightAverage, single: Segmenter, metrics: dict[str, float]
+    ) -> tuple[Segmenter, dict[str, float]]:
+        """The averaged weights if they are better on source val (select: last takes them anyway)."""
+        own = self._metrics(average.model)
+        mious = [{k: v for k, v in values.items() if k.startswith("miou/")} for values in (own, metrics)]
+        better = sum(mious[0].values()) > sum(mious[1].values())
+        kept = better or self.params.select == "last"
+        report = {"swa/kept": float(kept), "swa/models": float(average.count)}
+        report |= {f"swa/{k}": v for k, v in mious[0].items()}
+        report |= {f"swa/single_{k}": v for k, v in mious[1].items()}
+        return (average.model, own | report) if kept else (single, metrics | report)
+
+    def _metrics(self, net: Segmenter) -> dict[str, float]:
         names = get_label_space(self.card.label_space).names
         metrics = {}
-        for name, matrix in self._validate(kept).items():
+        for name, matrix in self._validate(net).items():
             metrics[f"miou/{name}"] = float(matrix.miou())
             iou = zip(names, matrix.iou(), strict=True)
             metrics |= {f"iou/{name}/{label}": float(v) for label, v in iou if v == v}
-        return kept, metrics
+        return metrics
 
     def _validate(self, net: Segmenter) -> dict[str, ConfusionMatrix]:
         size = self.params.batch_size

@@ -88,16 +88,24 @@ def build_optimizer(
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, *, horizon: int, warmup_iterations: int, poly_power: float
+    optimizer: torch.optim.Optimizer,
+    *,
+    horizon: int,
+    warmup_iterations: int,
+    poly_power: float,
+    constant: tuple[int, float] | None = None,
 ) -> LambdaLR:
     """Linear warm-up over ``warmup_iterations`` steps, then (1 - step / horizon) ** poly_power.
 
     The polynomial counts from the first step on, as in DeepLab and MMSegmentation 0.x. Those multiply the
     warm-up with it, which lowers the rate in the warm-up by at most the share of the horizon it takes.
-    Every group keeps its ratio to the others.
+    Every group keeps its ratio to the others. ``constant`` = (step, factor): from that step on the rate
+    stays at the peak times the factor.
     """
 
     def factor(step: int) -> float:
+        if constant is not None and step >= constant[0]:
+            return constant[1]
         if step < warmup_iterations:
             return (step + 1) / (warmup_iterations + 1)
         return max(0.0, 1.0 - step / max(1, horizon)) ** poly_power

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from panoda.data.loader import Batch
 from panoda.data.transforms import normalise
 from panoda.losses import auxiliary_cross_entropy, cross_entropy, ohem_cross_entropy
+from panoda.training.averaging import WeightAverage
 from panoda.training.checkpoint import Stateful
 
 
@@ -26,6 +27,7 @@ class SupervisedTask:
         ohem: tuple[float, float] | None,
         device: torch.device,
         label_smoothing: float = 0.0,
+        average: WeightAverage | None = None,
     ) -> None:
         """Train ``model`` on ``batches(start_step)``; ``ohem`` is (threshold, min_kept) or None."""
         self.trained = model
@@ -34,6 +36,7 @@ class SupervisedTask:
         self.ohem = ohem
         self.device = device
         self.label_smoothing = label_smoothing
+        self.average = average
 
     def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """``loss/source_ce``, ``loss/auxiliary`` where the decoder has auxiliary heads, and their sum."""
@@ -51,7 +54,9 @@ class SupervisedTask:
         return {"loss/total": loss + extra, "loss/source_ce": loss, "loss/auxiliary": extra}
 
     def after_step(self, step: int) -> dict[str, Tensor]:
-        """Nothing follows the model."""
+        """The averaged weights follow the model."""
+        if self.average is not None:
+            self.average.after_step(step)
         return {}
 
     def describe(self, batch: Batch) -> str:
@@ -59,5 +64,6 @@ class SupervisedTask:
         return ", ".join(batch["ids"])
 
     def components(self) -> dict[str, Stateful]:
-        """The model."""
-        return {"model": self.trained}
+        """The model and its averaged weights."""
+        average = {} if self.average is None else {"average": self.average.averaged}
+        return {"model": self.trained, **average}
