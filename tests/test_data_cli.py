@@ -204,15 +204,16 @@ def test_starts_without_torch_or_downloaders():
 
 
 def test_the_worked_example_of_the_page(project):
+    size = (32, 48)
     page = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
     example = page.split("Then `/data/harbour/harbour.yaml` is\n\n```yaml\n")[1].split("```")[0]
-    Path("harbour.yaml").write_text(example.replace("[1080, 1920]", str(list(SIZE))), encoding="utf-8")
+    Path("harbour.yaml").write_text(example.replace("[1080, 1920]", str(list(size))), encoding="utf-8")
     for number, place in enumerate(("north", "south")):
         for folder in (f"photos/{place}", f"masks/{place}"):
             Path("harbour", folder).mkdir(parents=True)
-        pixels = np.random.default_rng(number).integers(0, 256, size=(*SIZE, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 256, size=(*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(f"harbour/photos/{place}/0001.jpg")
-        ids = np.random.default_rng(number).integers(0, 3, size=SIZE, dtype=np.uint8)
+        ids = np.random.default_rng(number).integers(0, 3, size=size, dtype=np.uint8)
         Image.fromarray(ids).save(f"harbour/masks/{place}/0001_mask.png")
     status, text = panoda("check", "harbour.yaml", "--path", "harbour")
     assert status == 0 and "nothing wrong" in text, text
