@@ -198,7 +198,8 @@ def _read_file(name: str) -> tuple[LabelSpace, dict[str, dict[str, str | None]]]
         tree = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{name}: no such label space file; relative paths start at the project root"
+            f"{name}: no such label space file; relative paths start at the project root, in a declaration "
+            "at the folder of its file"
         ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{name}: cannot be read as YAML ({error})") from error

@@ -7,7 +7,8 @@ from pathlib import Path
 import miniature
 import numpy as np
 import pytest
-from data_project import declare, published
+import yaml
+from data_project import declare
 
 from panoda.config import load_params
 from panoda.data.prepared import PreparedSplit
@@ -49,14 +50,10 @@ SUPERVISED = [name for name in SIZES if name.endswith("_supervised")]
 
 
 def labelled_cvrg_pano(folder: Path) -> Path:
-    """The declaration that the scenario asks the user for."""
-    labels = {"space": "cs19", "encoding": "ids", "ids": miniature.CVRG_IDS, "void": [0, 3, 7]}
-    patterns = {"images": ["{group}/rgb/{id}.png"], "labels": ["{group}/mask/{id}.png"]}
-    splits = {
-        split: {key: [p.replace("{group}", split) for p in ps] for key, ps in patterns.items()}
-        for split in ("train", "test")
-    }
-    tree = {**published("cvrg_pano"), "name": "labelled", "labels": labels, "splits": splits}
+    """The declaration that the scenario asks the user for, from the page on data sets, with ids."""
+    page = (SCENARIOS.parent / "docs/datasets.md").read_text(encoding="utf-8")
+    tree = yaml.safe_load(page.split("### CVRG-Pano")[1].split("```yaml\n")[1].split("```")[0])
+    tree["labels"]["ids"] = miniature.CVRG_IDS
     return declare(folder, tree)
 
 
@@ -83,6 +80,7 @@ def test_scenario_on_miniature_trees(name, tmp_path):
         getattr(miniature, tree)(tmp_path / role / "data")
         moved = {"path": str(tmp_path / role / "data")}
         if name == "cvrg_supervised":
+            assert domain.dataset.declaration == "data/downloads/cvrg_pano/cvrg_pano.yaml"
             moved["declaration"] = str(labelled_cvrg_pano(tmp_path / role / "data"))
         dataset = domain.dataset.model_copy(update=moved)
         small = domain.prepare.model_copy(update={"height": 64, "width": 128})
