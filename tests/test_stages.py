@@ -15,6 +15,7 @@ from small_data import prepared
 from panoda.config import (
     AdaptParams,
     AugmentParams,
+    EvaluateParams,
     ModelParams,
     MPAParams,
     OptimParams,
@@ -28,9 +29,11 @@ from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit
 from panoda.models.checkpoint import load_model
 from panoda.stages.adapt import _warp, adapt, read_prototypes
+from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
+from panoda.stages.report import report
 from panoda.stages.rounds import rounds
 from panoda.stages.warmup import warmup
 from panoda.training.context import NullLogger, RunContext
@@ -177,6 +180,40 @@ def test_warmup_aligns_or_passes_through(world, tmp_path):
     assert not _same_weights(tmp_path / "one/model.safetensors", world.checkpoint)
     warmup(**keywords, out=tmp_path / "none", params=params.model_copy(update={"iterations": 0}))
     assert _same_weights(tmp_path / "none/model.safetensors", world.checkpoint)
+
+
+def test_a_run_without_adaptation_is_reported_as_one(world, tmp_path):
+    """Scenarios of supervised training: both stages pass the model through, and the page says so."""
+    idle = {stage: {"iterations": 0} for stage in ("warmup", "adapt")}
+    warmup(
+        checkpoint=world.checkpoint,
+        **world.train,
+        out=tmp_path / "warmup",
+        params=WarmupParams(iterations=0, batch_size=1, optim=OPTIM),
+        seed=0,
+        context=RunContext(),
+    )
+    passed = tmp_path / "warmup/model.safetensors"
+    _adapt(world, tmp_path / "adapt", adapt_params(iterations=0, erp_warp=0.0), checkpoint=passed)
+    evaluate(
+        models={
+            "source_only": world.checkpoint,
+            "warmup": passed,
+            "round1": tmp_path / "adapt/model.safetensors",
+        },
+        source_val=world.source / "val",
+        target_test=world.source / "val",
+        out=tmp_path / "evaluate",
+        params=EvaluateParams(pictures=1),
+        context=RunContext(),
+    )
+    models = json.loads((tmp_path / "evaluate/models.json").read_text())
+    same = {name: one["same_weights_as"] for name, one in models.items()}
+    assert same == {"source_only": None, "warmup": "source_only", "round1": "source_only"}
+    report(outputs=tmp_path, params=idle, provenance={}, out=tmp_path / "page")
+    page = (tmp_path / "page/index.html").read_text()
+    assert "Without adaptation, " in page and "adapted to" not in page and "Adapted, round" not in page
+    assert "2 of the 2 target test images are images of source val as well" in page
 
 
 def test_pseudo_labels_keep_the_confident_half(world):
