@@ -14,7 +14,6 @@ from panoda.models import CheckpointError, Segmenter, create_model
 from panoda.models.dmlpv2 import DMLPv2Decoder
 from panoda.models.weights import (
     drop_classifier,
-    load_mit_imagenet,
     load_released,
     read_state_dict,
     rename_decoder,
@@ -210,31 +209,6 @@ def test_foreign_dictionaries_are_refused(target: Segmenter) -> None:
         load_released(target, {"conv1.weight": torch.ones(3), "epoch": 3})
     with pytest.raises(CheckpointError, match="it is empty"):
         load_released(target, {"state_dict": {}})
-
-
-def test_mit_weights_fill_the_encoder_alone(source: Segmenter, target: Segmenter) -> None:
-    mit = {
-        key.removeprefix("encoder."): value
-        for key, value in released(source).items()
-        if key.startswith("encoder.") and "offset_conv" not in key and "modulator_conv" not in key
-    }
-    mit |= {"head.weight": torch.ones(1000, 160), "head.bias": torch.ones(1000)}
-    decoder = copy.deepcopy(target.decoder.state_dict())
-    target.encoder.patch_embed.offset_conv.weight.data.fill_(1.0)
-    load_mit_imagenet(target, mit)
-    embed = target.encoder.patch_embed
-    assert torch.equal(embed.proj.weight, source.encoder.patch_embed.proj.weight)
-    for module in (embed.offset_conv, embed.modulator_conv):
-        assert not module.weight.any() and not module.bias.any()
-    assert torch.equal(
-        target.encoder.stages[3].blocks[0].attn.kv.weight, source.encoder.stages[3].blocks[0].attn.kv.weight
-    )
-    assert all(torch.equal(value, decoder[key]) for key, value in target.decoder.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"not trans4pass_t\.\n  76 missing.*\n.* of another shape"):
-        load_mit_imagenet(create_model("trans4pass_t", num_classes=13), mit)
-    del mit["norm3.weight"]
-    with pytest.raises(CheckpointError, match="1 missing: stages.2.norm.weight"):
-        load_mit_imagenet(target, mit)
 
 
 def test_files_are_read_or_refused_by_name(tmp_path: Path) -> None:

@@ -103,26 +103,6 @@ def load_released(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
     model.load_state_dict(tensors)
 
 
-def load_mit_imagenet(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
-    """Load MiT ImageNet weights into the encoder, strictly; the decoder stays as it is.
-
-    The first patch embedding goes into the deformable embedding's convolution, whose offsets and
-    modulator are reset to no deformation. The classification head is dropped.
-
-    Raises:
-        CheckpointError: as ``load_released``.
-    """
-    state = unwrap(state_dict)
-    tensors = rename_encoder({f"encoder.{key}": value for key, value in drop_classifier(state).items()})
-    own = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
-    deformation = [key for key in own if ".offset_conv." in key or ".modulator_conv." in key]
-    tensors = {**{key: torch.zeros_like(own[key]) for key in deformation}, **tensors}
-    encoder = {key.removeprefix("encoder."): value for key, value in tensors.items()}
-    prefixed = {f"encoder.{key}": value for key, value in state.items()}
-    check_fit(model.encoder, encoder, where="MiT weights", hint=_difference(model, prefixed))
-    model.encoder.load_state_dict(encoder)
-
-
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Take the tensors out of their nesting and off a ``module.`` prefix on every key.
 
