@@ -374,7 +374,7 @@ class ModelParams(Section):
     wrap: bool = False
     """Plain ViTs on full panoramas: position embeddings close around the circle."""
     auxiliary_weights: tuple[NonNegative, ...] | None = None
-    """Loss weights of the decoder's auxiliary heads, one per map; null = as published, [] = none."""
+    """Loss weights of the decoder's auxiliary heads, one per head; null = as published, [] = none."""
     drop_path: Probability = 0.1
     """Stochastic depth of the last encoder block."""
     weights: str | None = None

@@ -7,15 +7,18 @@ from pathlib import Path
 import miniature
 import numpy as np
 import pytest
+import torch
 import yaml
 from data_project import declare
 
 from panoda.config import load_params
 from panoda.data.prepared import PreparedSplit
-from panoda.labels import remap_report
+from panoda.labels import get_label_space, remap_report
+from panoda.models import create_model
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.training.context import RunContext
+from panoda.training.optim import parameter_groups
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 SIZES = {  # (source, target, further sources), height before width, as in the papers
@@ -31,6 +34,7 @@ SIZES = {  # (source, target, further sources), height before width, as in the p
     "camvid_supervised": ((360, 480), (360, 480)),
     "ade20k_supervised": ((512, 683), (512, 683)),
     "cvrg_supervised": ((512, 1024), (512, 1024)),
+    "setr_pup_camvid": ((360, 480), (360, 480)),
 }
 CLASSES = {
     "cs2dp": 19,
@@ -45,6 +49,14 @@ CLASSES = {
     "camvid_supervised": 11,
     "ade20k_supervised": 150,
     "cvrg_supervised": 19,
+    "setr_pup_camvid": 11,
+}
+# Another model on the data of a scenario, with its warm-up and adaptation: (of which, learning rates)
+MODELS = {
+    "trans4pass_plus_cs13_dp13": ("cs13_dp13", 2),
+    "segformer_cs2dp": ("cs2dp", 2),
+    "upernet_mae_cs2dp": ("cs2dp", 14),
+    "upernet_beit_cs2dp": ("cs2dp", 14),
 }
 SUPERVISED = [name for name in SIZES if name.endswith("_supervised")]
 
@@ -111,3 +123,42 @@ def test_scenario_on_miniature_trees(name, tmp_path):
 )
 def test_sources_have_every_class_of_their_scenarios(source, target, empty):
     assert remap_report(source, target).empty == empty
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_another_model_on_the_same_data(name):
+    params, (base, rates) = load_params(SCENARIOS / f"{name}.yaml"), MODELS[name]
+    other = load_params(SCENARIOS / f"{base}.yaml")
+    for section in ("data", "label_space", "sources", "warmup", "adapt", "pseudo_labels", "prototypes"):
+        assert getattr(params, section) == getattr(other, section), section
+    assert params.model != other.model
+    model, optim = params.model, params.pretrain.optim
+    with torch.device("meta"):
+        net = create_model(
+            model.encoder,
+            num_classes=get_label_space(params.label_space).num_classes,
+            decoder=model.decoder,
+            drop_path=model.drop_path,
+            width=model.width,
+            auxiliary_weights=model.auxiliary_weights,
+        )
+    groups = parameter_groups(
+        net,
+        optim.weight_decay,
+        lr=optim.lr,
+        layer_decay=optim.layer_decay,
+        head_lr_factor=optim.head_lr_factor,
+    )
+    assert len({group["lr"] for group in groups}) == rates
+
+
+def test_the_supervised_scenario_adapts_nothing():
+    params = load_params(SCENARIOS / "setr_pup_camvid.yaml")
+    assert params.warmup.iterations == params.adapt.iterations == 0
+    assert params.data.target.dataset.unlabelled == ["train"]
+    swa = params.pretrain.swa
+    assert swa.every * params.pretrain.batch_size >= 367  # an epoch of CamVid between two weights
+    window = params.evaluate.sliding
+    assert window.window == params.pretrain.augment.crop_width and window.stride == round(
+        2 / 3 * window.window
+    )
