@@ -8,8 +8,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from panoda.models import sampling
+from panoda.models import sampling, traced
 from panoda.models.ops import deform_conv2d
+from panoda.models.sampling import Geometry, bag, gather
 
 # name: (channels, out, height, width, kernel, offset groups, stride, padding, dilation)
 CASES = {
@@ -204,3 +205,26 @@ def test_faster_than_torchvision_on_a_cpu() -> None:
             torch.autograd.grad(out.sum(), leaves)
             times[name].append(time.perf_counter() - start)
     assert min(times["ours"]) < min(times["theirs"])
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "kernel", "stride"), [(3, 1, 7, 4), (8, 8, 1, 1), (16, 1, 3, 1), (16, 2, 3, 2)]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_traced_samples_are_those_of_the_operators(
+    channels: int, groups: int, kernel: int, stride: int, masked: bool
+) -> None:
+    geometry = Geometry((kernel, kernel), (stride, stride), (kernel // 2,) * 2, (1, 1))
+    torch.manual_seed(0)
+    x = torch.randn(2, channels, 37, 52)
+    size = geometry.output(x.shape[2:])
+    offset = 8 * torch.randn(2, 2 * groups * kernel**2, *size)
+    offset[0, 0, 0, :4] = torch.tensor((1e6, -1e6, 38.5, -37.5))  # far out, and at the last zero
+    mask = torch.rand(2, groups * kernel**2, *size) if masked else None
+    for plain, own in ((traced.gather, gather), (traced.bag, bag)):
+        torch.testing.assert_close(
+            plain(x, offset, mask, groups, geometry),
+            own(x, offset, mask, groups, geometry.packed()),
+            rtol=0,
+            atol=2e-6,
+        )

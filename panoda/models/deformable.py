@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from panoda.models.layers import without_autocast
 from panoda.models.ops import deform_conv2d
 
 
@@ -48,9 +49,9 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, Ho, Wo)."""
-        reach = min(x.shape[2], x.shape[3]) // 4
+        reach = torch.sym_min(x.shape[2], x.shape[3]) // 4
         # Positions of tens of pixels lose their fraction in bfloat16, so they are predicted in float32.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             offset = self.offset_conv(full).clamp(-reach, reach)
             mask = 2 * torch.sigmoid(self.modulator_conv(full))
@@ -95,8 +96,8 @@ class DeformableMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         channels = x.shape[1]
-        reach = max(x.shape[2], x.shape[3]) // 4
-        with torch.autocast(x.device.type, enabled=False):
+        reach = torch.sym_max(x.shape[2], x.shape[3]) // 4
+        with without_autocast(x):
             full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             predicted = self.pointwise(self.depthwise(full))
             offset, mask = predicted.split((2 * channels, channels), dim=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import Tensor, nn
@@ -48,6 +50,16 @@ def look_up(numbers: dict[str, int], name: str) -> int:
     if name not in numbers:
         raise ValueError(f"{name!r} is no parameter of this encoder; names start without 'encoder.'")
     return numbers[name]
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Types as they come on the device of ``x``, whatever autocast says.
+
+    A graph traced for export has fixed types; there the context would only become a subgraph of its own.
+    """
+    if torch.compiler.is_exporting():
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, wrap: bool = False) -> Tensor:

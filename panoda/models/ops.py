@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoda.models import traced
+from panoda.models.layers import without_autocast
 from panoda.models.sampling import Geometry, bag, gather
 
 Pair = int | tuple[int, int]
@@ -58,9 +60,12 @@ def deform_conv2d(
     groups = _checked_groups(x, offset, weight, mask, geometry)
     dtype = torch.promote_types(x.dtype, torch.float32)
     few = x.shape[1] // groups <= _FEW_CHANNELS
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         inputs = (x.to(dtype), offset.to(dtype), None if mask is None else mask.to(dtype))
-        columns = (gather if few else bag)(*inputs, groups, geometry.packed())
+        if torch.compiler.is_exporting():
+            columns = (traced.gather if few else traced.bag)(*inputs, groups, geometry)
+        else:
+            columns = (gather if few else bag)(*inputs, groups, geometry.packed())
     if not torch.is_autocast_enabled(x.device.type):
         columns = columns.to(weight.dtype)
     size = offset.shape[2:]

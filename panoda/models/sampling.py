@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # A position is clamped to [-2, size]; both ends read zeros alone, so values and derivatives vanish.
-_MARGIN = 2
+MARGIN = 2
 # Values in one tile on a CPU: just below the size from which PyTorch spreads an elementwise operation
 # over threads. A tile stays in the cache, needs no fresh memory from the system, and none of its many
 # small operations waits for another thread, which on a busy machine costs more than all the work.
@@ -86,9 +86,9 @@ class _Corners(NamedTuple):
         y, x = (torch.add(o, b, out=o.new_empty(o.shape)) for o, b in zip(offsets, base, strict=True))
         floor_y, floor_x = y.floor(), x.floor()
         # Clamped as integers, where NaN is a number too.
-        row, column = floor_y.int().clamp_(-_MARGIN, size[0]), floor_x.int().clamp_(-_MARGIN, size[1])
-        width = size[1] + 2 * _MARGIN
-        start = column.add_(row, alpha=width).add_(_MARGIN * (width + 1))
+        row, column = floor_y.int().clamp_(-MARGIN, size[0]), floor_x.int().clamp_(-MARGIN, size[1])
+        width = size[1] + 2 * MARGIN
+        start = column.add_(row, alpha=width).add_(MARGIN * (width + 1))
         return cls(start, y.sub_(floor_y), x.sub_(floor_x))
 
     def flatten(self, start_dim: int) -> _Corners:
@@ -226,7 +226,7 @@ def _bag_corners(offset: Tensor, geometry: Geometry, size: Sequence[int], groups
     offsets = offset.reshape(n, groups, geometry.taps, 2, height, width).permute(3, 0, 4, 5, 1, 2)
     base = geometry.positions((height, width), offset).permute(0, 2, 3, 1)[:, None, :, :, None]
     corners = _Corners.of(offsets, base, size)
-    pixels = (size[0] + 2 * _MARGIN) * (size[1] + 2 * _MARGIN)
+    pixels = (size[0] + 2 * MARGIN) * (size[1] + 2 * MARGIN)
     dtype = torch.int32 if n * groups * pixels < 2**31 else torch.int64
     map_start = torch.arange(n * groups, device=offset.device, dtype=dtype) * pixels
     return corners._replace(start=corners.start + map_start.reshape(n, 1, 1, groups, 1)).flatten(0)
@@ -290,9 +290,9 @@ def _bag_backward(
     if with_x:
         shares = _weights(corners, flat)
         grad_table = _transposed_bag(grad, bags.flatten(), shares.flatten(), rows=table.shape[0])
-        by_channel = grad_table.reshape(
-            n, groups, -1, x.shape[3] + 2 * _MARGIN, x.shape[1] // groups
-        ).permute(0, 1, 4, 2, 3)
+        by_channel = grad_table.reshape(n, groups, -1, x.shape[3] + 2 * MARGIN, x.shape[1] // groups).permute(
+            0, 1, 4, 2, 3
+        )
         grad_x = _unpadded(by_channel).reshape(x.shape).contiguous()
     return grad_x, grad_offset, grad_mask
 
@@ -359,17 +359,17 @@ _connect(bag, _bag_backward)
 
 def _steps(x: Tensor) -> tuple[int, int, int, int]:
     """From the upper left corner to all four, in the padded and flattened map."""
-    row = x.shape[3] + 2 * _MARGIN
+    row = x.shape[3] + 2 * MARGIN
     return 0, 1, row, row + 1
 
 
 def _padded_size(x: Tensor) -> tuple[int, int]:
-    return x.shape[2] + 2 * _MARGIN, x.shape[3] + 2 * _MARGIN
+    return x.shape[2] + 2 * MARGIN, x.shape[3] + 2 * MARGIN
 
 
 def _padded(x: Tensor) -> Tensor:
-    return F.pad(x, (_MARGIN,) * 4)
+    return F.pad(x, (MARGIN,) * 4)
 
 
 def _unpadded(x: Tensor) -> Tensor:
-    return x[..., _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    return x[..., MARGIN:-MARGIN, MARGIN:-MARGIN]

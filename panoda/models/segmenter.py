@@ -95,7 +95,8 @@ class Segmenter(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != 3:
             raise ValueError(f"expected images (N, 3, H, W), got shape {tuple(x.shape)}")
-        if min(x.shape[2], x.shape[3]) < MIN_SIZE:
+        # Each side by itself: min() of both would bind an exported model to images of one shape.
+        if x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
             raise ValueError(
                 f"images of {x.shape[2]}x{x.shape[3]} pixels (height x width) are too small; "
                 f"the model needs at least {MIN_SIZE}x{MIN_SIZE}"

@@ -41,10 +41,28 @@ class PyramidPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, width, H, W)."""
         pooled = [
-            resize(branch(F.adaptive_avg_pool2d(x, scale)), x.shape[2:])
+            resize(branch(_pooled(x, scale)), x.shape[2:])
             for scale, branch in zip(self.scales, self.branches, strict=True)
         ]
         return self.fuse(torch.cat([x, *pooled], dim=1))
+
+
+def _pooled(x: Tensor, scale: int) -> Tensor:
+    """Averages over scale x scale regions, (N, C, scale, scale)."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, scale)
+    # ONNX has no such pooling of maps of any size: the same averages as two small matrix products.
+    down, across = (_regions(side, scale, x) for side in x.shape[2:])
+    return down @ x @ across.T
+
+
+def _regions(side: int, scale: int, like: Tensor) -> Tensor:
+    """(scale, side): row i averages cells floor(i * side / scale) up to ceil((i + 1) * side / scale)."""
+    region = torch.arange(scale, device=like.device)[:, None]
+    cell = torch.arange(side, device=like.device)[None]
+    first, behind = region * side // scale, ((region + 1) * side + scale - 1) // scale
+    inside = ((cell >= first) & (cell < behind)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 class UPerNetDecoder(Decoder):

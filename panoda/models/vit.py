@@ -121,7 +121,7 @@ class ViTEncoder(nn.Module):
         """Class and register tokens, then patches, with their absolute positions."""
         net = self.net
         prefix = [net.cls_token, getattr(net, "reg_token", None)]
-        leading = [token.expand(len(patches), -1, -1) for token in prefix if token is not None]
+        leading = [token.expand(patches.shape[0], -1, -1) for token in prefix if token is not None]
         whole = not getattr(net, "no_embed_class", False)  # whether the table has entries for them
         table = None
         if net.pos_embed is not None:
