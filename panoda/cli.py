@@ -20,6 +20,7 @@ from panoda.config import Params, load_params
 from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
 from panoda.files import staged_file
+from panoda.models_cli import export_command, models_command
 from panoda.pipeline import STAGES
 from panoda.runs import RECORD, clean_state
 from panoda.weights_cli import weights
@@ -38,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
+app.command("export")(export_command)
+app.command("models")(models_command)
 
 
 def main() -> None:

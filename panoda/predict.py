@@ -16,6 +16,7 @@ from PIL import Image
 
 from panoda.data.dataset import DataError
 from panoda.data.images import IMAGE_SUFFIXES, is_image_name, read_rgb
+from panoda.exported import is_exported, load_exported
 from panoda.files import explain_disk_full, staged_file
 from panoda.inference import MIN_SIDE, predict_image
 from panoda.labels import LabelSpace, get_label_space
@@ -62,7 +63,7 @@ def predict_files(
     Label PNGs hold train ids with the palette of the label space. Shares are shares of pixels.
 
     Args:
-        checkpoint: A ``model.safetensors``.
+        checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
         images: Image files of any size.
         out: Result folder; files of other images that lie there stay.
         height: Working height in pixels; None = as in training when the checkpoint's card says it
@@ -81,7 +82,8 @@ def predict_files(
     _check_arguments(images)
     if height is not None and height < MIN_SIDE:
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
-    model, card = load_model(checkpoint, device=device)
+    loaded = load_exported(checkpoint) if is_exported(checkpoint) else load_model(checkpoint, device=device)
+    model, card = loaded
     space = get_label_space(card.label_space)
     names = _output_names(images)
     written: list[Path] = []

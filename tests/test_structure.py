@@ -27,11 +27,12 @@ LEVELS = (
     ("adaptation",),
     ("sliding", "inference"),
     ("training",),
-    ("evaluation", "predict"),
+    ("exported",),
+    ("evaluation", "predict", "export", "model_table"),
     ("report",),
     ("stages",),
     ("pipeline", "runs", "tracking"),
-    ("cli", "data_cli", "weights_cli"),
+    ("cli", "data_cli", "models_cli", "weights_cli"),
 )
 
 

@@ -56,8 +56,9 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Types as they come on the device of ``x``, whatever autocast says.
 
     A graph traced for export has fixed types; there the context would only become a subgraph of its own.
+    Nor is there any autocast on ``meta``.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or x.is_meta:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 

@@ -66,7 +66,7 @@ def deform_conv2d(
             columns = (traced.gather if few else traced.bag)(*inputs, groups, geometry)
         else:
             columns = (gather if few else bag)(*inputs, groups, geometry.packed())
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         columns = columns.to(weight.dtype)
     size = offset.shape[2:]
     if few:  # (N, C * K, Ho * Wo); bmm, because matmul would fold the batch into a copy of the columns

@@ -27,6 +27,8 @@ from timm.layers.pos_embed_rel import gen_relative_position_index, resize_rel_po
 from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3, build_sincos2d_pos_embed
 from torch import Tensor
 
+from panoda.models.layers import without_autocast
+
 Grid = tuple[int, int]
 
 
@@ -109,7 +111,7 @@ class Displacements:
         """
         flat = table.T
         if self.down is not None and self.across is not None:
-            with torch.autocast(table.device.type, enabled=False):
+            with without_autocast(table):
                 body = flat[:, :-3].unflatten(1, (2 * old[0] - 1, 2 * old[1] - 1))
                 body = self.down.to(table) @ body @ self.across.to(table).T  # (heads, 2h - 1, 2w - 1)
             flat = torch.cat((body.flatten(1), flat[:, -3:]), dim=1)

@@ -71,22 +71,19 @@ def _corners(
 
 def _positions(offset: Tensor, groups: int, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """Rows y and columns x of every sample, (N, G, K, Ho, Wo) each."""
-    (down, across), (height, width) = geometry.kernel, offset.shape[2:]
+    height, width = offset.shape[2:]
     by_tap = offset.reshape(offset.shape[0], groups, geometry.taps, 2, height, width)
-    rows = _places(geometry, 0, height, offset)[:, None].expand(-1, across, -1)
-    columns = _places(geometry, 1, width, offset)[None].expand(down, -1, -1)
-    return (
-        by_tap[:, :, :, 0] + rows.reshape(geometry.taps, height, 1),
-        by_tap[:, :, :, 1] + columns.reshape(geometry.taps, 1, width),
-    )
+    tap = torch.arange(geometry.taps, device=offset.device)
+    across = geometry.kernel[1]
+    rows = _places(tap // across, geometry, 0, height).to(offset.dtype)
+    columns = _places(tap % across, geometry, 1, width).to(offset.dtype)
+    return by_tap[:, :, :, 0] + rows[:, :, None], by_tap[:, :, :, 1] + columns[:, None]
 
 
-def _places(geometry: Geometry, axis: int, size: int, like: Tensor) -> Tensor:
-    """(kernel side, size): where every tap of every output row (or column) lies without offsets."""
-    tap = torch.arange(geometry.kernel[axis], device=like.device)
-    step = torch.arange(size, device=like.device)
-    taps = tap * geometry.dilation[axis] - geometry.padding[axis]
-    return (taps[:, None] + step * geometry.stride[axis]).to(like.dtype)
+def _places(tap: Tensor, geometry: Geometry, axis: int, size: int) -> Tensor:
+    """(K, size): row (or column) of every tap of every output row (or column), without offsets."""
+    step = torch.arange(size, device=tap.device) * geometry.stride[axis]
+    return (tap * geometry.dilation[axis] - geometry.padding[axis])[:, None] + step
 
 
 def _by_pixel(values: Tensor) -> Tensor:
