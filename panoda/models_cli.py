@@ -1,4 +1,4 @@
-"""The commands ``panoda export`` (checkpoints for other runtimes) and ``panoda models`` (a table of models)."""
+"""The commands ``panoda export`` (models for other runtimes) and ``panoda models`` (a table of models)."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def explain(result: ExportResult) -> str:
     height, width = result.size
     threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
     lines.append(
-        f"{result.megabytes:.1f} MB; {1e3 * result.exported:.0f} ms per image of {height}x{width} on {threads}"
-        f" (PyTorch: {1e3 * result.eager:.0f} ms, median of 5)"
+        f"{result.megabytes:.1f} MB; {1e3 * result.exported:.0f} ms per image of {height}x{width} on "
+        f"{threads} (PyTorch: {1e3 * result.eager:.0f} ms, median of 5)"
     )
     return "\n".join(lines)
 

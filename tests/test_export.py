@@ -1,0 +1,203 @@
+"""Exported files are the model, say what they are, predict panoramas, and are refused when they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from panoda import export
+from panoda.cli import app
+from panoda.export import export_model, open_sizes
+from panoda.exported import ExportedModel, read_export_card
+from panoda.labels import get_label_space
+from panoda.models import CheckpointError, create_model
+from panoda.models.checkpoint import ModelCard, make_card, save_model
+from panoda.models.segmenter import Segmenter
+from panoda.predict import predict_files
+
+SIZE = (64, 128)
+
+
+def model_of(encoder: str, decoder: str, **options: object) -> tuple[Segmenter, ModelCard]:
+    """A model with offsets and logits as large as training makes them."""
+    torch.manual_seed(0)
+    model = create_model(encoder, decoder=decoder, num_classes=13, drop_path=0.0, **options).eval()  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("offset_conv", "modulator_conv", "pointwise")):
+            nn.init.normal_(parameter, std=0.05)
+        if name == "decoder.predict.weight":
+            nn.init.normal_(parameter, std=0.3)
+    return model, make_card(model, label_space="cs13", stage="pretrain", seed=0)
+
+
+@pytest.fixture(scope="module")
+def panorama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    values = np.random.default_rng(0).integers(0, 256, (8, 20, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("panorama") / "a.png"
+    Image.fromarray(values).resize((200, 80)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mit_onnx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[export.ExportResult, Path]]:
+    """MiT and SegFormer of any size as ONNX, and their checkpoint."""
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path_factory.mktemp("mit")
+    model, card = model_of("mit_b0", "segformer", width=32)
+    save_model(folder / "model.safetensors", model, card)
+    yield export_model(model, card, folder, size=SIZE, dynamic=True), folder / "model.safetensors"
+
+
+def test_onnx_of_any_size_says_what_it_is(mit_onnx: tuple[export.ExportResult, Path]) -> None:
+    result, _ = mit_onnx
+    card = read_export_card(result.path)
+    assert card == result.card and (card.height, card.width, card.batch, card.cell) == (None, None, None, 1)
+    assert (
+        card.class_names == get_label_space("cs13").names and card.palette == get_label_space("cs13").palette
+    )
+    assert card.model.name == "mit_b0" and card.mean == (0.485, 0.456, 0.406) and card.opset == export.OPSET
+    assert [c.shape[0] for c in result.checks] == [1, 2] and result.checks[0].shape[1:] != result.checks[
+        1
+    ].shape[1:]
+    assert all(
+        c.agreement >= 0.999 and c.difference is not None and c.difference < 1e-4 for c in result.checks
+    )
+    assert result.megabytes == result.path.stat().st_size / 1e6 and result.eager > 0 < result.exported
+    assert [p.name for p in result.path.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_onnx_labels_a_panorama_as_the_checkpoint_does(
+    mit_onnx: tuple[export.ExportResult, Path], panorama: Path, tmp_path: Path
+) -> None:
+    result, checkpoint = mit_onnx
+    found, wanted = (
+        np.asarray(Image.open(predict_files(path, [panorama], tmp_path / path.suffix).labels[0]))
+        for path in (result.path, checkpoint)
+    )
+    assert found.shape == (80, 200) and len(np.unique(wanted)) > 1
+    assert (found == wanted).mean() >= 0.999
+
+
+def test_deformable_model_as_torch_program(tmp_path: Path) -> None:
+    model, card = model_of("trans4pass_nano", "dmlpv2", width=16)
+    result = export_model(model, card, tmp_path, format="torch", size=SIZE, dynamic=False)
+    assert result.path.name == "model.pt2" and read_export_card(result.path) == result.card
+    exported = ExportedModel(result.path)
+    x = torch.randn(3, 3, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), model(x), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match=r"takes images of 64x128 pixels .* found 40x64"):
+        exported(x[:1, :, :40, :64])
+
+
+def test_deformable_operator_in_onnx(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from panoda.models.deformable import DeformableConv, DeformableMLP
+
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        DeformableConv(3, 8, kernel_size=7, stride=4, padding=3),
+        DeformableConv(8, 8, kernel_size=3, stride=1, padding=1),
+        DeformableMLP(8),
+    ).eval()
+    for parameter in layers.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    sides = {2: torch.export.Dim("h", min=64, max=512), 3: torch.export.Dim("w", min=64, max=512)}
+    program = torch.export.export(layers, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(sides,), strict=False)
+    torch.onnx.export(program, str(tmp_path / "a.onnx"), dynamo=True, opset_version=20, verbose=False)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
+    x = 3 * torch.randn(2, 3, 77, 130)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), layers(x), rtol=0, atol=1e-4)
+
+
+def test_fixed_size_bytes_to_labels(tmp_path: Path, panorama: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, card = model_of("vit:vit_tiny_patch16_224", "setr_naive", width=16, blocks=[0, 1])
+    options = {"uint8": True, "labels": True, "batch": 2}
+    result = export_model(model, card, tmp_path, size=SIZE, dynamic=False, **options)
+    assert [c.shape for c in result.checks] == [(2, *SIZE)] and result.checks[0].difference is None
+    images = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
+    labels = ExportedModel(result.path).raw(images)
+    with torch.no_grad():
+        wanted = model(export.normalise(images)).argmax(dim=1)
+    assert labels.dtype == torch.uint8 and (labels == wanted).float().mean() >= 0.999
+    with pytest.raises(ValueError, match="takes uint8 images and gives labels"):
+        predict_files(result.path, [panorama], tmp_path / "out")
+
+
+def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(ExportedModel):
+        def raw(self, images: torch.Tensor) -> torch.Tensor:
+            return super().raw(images).roll(1, dims=1)
+
+    model, card = model_of("vit:vit_tiny_patch16_224", "setr_naive", width=16, blocks=[0])
+    (tmp_path / "model.pt2").write_bytes(b"before")
+    monkeypatch.setattr(export, "ExportedModel", Wrong)
+    with pytest.raises(ValueError, match=r"is not the model .* nothing was written"):
+        export_model(model, card, tmp_path, format="torch", size=SIZE, dynamic=False)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("model.pt2", b"before")]
+
+
+def test_sizes_that_stay_open() -> None:
+    def cell(name: str, decoder: str, **options: object) -> int:
+        return open_sizes(model_of(name, decoder, width=16, **options)[0])[0]
+
+    assert cell("trans4pass_nano", "dmlp") == 1
+    assert cell("vit:vit_tiny_patch16_224", "setr_naive", blocks=[0]) == 16
+    assert cell("vit:vit_tiny_patch16_224", "upernet", blocks=[0, 1, 2, 3]) == 32
+    assert cell("vit:vit_tiny_patch16_224", "setr_naive", blocks=[0], wrap=True) == 0
+    beit = model_of("vit:beit_base_patch16_224", "setr_naive", width=16, blocks=[0])
+    with pytest.raises(ValueError, match=r"made for one size; give --height and --width"):
+        export_model(*beit, Path("nowhere"), format="torch", dynamic=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--height", "64"], "both --height and --width"),
+        (["--dynamic", "--height", "64", "--width", "64"], "leaves the size open"),
+        (["--batch", "many"], "expected `dynamic` or a number"),
+        (["--run", "somewhere"], "one of the two"),
+    ],
+)
+def test_wrong_options_are_explained(arguments: list[str], message: str, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    result = CliRunner().invoke(app, ["export", "a.safetensors", "--out", str(tmp_path), *arguments])
+    assert isinstance(result.exception, ValueError) and message in str(result.exception)
+
+
+def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pt2").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="truncated or not a program"):
+        read_export_card(tmp_path / "a.pt2")
+    with pytest.raises(CheckpointError, match="no such exported model"):
+        read_export_card(tmp_path / "b.onnx")
+    onnx = pytest.importorskip("onnx")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])), str(tmp_path / "c.onnx"))
+    with pytest.raises(CheckpointError, match="export the checkpoint again"):
+        read_export_card(tmp_path / "c.onnx")
+    (tmp_path / "d.onnx").write_bytes(json.dumps({}).encode() + b"\xff" * 40)
+    with pytest.raises(CheckpointError, match="not an ONNX file"):
+        read_export_card(tmp_path / "d.onnx")
+
+
+def test_missing_extra_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    model, card = model_of("vit:vit_tiny_patch16_224", "setr_naive", width=16, blocks=[0])
+    with pytest.raises(ValueError, match=r"needs the extra `export`"):
+        export_model(model, card, tmp_path, size=SIZE)
+    assert list(tmp_path.iterdir()) == []
