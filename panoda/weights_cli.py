@@ -37,7 +37,7 @@ def list_command(
     from panoda.models.catalogue import BY_HAND, VITS
     from panoda.models.hub import tags
 
-    table = Table("weights", "what", "licence", "how to get them")
+    table = _table("weights", "what", "licence", "how to get them")
     if encoder is None:
         for known in BY_HAND:
             table.add_row(*(escape(cell) for cell in (known.name, known.what, known.licence, known.how)))
@@ -48,7 +48,7 @@ def list_command(
         table.add_row(*(escape(cell) for cell in _row_of_timm(name)))
     console = Console()
     console.print(table)
-    here = Table("file", "encoder", "decoder", "classes", "licence", "source")
+    here = _table("file", "encoder", "decoder", "classes", "licence", "source")
     for path in sorted(FOLDER.rglob("*.safetensors")):
         here.add_row(path.relative_to(FOLDER).as_posix(), *(escape(cell) for cell in _row_of_file(path)))
     if here.rows:
@@ -150,6 +150,14 @@ def _keep(imported: Imported, path: Path, force: bool) -> None:
     with staged_file(path) as aside:
         aside.write_bytes(data)
     typer.echo(f"wrote {path}; use it with model.encoder {card.encoder} and model.weights {path.name}")
+
+
+def _table(*titles: str) -> Table:
+    """A table that breaks long cells, because addresses are there to be copied."""
+    table = Table()
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
 
 
 def _new(imported: Imported) -> list[str]:
