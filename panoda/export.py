@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from timm.models.beit import Attention as BeitAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -257,6 +258,10 @@ def _trace(graph: Graph, about: ExportCard, size: tuple[int, int]) -> torch.expo
         # Traced small and of sides that nothing takes for one another.
         unit = math.lcm(about.cell, 32)
         size = (2 * unit, 3 * unit)
+    for module in graph.modules():
+        if isinstance(module, BeitAttention):
+            # Fused attention with a bias decomposes into a view that its strides do not allow.
+            setattr(module, "fused_attn", False)  # noqa: B010  (timm declares it final)
     # Two images, because one would pass for a dimension that is always one.
     images = _images((about.batch or 2, *size), about, seed=0)
     try:

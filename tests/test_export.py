@@ -111,7 +111,7 @@ def test_deformable_operator_in_onnx(tmp_path: Path) -> None:
         nn.init.normal_(parameter, std=0.1)
     sides = {2: torch.export.Dim("h", min=64, max=512), 3: torch.export.Dim("w", min=64, max=512)}
     program = torch.export.export(layers, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(sides,), strict=False)
-    torch.onnx.export(program, str(tmp_path / "a.onnx"), dynamo=True, opset_version=20, verbose=False)
+    torch.onnx.export(program, f=tmp_path / "a.onnx", dynamo=True, opset_version=20, verbose=False)
     import onnxruntime
 
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
