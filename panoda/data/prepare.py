@@ -55,7 +55,7 @@ def prepare(
     """Decode, crop, resize, store and count every item; the same input gives the same bytes.
 
     Neither the number of workers nor a resumed run changes a byte. Memory is constant but for the index
-    (about 1 kB per image); ``out`` is replaced as a whole at the end, or left as it was.
+    (3 to 4 kB per image); ``out`` is replaced as a whole at the end, or left as it was.
 
     Args:
         items: Raw items of all splits.
