@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from data_project import panoda
 from http_server import Served, serve
 from PIL import Image
-from typer.testing import CliRunner
 
-from panoda import cli
 from panoda.config import PrepareParams, parse_params, read_tree
 from panoda.data import declaration as declarations
 from panoda.stages.download import download
@@ -72,15 +71,6 @@ def declare(project: Path, name: str, files: list[dict], **more: object) -> None
         **more,
     }
     (declarations.BUILT_IN / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-
-
-def panoda(*arguments: str) -> tuple[int, str]:
-    """Exit status and output; a user error counts as what ``main`` makes of it."""
-    result = CliRunner().invoke(cli.app, ["data", *arguments])
-    if isinstance(result.exception, (ValueError, OSError)):
-        return 1, f"{result.output}error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
 
 
 def test_get_from_a_server_then_check(project):

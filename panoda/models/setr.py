@@ -11,6 +11,7 @@ with other patches the maps are resized to the strides that these give.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ from panoda.models.head import AuxiliaryHeads, ConvBlock, Decoder, prediction, r
 AUXILIARY_WEIGHT = 0.4
 
 
-class SETRDecoder(Decoder):
+class SETRDecoder(Decoder, ABC):
     """What the three heads share: maps of one stride, and auxiliary heads on them.
 
     The encoder hands over its blocks' outputs without a norm: each head begins with a LayerNorm.
@@ -78,9 +79,9 @@ class SETRDecoder(Decoder):
             norm=True,
         )
 
+    @abstractmethod
     def build(self) -> None:
         """Make the layers of the main head."""
-        raise NotImplementedError
 
     def auxiliary_maps(self) -> int:
         """Number of maps with an auxiliary head in the published model: all but the last."""
