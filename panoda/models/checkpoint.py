@@ -212,17 +212,27 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], *, where: str,
         raise CheckpointError("\n".join([f"{where}: the weights do not fit.{hint and ' ' + hint}", *lines]))
 
 
+def read_safetensors(
+    path: Path, *, with_tensors: bool, again: str
+) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and, on demand, tensors of a safetensors file; ``again`` says how to get it anew.
+
+    Raises:
+        CheckpointError: truncated, or no safetensors file.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()} if with_tensors else {}
+            return file.metadata() or {}, tensors
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error}); {again}") from error
+
+
 def _read(path: Path, *, with_tensors: bool) -> tuple[ModelCard, dict[str, torch.Tensor]]:
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: no such checkpoint; run the stage that writes it")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()} if with_tensors else {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: truncated or not a safetensors file ({error}); run the stage that made it again"
-        ) from error
+    again = "run the stage that made it again"
+    metadata, tensors = read_safetensors(path, with_tensors=with_tensors, again=again)
     if metadata.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: a safetensors file, but not a panoda checkpoint "

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from panoda.files import staged_file
 from panoda.models import checkpoint
-from panoda.models.checkpoint import ModelCard, tensor_file
+from panoda.models.checkpoint import ModelCard, read_safetensors, tensor_file
 from panoda.models.errors import CheckpointError, MissingCheckpointError
 
 FORMAT = "panoda-weights-1"
@@ -84,14 +83,7 @@ def read_card(path: Path) -> WeightsCard:
 def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Tensor], WeightsCard]:
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: no such weights; `panoda weights list` names what there is")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()} if with_tensors else {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: truncated or not a safetensors file ({error}); import it again"
-        ) from error
+    metadata, tensors = read_safetensors(path, with_tensors=with_tensors, again="import it again")
     card = card_of(metadata, str(path))
     if card is None:
         raise CheckpointError(
