@@ -14,7 +14,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -62,9 +62,9 @@ def write_raw(folder: Path, height: int, width: int, like: Sequence[Path]) -> li
     return [one(index) for index in range(VARIANTS)]
 
 
-def items_of(pairs: Sequence[tuple[Path, Path]], images: int) -> list[RawItem]:
+def items_of(pairs: Sequence[tuple[Path, Path]], images: int) -> Iterator[RawItem]:
     """So many items, over and over the same files."""
-    return [
+    return (
         RawItem(
             id=str(n),
             split="train",
@@ -75,7 +75,7 @@ def items_of(pairs: Sequence[tuple[Path, Path]], images: int) -> list[RawItem]:
             fov_x_deg=90.0,
         )
         for n in range(images)
-    ]
+    )
 
 
 def seconds(action: Callable[[], object]) -> float:

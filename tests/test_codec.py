@@ -87,7 +87,7 @@ def test_the_raw_layout_has_not_changed(tmp_path):
     # Shards and indices of before codecs existed: fixed-size cells, format 1, no word of a codec.
     run_prepare([pinhole_item(*write_pair(tmp_path, "a"))], tmp_path / "out")
     folder = tmp_path / "out/train"
-    metadata = json.loads(pq.read_schema(folder / "index.parquet").metadata[b"panoda"])
+    metadata = json.loads(pq.read_metadata(folder / "index.parquet").metadata[b"panoda"])
     assert set(metadata) == {"format", "label_space", "height", "width", "has_labels", "shards"}
     assert metadata["format"] == 1
     schema = pa.ipc.open_file(folder / "shard-00000.arrow").schema
@@ -99,7 +99,7 @@ def test_an_unknown_codec_is_refused(tmp_path):
     run_prepare([pinhole_item(*write_pair(tmp_path, "a"))], tmp_path / "out", codec="webp")
     index = tmp_path / "out/train/index.parquet"
     table = pq.read_table(index)
-    metadata = json.loads(table.schema.metadata[b"panoda"]) | {"codec": "jxl"}
+    metadata = json.loads(pq.read_metadata(index).metadata[b"panoda"]) | {"codec": "jxl"}
     pq.write_table(table.replace_schema_metadata({b"panoda": json.dumps(metadata)}), index)
     with pytest.raises(DataError, match=r"index\.parquet: format 2, codec jxl; expected .*raw or webp"):
         PreparedSplit(tmp_path / "out/train")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from raw_data import write_pair
@@ -111,22 +112,25 @@ def test_pointer_follows_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     dataset = FolderDataset(kind="folder", path=str(root))
 
-    def pointer() -> dict:
+    def pointer() -> pd.Series:
         download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
-        return json.loads((tmp_path / "raw" / "source.json").read_text())
+        return pd.read_csv(tmp_path / "raw" / "files.csv", index_col="path").sha256
 
     first = pointer()
-    assert first["path"] == "panoramas" and first["splits"]["train"] == ["a.JPG", "b.JPG", "sub/a.JPG"]
-    assert pointer() == first
+    assert json.loads((tmp_path / "raw" / "source.json").read_text()) == {"path": "panoramas"}
+    assert sorted(set(first.index)) == list(first.index) and {"a.JPG", "sub/a.JPG"} < set(first.index)
+    train = [i.image.name for i in list_items(dataset, tmp_path / "raw") if i.split == "train"]
+    assert train == ["a.JPG", "b.JPG", "a.JPG"]
+    assert pointer().equals(first)
     data = bytearray((root / "b.JPG").read_bytes())
     data[-5] ^= 1
     (root / "b.JPG").write_bytes(data)
-    assert pointer()["files"]["b.JPG"] != first["files"]["b.JPG"]
+    assert pointer()["b.JPG"] != first["b.JPG"]
     (root / "b.JPG").write_bytes(bytes(data) + b"x")
     with pytest.raises(
         DataError, match=r"1 files changed since stage download \(0 of them missing\).*b\.JPG"
     ):
-        list_items(dataset, tmp_path / "raw")
+        list(list_items(dataset, tmp_path / "raw"))
 
 
 @pytest.mark.parametrize(
@@ -149,10 +153,10 @@ def test_folder_errors(tmp_path, changes, match):
 def test_preprocess_before_download(tmp_path):
     dataset = FolderDataset(kind="folder", path=str(tmp_path))
     with pytest.raises(DataError, match="run stage download first"):
-        list_items(dataset, tmp_path / "raw")
+        list(list_items(dataset, tmp_path / "raw"))
     (tmp_path / "raw").mkdir()
     with pytest.raises(DataError, match=r"source\.json: cannot be read"):
-        list_items(dataset, tmp_path / "raw")
+        list(list_items(dataset, tmp_path / "raw"))
 
 
 # --- city ------------------------------------------------------------------------------------------
@@ -179,7 +183,7 @@ def city_raw(tmp_path: Path) -> None:
 def test_city(tmp_path):
     city_raw(tmp_path)
     dataset = CityDataset.model_validate(CITY)
-    items = list_items(dataset, tmp_path / "raw")
+    items = list(list_items(dataset, tmp_path / "raw"))
     assert [(i.split, i.id, i.group, i.label is None) for i in items] == [
         ("train", "00000", "southern", True),
         ("train", "00001", "southern", True),
@@ -188,7 +192,7 @@ def test_city(tmp_path):
     assert (items[0].projection, items[0].fov_x_deg, items[0].lat_top_deg) == ("erp", 360.0, 30.0)
     (tmp_path / "raw" / "test" / "meta.csv").write_text("id,look\n")
     with pytest.raises(DataError, match=r"meta\.csv: 0 images, expected 1"):
-        list_items(dataset, tmp_path / "raw")
+        list(list_items(dataset, tmp_path / "raw"))
 
 
 def test_unknown_kind():

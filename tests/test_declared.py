@@ -120,7 +120,7 @@ def test_densepass_groups_and_geometry(tmp_path):
     miniature.densepass(tmp_path / "data")
     dataset = declared("densepass", tmp_path / "data", splits={"train": "train"}, groups=["Zurich"])
     download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
-    items = list_items(dataset, tmp_path / "raw")
+    items = list(list_items(dataset, tmp_path / "raw"))
     assert [(i.id, i.group, i.label) for i in items] == [
         ("Zurich/1", "Zurich", None),
         ("Zurich/2", "Zurich", None),
@@ -139,7 +139,7 @@ def test_unlabelled_leaves_labels_out(tmp_path):
     )
     prepared = run(dataset, tmp_path, label_space="cs13")
     assert not prepared["train"].has_labels and prepared["test"].has_labels
-    assert "semantic/cloud/train" not in (tmp_path / "raw" / "source.json").read_text()
+    assert "semantic/cloud/train" not in (tmp_path / "raw" / "files.csv").read_text()
     assert prepared["test"].index.group.tolist() == ["cloud", "rain"]
 
 
@@ -241,7 +241,7 @@ def test_list_file(tmp_path, kind):
     assert prepared.has_labels
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(DataError, match=f"1 files changed since stage download .*list.{kind}"):
-        list_items(dataset, tmp_path / "raw")
+        list(list_items(dataset, tmp_path / "raw"))
 
 
 def lists(text: str) -> Callable[[Path], Callable[[dict], object]]:
@@ -348,7 +348,7 @@ def test_changed_files_are_noticed(tmp_path):
     download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
     (tmp_path / "data/masks/1.png").unlink()
     with pytest.raises(DataError, match="1 files changed since stage download"):
-        list_items(dataset, tmp_path / "raw")
+        list(list_items(dataset, tmp_path / "raw"))
 
 
 def test_wrong_ids_are_reported_when_preparing(tmp_path):
@@ -417,7 +417,7 @@ def test_groups_from_lists(tmp_path):
         ("rain/MAP_1_point4/000000", "day+night"),
         ("rain/MAP_1_point6/000000", "unlisted"),
     }
-    assert "all_map_day_val.txt" in (tmp_path / "raw/source.json").read_text()  # a change of it is seen
+    assert "all_map_day_val.txt" in (tmp_path / "raw/files.csv").read_text()  # a change of it is seen
 
 
 def test_user_files_that_dvc_does_not_watch_are_named(tmp_path, capsys, monkeypatch):
@@ -448,7 +448,7 @@ def test_user_files_that_dvc_does_not_watch_are_named(tmp_path, capsys, monkeypa
             out=Path("b"),
             progress=False,
         )
-        digests.append((tmp_path / "b/items.json").read_text())
+        digests.append((tmp_path / "b/facts.json").read_text())
     assert not capsys.readouterr().out and digests[0] != digests[1]
     download(
         role="source", dataset=declared("camvid", Path("data"), splits=splits), out=Path("c"), progress=False

@@ -46,7 +46,7 @@ def test_folds(tmp_path, fold, train, val):
     miniature.stanford2d3d(tmp_path / "data")
     dataset = stanford(tmp_path / "data", fold=fold)
     download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
-    items = list_items(dataset, tmp_path / "raw")
+    items = list(list_items(dataset, tmp_path / "raw"))
     assert [i.group for i in items if i.split == "train"] == [f"area_{a}" for a in train]
     assert [i.group for i in items if i.split == "val"] == [f"area_{a}" for a in val]
 

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.dataset import DataError, RawItem
+from panoda.data.dataset import DataError
 from panoda.data.images import read_ids, read_rgb
-from panoda.data.prepare import limited
 from panoda.data.prepared import PreparedSplit
 from panoda.data.shards import ShardWriter
 from panoda.files import sha256_file
@@ -346,20 +345,15 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_limit_spreads_evenly_over_the_split():
+def test_a_limit_spreads_evenly_over_the_split(tmp_path):
+    image, _ = write_pair(tmp_path, "a")
     items = [
-        RawItem(
-            id=f"{split}-{i}",
-            split=split,
-            group="g",
-            image=Path("x"),
-            label=None,
-            projection="erp",
-            fov_x_deg=360.0,
-        )
+        erp_item(image, None, id=f"{split}-{i}", split=split)
         for split in ("train", "test")
         for i in range(10)
     ]
-    kept = [item.id for item in limited(items, {"train": 3})]
-    assert kept == ["train-0", "train-3", "train-6", *(f"test-{i}" for i in range(10))]
-    assert limited(items, {"train": 99}) == items
+    run_prepare(items, tmp_path / "out", label_space_from=None, limit={"train": 3})
+    assert split_of(tmp_path / "out").ids == ["train-0", "train-3", "train-6"]
+    assert split_of(tmp_path / "out", "test").ids == [f"test-{i}" for i in range(10)]
+    run_prepare(items, tmp_path / "out", label_space_from=None, limit={"train": 99})
+    assert len(split_of(tmp_path / "out")) == 10

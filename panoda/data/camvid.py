@@ -5,12 +5,14 @@ Source: Brostow et al. 2008; label ids 0-10 as in ``panoda.labels``, 11 = unlabe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from panoda.config import CamVidDataset
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.images import is_image_name
-from panoda.data.pointer import existing_folder, read_pointer, write_pointer
+from panoda.data.listing import ListedItem, read_listing, write_listing
+from panoda.data.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX
 
 VOID_ID = 11
@@ -23,8 +25,7 @@ def download(dataset: CamVidDataset, out: Path, *, progress: bool) -> None:
         DataError: a folder is missing or empty, or images and labels do not match by name.
     """
     folder = existing_folder(dataset.path)
-    splits: dict[str, list[str]] = {}
-    labels: list[str] = []
+    items: list[ListedItem] = []
     for split, name in dataset.splits.items():
         images, annotations = _names(folder / name), _names(folder / f"{name}annot")
         for unmatched, where, other in (
@@ -36,31 +37,31 @@ def download(dataset: CamVidDataset, out: Path, *, progress: bool) -> None:
                     f"{folder / where / min(unmatched)}: no file of this name in {folder / other} "
                     f"({len(unmatched)} such files); add it or remove its partner"
                 )
-        splits[split] = [f"{name}/{file}" for file in sorted(images)]
-        labels += [f"{name}annot/{file}" for file in sorted(images)]
-    write_pointer(out, dataset.path, splits=splits, labels=labels, progress=progress)
-
-
-def list_items(dataset: CamVidDataset, raw: Path) -> list[RawItem]:
-    """Items in order of split and name; the group is the recording, the part before ``_``."""
-    pointer = read_pointer(raw)
-    items = []
-    for split, names in pointer.splits.items():
-        for name in names:
-            image = pointer.folder / name
-            items.append(
-                RawItem(
-                    id=image.stem,
-                    split=split,
-                    group=image.stem.split("_")[0],
-                    image=image,
-                    label=image.parent.with_name(f"{image.parent.name}annot") / image.name,
-                    projection="pinhole",
-                    fov_x_deg=dataset.fov_x_deg,
-                    void_ids=(VOID_ID, IGNORE_INDEX),
-                )
+        items += [
+            ListedItem(
+                split=split,
+                id=Path(file).stem,
+                group=Path(file).stem.split("_")[0],
+                image=f"{name}/{file}",
+                label=f"{name}annot/{file}",
             )
-    return items
+            for file in sorted(images)
+        ]
+    write_listing(out, dataset.path, items, progress=progress)
+
+
+def list_items(dataset: CamVidDataset, raw: Path) -> Iterator[RawItem]:
+    """Items in order of split and name; the group is the recording, the part before ``_``."""
+    listing = read_listing(raw)
+    return (
+        item.raw_item(
+            listing.folder,
+            projection="pinhole",
+            fov_x_deg=dataset.fov_x_deg,
+            void_ids=(VOID_ID, IGNORE_INDEX),
+        )
+        for item in listing.items
+    )
 
 
 def _names(folder: Path) -> set[str]:

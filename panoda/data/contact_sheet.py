@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from panoda.data.prepared import PreparedSplit
-from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
+from panoda.data.index import read_metadata
+from panoda.data.prepared import Sample, samples_at
+from panoda.labels import IGNORE_INDEX, LabelSpace
 
 COLUMNS = 5
 CELL_WIDTH, CELL_HEIGHT = 320, 240
@@ -18,37 +21,55 @@ GAP, LINE = 6, 22
 _BACK, _INK = (255, 255, 255), (30, 30, 30)
 
 
-def contact_sheet(splits: Mapping[str, PreparedSplit]) -> np.ndarray:
+class SheetRow(NamedTuple):
+    """A row of the sheet.
+
+    Attributes:
+        name: Split name.
+        folder: The prepared split.
+        images: Number of its images.
+        labelled: It has labels.
+        class_pixels: (K,) int64 labelled pixels per class.
+    """
+
+    name: str
+    folder: Path
+    images: int
+    labelled: bool
+    class_pixels: np.ndarray
+
+
+def contact_sheet(rows: Sequence[SheetRow], space: LabelSpace) -> np.ndarray:
     """Images spread evenly over every split, labels half transparent over them, a legend below.
 
     Unlabelled pixels show the image alone.
 
     Args:
-        splits: Split name -> split; all of one size and label space, as ``prepare`` writes them.
+        rows: The splits; all of one size, as ``prepare`` writes them.
+        space: Their label space.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    any_split = next(iter(splits.values()))
-    scale = min(CELL_WIDTH / any_split.width, CELL_HEIGHT / any_split.height)
-    width, height = max(1, round(any_split.width * scale)), max(1, round(any_split.height * scale))
-    space = get_label_space(any_split.label_space)
-    shown = np.flatnonzero(sum(split.class_pixels for split in splits.values()))
+    metadata = read_metadata(rows[0].folder)
+    scale = min(CELL_WIDTH / metadata["width"], CELL_HEIGHT / metadata["height"])
+    width, height = (max(1, round(metadata[side] * scale)) for side in ("width", "height"))
+    shown = np.flatnonzero(sum(row.class_pixels for row in rows))
     sheet_width = max(COLUMNS * (width + GAP) + GAP, 480)
     legend = _legend(space, shown, sheet_width)
     row_height = LINE + height + GAP
-    total = len(splits) * row_height + legend.height + GAP
+    total = len(rows) * row_height + legend.height + GAP
     sheet = Image.new("RGB", (sheet_width, total), _BACK)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, (name, split) in enumerate(splits.items()):
+    for number, row in enumerate(rows):
         top = number * row_height
-        what = f"{name}: {len(split)} images{'' if split.has_labels else ', no labels'}"
+        what = f"{row.name}: {row.images} images{'' if row.labelled else ', no labels'}"
         draw.text((GAP, top + 3), what, fill=_INK, font=font)
-        for column, index in enumerate(_spread(len(split), COLUMNS)):
-            cell = Image.fromarray(_overlay(split, index, space))
+        for column, sample in enumerate(samples_at(row.folder, _spread(row.images, COLUMNS))):
+            cell = Image.fromarray(_overlay(sample, space))
             filled = cell.resize((width, height), Image.Resampling.BILINEAR)
             sheet.paste(filled, (GAP + column * (width + GAP), top + LINE))
-    sheet.paste(legend, (0, len(splits) * row_height))
+    sheet.paste(legend, (0, len(rows) * row_height))
     return np.asarray(sheet)
 
 
@@ -58,9 +79,8 @@ def _spread(length: int, count: int) -> list[int]:
     return [(2 * i + 1) * length // (2 * count) for i in range(count)]
 
 
-def _overlay(split: PreparedSplit, index: int, space: LabelSpace) -> np.ndarray:
+def _overlay(sample: Sample, space: LabelSpace) -> np.ndarray:
     """(H, W, 3) uint8 image with its label laid over it."""
-    sample = split[index]
     image = sample["image"].permute(1, 2, 0).numpy()
     label = sample["label"].numpy()
     mixed = (1 - OPACITY) * image + OPACITY * space.colourise(label)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -95,8 +96,8 @@ class Adapter(Protocol):
         """Bring the raw files, or a pointer to them, into the existing empty folder ``out``."""
         ...
 
-    def list_items(self, dataset: Any, raw: Path) -> list[RawItem]:
-        """List the items of what ``download`` left in ``raw``, in stable order."""
+    def list_items(self, dataset: Any, raw: Path) -> Iterator[RawItem]:
+        """The items of what ``download`` left in ``raw``, one by one in stable order."""
         ...
 
 
@@ -107,27 +108,28 @@ def adapter(kind: str) -> Adapter:
     return cast(Adapter, importlib.import_module(ADAPTERS[kind]))
 
 
-def list_items(dataset: Any, raw: Path) -> list[RawItem]:
-    """All raw items of a data set in stable order.
+def list_items(dataset: Any, raw: Path) -> Iterator[RawItem]:
+    """All raw items of a data set, one by one in stable order.
 
     Args:
         dataset: A data set section of params.yaml (``kind`` and ``splits`` are read here).
         raw: Folder written by stage download.
 
     Raises:
-        DataError: no such folder, or a split without images.
+        DataError: no such folder, or, after the last item, a split without images.
     """
     if not raw.is_dir():
         raise DataError(f"{raw}: no such folder; run stage download first")
-    items = adapter(dataset.kind).list_items(dataset, raw)
-    found = Counter(item.split for item in items)
+    found = Counter[str]()
+    for item in adapter(dataset.kind).list_items(dataset, raw):
+        found[item.split] += 1
+        yield item
     empty = [split for split in dataset.splits if not found[split]]
     if empty:
         raise DataError(
             f"{raw}: split {', '.join(empty)} of data set {dataset.kind} has no images; "
             "check its path and splits in params.yaml and run stage download again"
         )
-    return items
 
 
 def raw_label_space(dataset: Any, raw: Path) -> str | None:

@@ -6,7 +6,7 @@ group is the folder part of the id, or the name of the data set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -85,7 +85,7 @@ def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
     write_listing(out, dataset.path, items, facts=facts, more_files=lists, progress=progress)
 
 
-def list_items(dataset: DeclaredDataset, raw: Path) -> list[RawItem]:
+def list_items(dataset: DeclaredDataset, raw: Path) -> Iterator[RawItem]:
     """Items in order of split and path (of a list file: in its order), as stage download found them."""
     listing = read_listing(raw)
     declaration = Declaration.model_validate(listing.facts["declaration"])
@@ -93,9 +93,9 @@ def list_items(dataset: DeclaredDataset, raw: Path) -> list[RawItem]:
 
 
 def raw_items(
-    declaration: Declaration, items: Sequence[ListedItem], folder: Path, *, name: str
-) -> list[RawItem]:
-    """What was found, with what the declaration says of it.
+    declaration: Declaration, items: Iterable[ListedItem], folder: Path, *, name: str
+) -> Iterator[RawItem]:
+    """What was found, one by one, with what the declaration says of it.
 
     Args:
         declaration: Geometry and label encoding.
@@ -111,7 +111,7 @@ def raw_items(
         encoding = encoding_of(declaration.labels, name)
     erp = declaration.projection == "erp"
     nan = float("nan")
-    return [
+    return (
         item.raw_item(
             folder,
             projection=declaration.projection,
@@ -124,7 +124,7 @@ def raw_items(
             encoding=encoding,
         )
         for item in items
-    ]
+    )
 
 
 def label_space(dataset: DeclaredDataset, raw: Path) -> str | None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypedDict
@@ -38,26 +38,31 @@ class Finished(TypedDict):
     counts: dict[str, Any]
 
 
-def recipe(items: Sequence[RawItem], **settings: Any) -> str:
+def recipe(items: Iterable[RawItem], **settings: Any) -> str:
     """SHA-256 over all that decides the bytes of a shard: items, state of their files, settings."""
-    files = [
-        None if path is None else [path.stat().st_size, path.stat().st_mtime_ns]
-        for item in items
-        for path in (item.image, item.label)
-    ]
-    value = {"items": [asdict(item) for item in items], "files": files, **settings}
+    listed, files = [], []
+    for item in items:
+        listed.append(asdict(item))
+        for path in (item.image, item.label):
+            files.append(None if path is None else [path.stat().st_size, path.stat().st_mtime_ns])
+    value = {"items": listed, "files": files, **settings}
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
-def load(folder: Path, number: int, made_from: str) -> Finished | None:
-    """The finished shard ``number`` of a folder; None when there is none, or one of another recipe."""
-    note, shard = folder / f"{shard_name(number)}.json", folder / shard_name(number)
+def size(folder: Path, number: int, made_from: str) -> int | None:
+    """Bytes of the finished shard ``number``; None without one that is whole and of this recipe."""
     try:
-        value = json.loads(note.read_text(encoding="utf-8"))
-        if value.pop("recipe") != made_from or value["info"]["sha256"] != sha256_file(shard):
+        value, path = _note(folder, number), folder / shard_name(number)
+        if value["recipe"] != made_from or value["info"]["sha256"] != sha256_file(path):
             return None
-    except (OSError, ValueError, KeyError):
+        return int(value["info"]["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def load(folder: Path, number: int) -> Finished:
+    """A shard whose ``size`` was found."""
+    value = _note(folder, number)
     return Finished(info=value["info"], rows=value["rows"], counts=value["counts"])
 
 
@@ -75,6 +80,11 @@ def take(shard: Path, folder: Path) -> None:
             shutil.copyfile(shard, folder / shard.name)
         else:  # a file system without hard links
             os.replace(shard, folder / shard.name)
+
+
+def _note(folder: Path, number: int) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads((folder / f"{shard_name(number)}.json").read_text(encoding="utf-8"))
+    return note
 
 
 def _plain(value: Any) -> Any:

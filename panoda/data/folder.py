@@ -5,13 +5,15 @@ Every image is a full circle in width. Crop and ignore band are the same share o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
 from panoda.config import FolderDataset
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.images import IMAGE_SUFFIXES, is_image_name
-from panoda.data.pointer import existing_folder, read_pointer, write_pointer
+from panoda.data.listing import ListedItem, read_listing, write_listing
+from panoda.data.pointer import existing_folder
 
 
 def download(dataset: FolderDataset, out: Path, *, progress: bool) -> None:
@@ -32,19 +34,26 @@ def download(dataset: FolderDataset, out: Path, *, progress: bool) -> None:
             raise DataError(
                 f"{folder / min(shared)}: in splits {one} and {two}; make their patterns disjoint"
             )
-    write_pointer(out, dataset.path, splits=splits, progress=progress)
-
-
-def list_items(dataset: FolderDataset, raw: Path) -> list[RawItem]:
-    """Items in order of split and path; the group is the subfolder."""
-    pointer = read_pointer(raw)
-    return [
-        RawItem(
-            id=Path(name).with_suffix("").as_posix(),
+    items = [
+        ListedItem(
             split=split,
+            id=Path(name).with_suffix("").as_posix(),
             group=Path(name).parent.as_posix(),
-            image=pointer.folder / name,
+            image=name,
             label=None,
+        )
+        for split, names in splits.items()
+        for name in names
+    ]
+    write_listing(out, dataset.path, items, progress=progress)
+
+
+def list_items(dataset: FolderDataset, raw: Path) -> Iterator[RawItem]:
+    """Items in order of split and path; the group is the subfolder."""
+    listing = read_listing(raw)
+    return (
+        item.raw_item(
+            listing.folder,
             projection="erp",
             fov_x_deg=360.0,
             lat_top_deg=dataset.lat_top_deg,
@@ -53,9 +62,8 @@ def list_items(dataset: FolderDataset, raw: Path) -> list[RawItem]:
             crop_bottom=dataset.crop_bottom,
             ignore_bottom=dataset.ignore_bottom,
         )
-        for split, names in pointer.splits.items()
-        for name in names
-    ]
+        for item in listing.items
+    )
 
 
 def _find(folder: Path, patterns: list[str], split: str) -> list[str]:

@@ -1,14 +1,16 @@
 """What stage download writes for a folder used in place: the pointer, and the items found in the folder.
 
-``source.json`` is the pointer (``panoda.data.pointer``); ``items.json`` keeps every item and what the data
-set's adapter wants to remember, so that stage preprocess depends on the folder ``data/raw/<role>`` alone.
+``source.json`` and ``files.csv`` are the pointer (``panoda.data.pointer``); ``items.csv`` keeps every item
+and ``facts.json`` what the data set's adapter wants to remember, so that stage preprocess depends on the
+folder ``data/raw/<role>`` alone.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from panoda.data.dataset import DataError, RawItem
 from panoda.data.pointer import read_pointer, write_pointer
 from panoda.files import write_json
 
-ITEMS = "items.json"
+ITEMS = "items.csv"
+FACTS = "facts.json"
 
 
 @dataclass(frozen=True)
@@ -45,19 +48,39 @@ class ListedItem:
         return RawItem(self.id, self.split, self.group, folder / self.image, label, **camera)
 
 
+_FIELDS = [field.name for field in fields(ListedItem)]
+
+
 @dataclass(frozen=True)
 class Listing:
-    """What ``write_listing`` wrote.
+    """What ``write_listing`` wrote, or the like.
 
     Attributes:
         folder: The folder used in place.
-        items: Every item, in the order in which they were written.
+        items: Every item, in the order in which they were written; read from disk one by one.
         facts: What the adapter remembered.
     """
 
     folder: Path
-    items: list[ListedItem]
+    items: Iterable[ListedItem]
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The items in a file, read one by one."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[ListedItem]:
+        try:
+            with self.path.open(encoding="utf-8", newline="") as stream:
+                for row in csv.DictReader(stream):
+                    fov = row.pop("fov_x_deg")
+                    label = row.pop("label") or None
+                    yield ListedItem(**row, label=label, fov_x_deg=float(fov) if fov else None)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path}: cannot be read ({error}); run stage download again") from error
 
 
 def write_listing(
@@ -65,7 +88,7 @@ def write_listing(
     path: str,
     items: Sequence[ListedItem],
     *,
-    facts: dict[str, Any],
+    facts: dict[str, Any] | None = None,
     more_files: Sequence[str] = (),
     progress: bool,
 ) -> None:
@@ -79,12 +102,13 @@ def write_listing(
         more_files: Paths relative to the folder of other files that the result depends on.
         progress: Show a progress bar.
     """
-    splits: dict[str, list[str]] = {}
-    for item in items:
-        splits.setdefault(item.split, []).append(item.image)
-    labels = [item.label for item in items if item.label is not None]
-    write_pointer(out, path, splits=splits, labels=[*labels, *more_files], progress=progress)
-    write_json(out / ITEMS, {"facts": facts, "items": [asdict(item) for item in items]})
+    files = {*more_files, *(name for item in items for name in (item.image, item.label) if name)}
+    write_pointer(out, path, sorted(files), progress=progress)
+    with (out / ITEMS).open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, _FIELDS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(vars(item) for item in items)
+    write_json(out / FACTS, facts or {})
 
 
 def read_listing(raw: Path) -> Listing:
@@ -93,14 +117,12 @@ def read_listing(raw: Path) -> Listing:
     Raises:
         DataError: unreadable, or the folder changed since stage download.
     """
-    pointer = read_pointer(raw)
-    path = raw / ITEMS
+    folder, path = read_pointer(raw), raw / FACTS
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        items = [ListedItem(**item) for item in value["items"]]
-        return Listing(folder=pointer.folder, items=items, facts=value["facts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run stage download again") from error
+    return Listing(folder=folder, items=_Stored(raw / ITEMS), facts=facts)
 
 
 def check_ids(items: Sequence[ListedItem]) -> None:

@@ -1,13 +1,14 @@
 """A pointer to a folder that is used in place: its path and the size and hash of every file used.
 
-The pointer is what a data version control system sees of the user's folder: it changes when a file does.
+The pointer is what a data version control system sees of the user's folder: it changes when a file does. The
+files are a table on disk, written and read line by line, so that memory does not depend on their number.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from panoda.data.dataset import DataError
@@ -15,19 +16,7 @@ from panoda.files import sha256_file, write_json
 from panoda.progress import track
 
 POINTER = "source.json"
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """A folder used in place.
-
-    Attributes:
-        folder: The folder; relative paths start at the project root.
-        splits: Split name -> image paths relative to the folder.
-    """
-
-    folder: Path
-    splits: dict[str, list[str]]
+FILES = "files.csv"
 
 
 def existing_folder(path: str) -> Path:
@@ -41,50 +30,50 @@ def existing_folder(path: str) -> Path:
     return folder
 
 
-def write_pointer(
-    out: Path, path: str, *, splits: Mapping[str, Sequence[str]], labels: Sequence[str] = (), progress: bool
-) -> None:
-    """Hash the files and write ``source.json``.
+def write_pointer(out: Path, path: str, files: Sequence[str], *, progress: bool) -> None:
+    """Hash the files and write ``source.json`` and ``files.csv``.
 
     Args:
         out: Existing folder.
         path: The user's folder as given in params.yaml.
-        splits: Split name -> image paths relative to it.
-        labels: Label paths relative to it.
+        files: Paths of all files used, relative to it; each once.
         progress: Show a progress bar.
     """
     folder = existing_folder(path)
-    names = sorted({*labels, *(name for images in splits.values() for name in images)})
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-        for name in track(names, "hashing", enabled=progress)
-    }
-    value = {"path": _portable(path), "splits": {k: list(v) for k, v in splits.items()}, "files": files}
-    write_json(out / POINTER, value)
+    with (out / FILES).open("w", encoding="utf-8", newline="") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("path", "bytes", "sha256"))
+        for name in track(files, "hashing", enabled=progress):
+            table.writerow((name, (folder / name).stat().st_size, sha256_file(folder / name)))
+    write_json(out / POINTER, {"path": _portable(path)})
 
 
-def read_pointer(raw: Path) -> Pointer:
-    """Read ``source.json`` and check that the folder still holds files of the same sizes.
+def read_pointer(raw: Path) -> Path:
+    """The folder that ``source.json`` points to, after a check that it still holds files of the same sizes.
 
     Raises:
         DataError: no readable pointer, or the folder changed since it was written.
     """
     path = raw / POINTER
+    changed, missing, example = 0, 0, ""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        folder, splits, files = existing_folder(value["path"]), value["splits"], value["files"]
+        folder = existing_folder(json.loads(path.read_text(encoding="utf-8"))["path"])
+        with (raw / FILES).open(encoding="utf-8", newline="") as stream:
+            for known in csv.DictReader(stream):
+                size = _size(folder / known["path"])
+                if size != int(known["bytes"]):
+                    changed, missing = changed + 1, missing + (size is None)
+                    example = example or known["path"]
     except DataError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run stage download again") from error
-    changed = [name for name, known in files.items() if _size(folder / name) != known["bytes"]]
     if changed:
-        missing = sum(_size(folder / name) is None for name in changed)
         raise DataError(
-            f"{folder}: {len(changed)} files changed since stage download ({missing} of them missing), "
-            f"such as {folder / changed[0]}; restore them, or run stage download again"
+            f"{folder}: {changed} files changed since stage download ({missing} of them missing), "
+            f"such as {folder / example}; restore them, or run stage download again"
         )
-    return Pointer(folder=folder, splits=splits)
+    return folder
 
 
 def _portable(path: str) -> str:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from panoda.data import finished
 from panoda.data.codec import Codec, encode
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.finished import Finished
+from panoda.data.index import CODEC_FORMAT, FORMAT, INDEX, IndexWriter
+from panoda.data.item_table import SplitItems
 from panoda.data.prepare_item import ItemSpec, prepare_item
-from panoda.data.prepared import CODEC_FORMAT, FORMAT, METADATA_KEY
 from panoda.data.shards import ShardInfo, ShardWriter, shard_name
 from panoda.data.statistics import Counts, count
 from panoda.files import sha256_file
@@ -48,13 +48,13 @@ class How:
     workers: int
 
 
-class _Shard(NamedTuple):
-    """A shard to be made, or already finished."""
+@dataclass(frozen=True)
+class _Shard:
+    """A shard to be made, or already finished: then its size is known."""
 
     number: int
-    items: list[RawItem]
     recipe: str
-    finished: Finished | None
+    finished: int | None
 
 
 class SplitWork:
@@ -66,134 +66,167 @@ class SplitWork:
         waiting: Folder where finished shards wait until all are; None for none.
         shards: All shards in order.
         counts: What was counted, complete after ``write_shards``.
-        infos: What the index remembers of the shards, likewise.
     """
 
-    def __init__(self, name: str, items: list[RawItem], how: How, waiting: Path | None) -> None:
+    def __init__(self, items: SplitItems, how: How, waiting: Path | None) -> None:
         """Look for finished shards in the folder ``waiting``."""
-        self.name, self.items = name, items
-        self.waiting = waiting / name if waiting else None
+        self.name, self.items, self.how = items.name, items, how
+        self.waiting = waiting / items.name if waiting else None
         self.counts = Counts()
-        self.infos: list[ShardInfo] = []
-        self.shards: list[_Shard] = []
-        for number, start in enumerate(range(0, len(items), how.shard_images)):
-            part = items[start : start + how.shard_images]
-            made_from, done = "", None
-            if self.waiting is not None:
-                made_from = finished.recipe(part, spec=asdict(how.spec), codec=how.codec)
-                done = finished.load(self.waiting, number, made_from)
-            self.shards.append(_Shard(number, part, made_from, done))
+        self.shards = [self._look(number) for number in range(-(-len(items) // how.shard_images))]
 
     @property
-    def todo(self) -> list[RawItem]:
+    def todo(self) -> Todo:
         """Items of the shards that are not finished, in order."""
-        return [item for shard in self.shards if shard.finished is None for item in shard.items]
+        return Todo(self, [shard.number for shard in self.shards if shard.finished is None])
+
+    def items_of(self, number: int) -> Iterator[RawItem]:
+        """Items of one shard."""
+        start = number * self.how.shard_images
+        return self.items.between(start, start + self.how.shard_images)
+
+    def length(self, number: int) -> int:
+        """Number of items of one shard."""
+        return min(self.how.shard_images, len(self.items) - number * self.how.shard_images)
+
+    def _look(self, number: int) -> _Shard:
+        if self.waiting is None:
+            return _Shard(number, "", None)
+        settings = {"spec": asdict(self.how.spec), "codec": self.how.codec}
+        made_from = finished.recipe(self.items_of(number), **settings)
+        return _Shard(number, made_from, finished.size(self.waiting, number, made_from))
 
 
-def write_shards(work: SplitWork, folder: Path, how: How, *, progress: bool) -> list[pa.Table]:
-    """Make what is not finished; returns the rows of the index shard by shard.
+class Todo:
+    """The items of some shards of a split, by position."""
+
+    def __init__(self, work: SplitWork, numbers: list[int]) -> None:
+        """Of the shards ``numbers``, in ascending order."""
+        self._work, self._numbers = work, numbers
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return sum(self._work.length(number) for number in self._numbers)
+
+    def __getitem__(self, index: int) -> RawItem:
+        """Item ``index``; only the last shard of a split may be shorter than the others."""
+        place, row = divmod(index, self._work.how.shard_images)
+        return self._work.items[self._numbers[place] * self._work.how.shard_images + row]
+
+    def __iter__(self) -> Iterator[RawItem]:
+        """All items in order."""
+        return (item for number in self._numbers for item in self._work.items_of(number))
+
+
+def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -> dict[str, Any]:
+    """Make what is not finished, and the index.
 
     Shards are made in the waiting folder, or at once in ``folder`` where there is none.
+
+    Args:
+        work: The split.
+        folder: Where shards and index.parquet go.
+        space: Label space of the prepared labels.
+        progress: Show a progress bar.
+
+    Returns:
+        What dataset.json says of the split.
 
     Raises:
         DataError: bad items; the message names them.
     """
     place = work.waiting or folder
     place.mkdir(parents=True, exist_ok=True)
-    tables: list[pa.Table] = []
-    problems: list[str] = []
+    infos: list[ShardInfo] = []
+    problems = Problems()
     with ExitStack() as stack:
+        index = stack.enter_context(IndexWriter(folder / INDEX, INDEX_SCHEMA))
         bar = stack.enter_context(progress_bar(enabled=progress))
         task = bar.add_task(f"preparing {work.name}", total=len(work.items))
-        results = stack.enter_context(closing(prepare_items(work.todo, how)))
+        results = stack.enter_context(closing(prepare_items(work.todo, work.how)))
         for shard in work.shards:
-            done = shard.finished or _make(shard, place, results, problems, how, lambda: bar.advance(task))
-            if done is None:
-                if len(problems) >= MAX_PROBLEMS:
-                    break
-                continue
             if shard.finished is not None:
-                bar.advance(task, len(shard.items))
-            elif work.waiting is not None:
-                finished.save(place, shard.number, shard.recipe, done)
-            work.infos.append(done["info"])
+                done = finished.load(place, shard.number)
+                bar.advance(task, work.length(shard.number))
+            else:
+                made = _make(work, shard.number, place, results, problems, lambda: bar.advance(task))
+                if made is None:
+                    if problems.full:
+                        break
+                    continue
+                done = made
+                if work.waiting is not None:
+                    finished.save(place, shard.number, shard.recipe, done)
+            infos.append(done["info"])
             work.counts.add(Counts.from_json(done["counts"]))
-            tables.append(pa.Table.from_pylist(done["rows"], schema=_INDEX_SCHEMA))
-    raise_problems(problems)
+            index.add(done["rows"])
+        problems.check()
+        index.finish(_metadata(work, infos, space))
     if work.waiting is not None:
-        for info in work.infos:
+        for info in infos:
             finished.take(work.waiting / info["file"], folder)
-    return tables
+    return {
+        "images": len(work.items),
+        "labelled": work.items[0].label is not None,
+        "projection": work.items[0].projection,
+        "fov_x_deg": work.items[0].fov_x_deg,
+        "digest": sha256_file(folder / INDEX),
+    }
 
 
 def _make(
-    shard: _Shard,
+    work: SplitWork,
+    number: int,
     place: Path,
     results: Iterator[Result | DataError],
-    problems: list[str],
-    how: How,
+    problems: Problems,
     advance: Callable[[], None],
 ) -> Finished | None:
     """Write one shard from the next results; None when there is a problem, here or before."""
+    how = work.how
     # Another run's result may have this name for the same bytes: never write into them.
-    (place / shard_name(shard.number)).unlink(missing_ok=True)
+    (place / shard_name(number)).unlink(missing_ok=True)
     columns: dict[str, tuple[int, ...]] = {"image": (3, how.spec.height, how.spec.width)}
-    if shard.items[0].label is not None:
+    if work.items[0].label is not None:
         columns["label"] = (how.spec.height, how.spec.width)
     rows: list[dict[str, Any]] = []
     counts = Counts()
-    writer = ShardWriter(
-        place, columns=columns, rows_per_shard=how.shard_images, codec=how.codec, first=shard.number
-    )
-    with writer:
-        for _ in shard.items:
-            result = next(results)
+    with ShardWriter(
+        place, columns=columns, rows_per_shard=how.shard_images, codec=how.codec, first=number
+    ) as writer:
+        for result in islice(results, work.length(number)):
             advance()
             if isinstance(result, DataError):
-                problems.append(str(result))
-                if len(problems) >= MAX_PROBLEMS:
+                problems.add(str(result))
+                if problems.full:
                     break
-            elif not problems:
+            elif not problems.count:
                 row = result.row
                 row["shard"], row["row"], row["crc32"] = writer.append(result.cells)
                 rows.append(row)
                 counts.add(result.counts)
-    if problems:
+    if problems.count:
         return None
     return Finished(info=writer.shards[0], rows=rows, counts=counts.to_json())
 
 
-def write_index(
-    work: SplitWork, folder: Path, tables: list[pa.Table], how: How, *, space: str
-) -> dict[str, Any]:
-    """Write index.parquet; returns what dataset.json says of the split."""
-    has_labels = work.items[0].label is not None
+def _metadata(work: SplitWork, infos: list[ShardInfo], space: str) -> dict[str, Any]:
+    """What the index says of the split as a whole."""
+    how = work.how
     metadata = {
         "format": FORMAT,
         "label_space": space,
         "height": how.spec.height,
         "width": how.spec.width,
-        "has_labels": has_labels,
-        "shards": work.infos,
+        "has_labels": work.items[0].label is not None,
+        "shards": infos,
     }
     if how.codec != "raw":
         metadata |= {"format": CODEC_FORMAT, "codec": how.codec}
-    path = folder / "index.parquet"
-    table = pa.concat_tables(tables).combine_chunks()
-    pq.write_table(
-        table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)}),
-        path,
-    )
-    return {
-        "images": table.num_rows,
-        "labelled": has_labels,
-        "projection": work.items[0].projection,
-        "fov_x_deg": work.items[0].fov_x_deg,
-        "digest": sha256_file(path),
-    }
+    return metadata
 
 
-_INDEX_SCHEMA = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("split", pa.string()),
@@ -236,7 +269,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare_items(items: list[RawItem], how: How) -> Generator[Result | DataError]:
+def prepare_items(items: Iterable[RawItem], how: How) -> Generator[Result | DataError]:
     """Results in the order of the items; a bounded number is under way, so memory stays constant."""
     # Threads, not processes: Pillow and hashlib work outside the interpreter lock.
     pending: deque[Future[Result | DataError]] = deque()
@@ -262,11 +295,35 @@ def _try_one(item: RawItem, how: How) -> Result | DataError:
     return Result(cells, row, count(arrays, row))
 
 
-def raise_problems(problems: Sequence[str]) -> None:
-    """Raise one DataError that lists them, up to 20; nothing when there are none."""
-    if not problems:
-        return
-    listed = "\n".join(f"  {problem}" for problem in problems[:MAX_PROBLEMS])
-    more = len(problems) - MAX_PROBLEMS
-    tail = f"\n  ... and {more} more" if more > 0 else ""
-    raise DataError(f"{len(problems)} problem(s) in the raw data; nothing was written\n{listed}{tail}")
+class Problems:
+    """Bad files, of which the first are remembered.
+
+    Attributes:
+        listed: The first problems.
+        count: How many there are.
+    """
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.listed: list[str] = []
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        """There are enough to give up."""
+        return self.count >= MAX_PROBLEMS
+
+    def add(self, problem: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.listed) < MAX_PROBLEMS:
+            self.listed.append(problem)
+
+    def check(self) -> None:
+        """Raise one DataError that lists them; nothing when there are none."""
+        if not self.count:
+            return
+        listed = "\n".join(f"  {problem}" for problem in self.listed)
+        more = self.count - len(self.listed)
+        tail = f"\n  ... and {more} more" if more > 0 else ""
+        raise DataError(f"{self.count} problem(s) in the raw data; nothing was written\n{listed}{tail}")

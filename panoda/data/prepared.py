@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_args
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from panoda.data.codec import Codec
 from panoda.data.dataset import DataError, Projection
+from panoda.data.index import INDEX, read_index, read_metadata, read_rows
 from panoda.data.shards import Columns, ShardReader
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX, get_label_space
 
-FORMAT = 1
-"""Version of the layout of index.parquet and its raw shards."""
-CODEC_FORMAT = 2
-"""The same with shards in the codec that the index names."""
-METADATA_KEY = b"panoda"
-"""Key of the JSON in the parquet schema's metadata."""
+_PLACES = ("shard", "row", "crc32", "valid_rows")
+_SUMMED = ("projection", "fov_x_deg", "lat_top_deg", "lat_bottom_deg", "class_pixels")
 
 
 class Sample(TypedDict):
@@ -52,10 +49,8 @@ class PreparedSplit:
         folder: ``data/prepared/<role>/<split>``.
 
     Attributes:
-        index: One row per image: id, group, sizes, hashes (see ``prepare``).
         label_space: Name of the label space.
         num_classes: K.
-        ids: Item ids by position.
         height: Image height in pixels.
         width: Image width in pixels.
         projection: 'pinhole' or 'erp'.
@@ -75,36 +70,40 @@ class PreparedSplit:
     def __init__(self, folder: Path) -> None:
         """Read the index; shards are opened on first use."""
         self.folder = folder
-        table, metadata = read_index(folder)
-        self.index: pd.DataFrame = table.to_pandas()
+        table, metadata = read_index(folder, ("id", *_PLACES, *_SUMMED))
         self.label_space: str = metadata["label_space"]
         self.num_classes = get_label_space(self.label_space).num_classes
         self.height: int = metadata["height"]
         self.width: int = metadata["width"]
         self.has_labels: bool = metadata["has_labels"]
-        self.projection = cast(Projection, str(self.index["projection"].iloc[0]))
-        self.fov_x_deg = float(self.index["fov_x_deg"].median())
-        self.lat_top_deg = float(self.index["lat_top_deg"].median())
-        self.lat_bottom_deg = float(self.index["lat_bottom_deg"].median())
+        self.projection = cast(Projection, table["projection"][0].as_py())
+        fov, top, bottom = (float(np.median(table[name])) for name in _SUMMED[1:4])
+        self.fov_x_deg, self.lat_top_deg, self.lat_bottom_deg = fov, top, bottom
         self.full_circle = self.projection == "erp" and self.fov_x_deg >= 360.0
         self.class_pixels = np.zeros(self.num_classes, dtype=np.int64)
         if self.has_labels:
-            self.class_pixels = np.stack(self.index["class_pixels"].to_list()).sum(axis=0)
-        self.digest = sha256_file(folder / "index.parquet")
-        columns: Columns = {"image": (3, self.height, self.width)}
-        if self.has_labels:
-            columns["label"] = (self.height, self.width)
+            values = pc.list_flatten(table["class_pixels"]).to_numpy()
+            self.class_pixels = values.reshape(len(table), self.num_classes).sum(axis=0)
+        self.digest = sha256_file(folder / INDEX)
         self.codec: Codec = metadata.get("codec", "raw")
-        self._reader = ShardReader(folder, columns=columns, shards=metadata["shards"], codec=self.codec)
-        self.ids: list[str] = self.index["id"].to_list()
-        # Plain lists: a pandas row lookup would cost more than reading the image.
-        self._places: list[list[int]] = (
-            self.index[["shard", "row", "crc32", "valid_rows"]].to_numpy().tolist()
-        )
+        self._reader = _shard_reader(folder, metadata)
+        # Some 60 bytes per image; Python objects would take ten times as much in every loader process.
+        self._ids = table["id"].combine_chunks()
+        self._places = np.stack([table[name].to_numpy() for name in _PLACES], axis=1)
+
+    @cached_property
+    def index(self) -> pd.DataFrame:
+        """One row per image: id, group, sizes, hashes (see ``prepare``)."""
+        return read_index(self.folder)[0].to_pandas()
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Item ids by position."""
+        return self._ids.to_pylist()
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self.ids)
+        return len(self._ids)
 
     @property
     def sampling(self) -> tuple[tuple[int, float], ...]:
@@ -120,21 +119,41 @@ class PreparedSplit:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.folder}: no sample {index}, there are {len(self)}")
         index %= len(self)
-        shard, row, crc, valid_rows = self._places[index]
-        arrays = self._reader.read(shard, row, crc)
-        valid = torch.ones(self.height, self.width, dtype=torch.bool)
-        valid[valid_rows:] = False
-        if self.has_labels:
-            label = torch.from_numpy(arrays["label"])
-        else:
-            label = torch.full((self.height, self.width), IGNORE_INDEX, dtype=torch.uint8)
-        return Sample(
-            image=torch.from_numpy(arrays["image"]),
-            label=label,
-            valid=valid,
-            id=self.ids[index],
-            index=index,
-        )
+        name, places = self._ids[index].as_py(), self._places[index].tolist()
+        return _sample(self._reader, self.has_labels, name, index, places)
+
+
+def samples_at(folder: Path, positions: Sequence[int]) -> Iterator[Sample]:
+    """A few samples of a split, in the memory of a few samples: without opening it as a whole.
+
+    Raises:
+        DataError: missing, truncated or corrupt files.
+    """
+    metadata = read_metadata(folder)
+    reader = _shard_reader(folder, metadata)
+    for position, row in zip(positions, read_rows(folder, positions, ("id", *_PLACES)), strict=True):
+        places = [row[name] for name in _PLACES]
+        yield _sample(reader, metadata["has_labels"], row["id"], position, places)
+
+
+def _shard_reader(folder: Path, metadata: dict[str, Any]) -> ShardReader:
+    shape = (metadata["height"], metadata["width"])
+    columns: Columns = {"image": (3, *shape)} | ({"label": shape} if metadata["has_labels"] else {})
+    codec: Codec = metadata.get("codec", "raw")
+    return ShardReader(folder, columns=columns, shards=metadata["shards"], codec=codec)
+
+
+def _sample(reader: ShardReader, labelled: bool, name: str, index: int, places: Sequence[int]) -> Sample:
+    shard, row, crc, valid_rows = places
+    arrays = reader.read(shard, row, crc)
+    image = torch.from_numpy(arrays["image"])
+    valid = torch.ones(image.shape[1:], dtype=torch.bool)
+    valid[valid_rows:] = False
+    if labelled:
+        label = torch.from_numpy(arrays["label"])
+    else:
+        label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
+    return Sample(image=image, label=label, valid=valid, id=name, index=index)
 
 
 def labelled_split(folder: Path) -> PreparedSplit:
@@ -151,30 +170,3 @@ def labelled_split(folder: Path) -> PreparedSplit:
             f"{folder}: no pixel has a label of {split.label_space}; check the raw labels and label_space"
         )
     return split
-
-
-def read_index(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """The index of a folder of shards, and its metadata.
-
-    Raises:
-        DataError: missing or unreadable index, one of another format version, or an empty one.
-    """
-    path = folder / "index.parquet"
-    try:
-        table = pq.read_table(path, partitioning=None)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; run the stage that writes {folder} first") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable index ({error}); write {folder} again") from error
-    raw = (table.schema.metadata or {}).get(METADATA_KEY)
-    metadata: dict[str, Any] = json.loads(raw) if raw else {}
-    known = (FORMAT, CODEC_FORMAT)
-    if metadata.get("format") not in known or metadata.get("codec", "raw") not in get_args(Codec):
-        found = f"format {metadata.get('format')}, codec {metadata.get('codec', 'raw')}"
-        raise DataError(
-            f"{path}: {found}; expected format {' or '.join(map(str, known))}, codec "
-            f"{' or '.join(get_args(Codec))}; write {folder} again"
-        )
-    if table.num_rows == 0:
-        raise DataError(f"{path}: the split is empty")
-    return table, metadata

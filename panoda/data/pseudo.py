@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from panoda.data.dataset import DataError
-from panoda.data.prepared import FORMAT, METADATA_KEY, PreparedSplit, Sample, read_index
+from panoda.data.index import FORMAT, METADATA_KEY, read_index
+from panoda.data.prepared import PreparedSplit, Sample
 from panoda.data.shards import ShardReader, ShardWriter
 from panoda.files import explain_disk_full, sha256_file
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from panoda.data.codec import Codec
 from panoda.data.dataset import RawItem
@@ -16,6 +17,16 @@ SAMPLE = 8
 """Images of each split that are prepared on trial to foresee the size of compressed ones."""
 RESERVE = 0.02
 """Share added for indices, notes and the file system."""
+
+
+class Members(Protocol):
+    """Items by position."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    def __getitem__(self, index: int, /) -> RawItem:
+        """Item ``index``."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Need:
 
 
 def foresee(
-    splits: Mapping[str, Sequence[RawItem]],
+    splits: Mapping[str, Members],
     *,
     height: int,
     width: int,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,17 +58,17 @@ def download(dataset: Stanford2D3DDataset, out: Path, *, progress: bool) -> None
     )
 
 
-def list_items(dataset: Stanford2D3DDataset, raw: Path) -> list[RawItem]:
+def list_items(dataset: Stanford2D3DDataset, raw: Path) -> Iterator[RawItem]:
     """Items in order of split, area and name; the group is the area."""
     return raw_items(dataset, read_listing(raw))
 
 
-def raw_items(dataset: Stanford2D3DDataset, listing: Listing) -> list[RawItem]:
-    """Items of a listing; its facts say where ``semantic_labels.json`` lies."""
+def raw_items(dataset: Stanford2D3DDataset, listing: Listing) -> Iterator[RawItem]:
+    """Items of a listing, one by one; its facts say where ``semantic_labels.json`` lies."""
     encoding = label_encoding(listing.folder / listing.facts["names"])
     panoramic = dataset.variant == "panoramic"
     nan = float("nan")
-    return [
+    return (
         item.raw_item(
             listing.folder,
             projection="erp" if panoramic else "pinhole",
@@ -79,7 +80,7 @@ def raw_items(dataset: Stanford2D3DDataset, listing: Listing) -> list[RawItem]:
             encoding=encoding,
         )
         for item in listing.items
-    ]
+    )
 
 
 def label_encoding(path: Path) -> Encoding:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,15 +66,15 @@ def download(dataset: Structured3DDataset, out: Path, *, progress: bool) -> None
     write_listing(out, dataset.path, items, facts={"skipped": len(skipped)}, progress=progress)
 
 
-def list_items(dataset: Structured3DDataset, raw: Path) -> list[RawItem]:
+def list_items(dataset: Structured3DDataset, raw: Path) -> Iterator[RawItem]:
     """Items in order of split, scene and room; the group is the scene."""
     return raw_items(read_listing(raw))
 
 
-def raw_items(listing: Listing) -> list[RawItem]:
-    """Items of a listing."""
+def raw_items(listing: Listing) -> Iterator[RawItem]:
+    """Items of a listing, one by one."""
     encoding = label_encoding()
-    return [
+    return (
         item.raw_item(
             listing.folder,
             projection="erp",
@@ -83,7 +84,7 @@ def raw_items(listing: Listing) -> list[RawItem]:
             encoding=encoding,
         )
         for item in listing.items
-    ]
+    )
 
 
 def label_encoding() -> Encoding:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from panoda.config import DomainParams
 from panoda.data.dataset import DataError, list_items, raw_label_space
-from panoda.data.prepare import CONTACT_SHEET, limited, prepare
+from panoda.data.prepare import CONTACT_SHEET, prepare
 from panoda.data.statistics import STATISTICS
 from panoda.training.context import RunContext
 
@@ -39,7 +39,7 @@ def preprocess(
     """
     try:
         prepare(
-            limited(list_items(domain.dataset, raw), domain.prepare.limit),
+            list_items(domain.dataset, raw),
             out,
             height=domain.prepare.height,
             width=domain.prepare.width,
@@ -47,6 +47,7 @@ def preprocess(
             label_space_to=label_space,
             shard_images=domain.prepare.shard_images,
             codec=domain.prepare.codec,
+            limit=domain.prepare.limit,
             state_dir=context.state_dir,
             progress=context.progress,
             say=print if context.progress else None,
