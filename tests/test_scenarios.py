@@ -35,6 +35,7 @@ SIZES = {  # (source, target, further sources), height before width, as in the p
     "ade20k_supervised": ((512, 683), (512, 683)),
     "cvrg_supervised": ((512, 1024), (512, 1024)),
     "setr_pup_camvid": ((360, 480), (360, 480)),
+    "setr_pup_camvid_small": ((192, 256), (192, 256)),
 }
 CLASSES = {
     "cs2dp": 19,
@@ -50,6 +51,7 @@ CLASSES = {
     "ade20k_supervised": 150,
     "cvrg_supervised": 19,
     "setr_pup_camvid": 11,
+    "setr_pup_camvid_small": 11,
 }
 # Another model on the data of a scenario, with its warm-up and adaptation: (of which, learning rates)
 MODELS = {
