@@ -534,6 +534,12 @@ class PseudoLabelParams(Section):
     """Upper bound of every threshold."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Images per forward pass."""
+    piece_images: Annotated[int, Field(ge=1)] = 64
+    """Images per piece of work: what a killed run loses at most, and what a worker of a cluster takes at a
+    time; also per shard of the result."""
+    prototype_sums: bool = False
+    """Also sum features for stage prototypes, which then passes over the source alone (if its scales are the
+    same)."""
 
 
 class PrototypeParams(Section):
@@ -543,6 +549,9 @@ class PrototypeParams(Section):
     """Image scales whose features are averaged."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Images per forward pass."""
+    piece_images: Annotated[int, Field(ge=1)] = 64
+    """Images per piece of work: what a killed run loses at most, and what a worker of a cluster takes at a
+    time."""
 
 
 class MPAParams(Section):
@@ -649,12 +658,26 @@ class EvaluateParams(Section):
     """Predict in windows of every scaled image, around the circle of panoramas; null = whole images."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Images per forward pass."""
+    piece_images: Annotated[int, Field(ge=1)] = 64
+    """Images per piece of work: what a killed run loses at most, and what a worker of a cluster takes at a
+    time."""
     latitude_bands: Annotated[int, Field(ge=1)] = 6
     """Bands of equal height for the by-latitude table."""
     azimuth_sectors: Annotated[int, Field(ge=1)] = 8
     """Sectors of equal width for the by-direction table."""
     pictures: Count = 6
     """Fixed images kept for the report."""
+
+
+class ClusterParams(Section):
+    """Workers that share the stages which work in pieces, as tasks of Dask through Prefect's task runner."""
+
+    address: str | None = None
+    """A running Dask scheduler, such as tcp://10.0.0.1:8786; null = start workers on this machine."""
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Worker processes started on this machine; without meaning for a running scheduler."""
+    retries: Count = 3
+    """How often a piece that failed is tried again."""
 
 
 class RuntimeParams(Section):
@@ -668,6 +691,8 @@ class RuntimeParams(Section):
     """CPU threads of torch; 0 = all cores."""
     workers: Count = 0
     """Loader processes; 0 = load in the training process."""
+    cluster: ClusterParams | None = None
+    """Fan the stages that work in pieces out over workers; null = this process does all."""
 
 
 class TrackingParams(Section):

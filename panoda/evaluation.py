@@ -11,21 +11,20 @@ forward, sector 1 is the next one to the right. Latitude bands are numbered from
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from panoda.background import read_ahead
 from panoda.data.prepared import PreparedSplit
 from panoda.geometry.erp import solid_angle_weights
 from panoda.inference import predict_logits
 from panoda.labels import IGNORE_INDEX
 from panoda.metrics import ConfusionMatrix
-from panoda.progress import track
 from panoda.sliding import Sliding
 
 
@@ -68,7 +67,6 @@ class Evaluation:
         predicted_pixels: (K,) int64, pixels predicted as each class outside the ignore band, labelled or not.
         confidence_sum: Sum of the largest class probability over those pixels.
         images: Number of images.
-        seconds: Wall time.
         predictions: (H, W) uint8 predictions of the images asked for, by index.
     """
 
@@ -81,7 +79,6 @@ class Evaluation:
     group_images: dict[str, int] = field(default_factory=dict)
     confidence_sum: float = 0.0
     images: int = 0
-    seconds: float = 0.0
     predictions: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -89,6 +86,37 @@ class Evaluation:
         """Mean largest class probability over all valid pixels; nan when there are none."""
         pixels = int(self.predicted_pixels.sum())
         return self.confidence_sum / pixels if pixels else float("nan")
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything counted, by name, to be stored and added again."""
+        found = {f"matrix/{name}": matrix.counts for name, matrix in self._matrices()}
+        found |= {f"prediction/{index}": label for index, label in self.predictions.items()}
+        if self.solid_angle is not None:
+            found["solid_angle"] = self.solid_angle
+        found["predicted_pixels"] = self.predicted_pixels
+        found["confidence_sum"] = torch.tensor(self.confidence_sum, dtype=torch.float64)
+        found["images"] = torch.tensor(self.images)
+        return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Add what was counted on other images of the same split: the result of ``tensors``."""
+        for name, matrix in self._matrices():
+            matrix.counts.add_(tensors[f"matrix/{name}"])
+        for name, tensor in tensors.items():
+            if name.startswith("prediction/"):
+                self.predictions[int(name.removeprefix("prediction/"))] = tensor
+        if self.solid_angle is not None:
+            self.solid_angle += tensors["solid_angle"]
+        self.predicted_pixels += tensors["predicted_pixels"]
+        self.confidence_sum += float(tensors["confidence_sum"])
+        self.images += int(tensors["images"])
+
+    def _matrices(self) -> Iterator[tuple[str, ConfusionMatrix]]:
+        yield "all", self.confusion
+        for region in (*self.latitude, *self.azimuth):
+            yield f"{region.kind}/{region.index}", region.confusion
+        for number, matrix in enumerate(self.groups.values()):
+            yield f"group/{number}", matrix
 
 
 def weighted_iou(counts: Tensor) -> Tensor:
@@ -160,6 +188,18 @@ class _Counter:
                 for i, ab in enumerate(azimuth_limits(sectors))
             ]
 
+    def result(self, groups: Sequence[str] | None) -> Evaluation:
+        """What ``update`` counts into, and nothing of what it does not count."""
+        return Evaluation(
+            confusion=self.total,
+            latitude=self.latitude,
+            azimuth=self.azimuth,
+            solid_angle=self.weighted,
+            predicted_pixels=torch.zeros(self.num_classes, dtype=torch.int64),
+            groups={name: ConfusionMatrix(self.num_classes) for name in sorted(set(groups or ()))},
+            group_images=dict(sorted(Counter(groups or ()).items())),
+        )
+
     def update(self, pred: Tensor, label: Tensor) -> None:
         """Count a batch of (B, H, W) predictions and labels (255 = not counted)."""
         self.total.update(pred, label)
@@ -181,6 +221,18 @@ class _Counter:
         return torch.einsum("h,hij->ij", weights.to(counts.device), counts.to(torch.float64))
 
 
+def nothing_counted(
+    split: PreparedSplit,
+    *,
+    num_classes: int,
+    latitude_bands: int = 6,
+    azimuth_sectors: int = 8,
+    groups: Sequence[str] | None = None,
+) -> Evaluation:
+    """An evaluation of no image yet, for ``Evaluation.add``; arguments as in ``evaluate_model``."""
+    return _Counter(split, num_classes, latitude_bands, azimuth_sectors).result(groups)
+
+
 @torch.inference_mode()
 def evaluate_model(
     model: nn.Module,
@@ -195,11 +247,11 @@ def evaluate_model(
     azimuth_sectors: int = 8,
     groups: Sequence[str] | None = None,
     keep: Sequence[int] = (),
+    images: range | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    progress: bool = False,
 ) -> Evaluation:
-    """Predict every image of a split once and count.
+    """Predict images of a split once and count.
 
     Args:
         model: Segmentation model; it is put into evaluation mode and moved to ``device``.
@@ -211,11 +263,11 @@ def evaluate_model(
         batch_size: Images per forward pass.
         latitude_bands: Bands of equal angle (ERP only).
         azimuth_sectors: Sectors of equal width (full-circle ERP only).
-        groups: Group of every image, to count each group apart, too; None = do not.
-        keep: Indices of images whose prediction is returned.
+        groups: Group of every image of the split, to count each group apart, too; None = do not.
+        keep: Indices of images whose prediction is returned, if they are among ``images``.
+        images: The images to count; None = all.
         device: Where to compute.
         dtype: Autocast type, or None for float32.
-        progress: Show a progress bar.
 
     Raises:
         ValueError: the split is empty, or keep names an image it does not have.
@@ -226,22 +278,14 @@ def evaluate_model(
         raise ValueError(f"{split.folder}: pictures of images {missing} asked for, it has {len(split)}")
     device = torch.device(device)
     model = model.to(device).eval()
-    start = time.perf_counter()
     counter = _Counter(split, num_classes, latitude_bands, azimuth_sectors)
-    result = Evaluation(
-        confusion=counter.total,
-        latitude=counter.latitude,
-        azimuth=counter.azimuth,
-        solid_angle=counter.weighted,
-        predicted_pixels=torch.zeros(num_classes, dtype=torch.int64),
-        groups={name: ConfusionMatrix(num_classes) for name in sorted(set(groups or ()))},
-        group_images=dict(sorted(Counter(groups or ()).items())),
-    )
+    result = counter.result(groups)
     wrap = split.full_circle
-    for indices, images, labels, valid in _batches(split, batch_size, progress):
+    batches = _batches(split, range(len(split)) if images is None else images, batch_size)
+    for indices, pixels, labels, valid in read_ahead(batches):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits = predict_logits(
-                model, images.to(device), scales=scales, flip=flip, wrap=wrap, sliding=sliding
+                model, pixels.to(device), scales=scales, flip=flip, wrap=wrap, sliding=sliding
             )
         confidence, pred = logits.float().softmax(1).max(1)  # (B, H, W) each
         valid = valid.to(device)
@@ -256,16 +300,14 @@ def evaluate_model(
         for row, index in enumerate(indices):
             if index in keep:
                 result.predictions[index] = pred[row].to(torch.uint8).cpu()
-    result.seconds = time.perf_counter() - start
     return result
 
 
 def _batches(
-    split: PreparedSplit, batch_size: int, progress: bool
+    split: PreparedSplit, images: range, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-    starts = range(0, len(split), batch_size)
-    for start in track(starts, f"evaluate {split.folder.name}", enabled=progress):
-        indices = list(range(start, min(start + batch_size, len(split))))
+    for start in range(0, len(images), batch_size):
+        indices = list(images[start : start + batch_size])
         samples = [split[i] for i in indices]
         yield (
             indices,

@@ -101,10 +101,45 @@ def staged_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def staged_once(path: Path) -> Iterator[Path]:
+    """Yield an empty sibling folder that becomes ``path``, unless another process put one there first.
+
+    For results that are the same whoever makes them: of several, the first stays and the others are dropped.
+
+    Raises:
+        OSError: disk full, with the path and what to do.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(path, "tmp")
+    aside.mkdir()
+    try:
+        with explain_disk_full(path):
+            yield aside
+            try:
+                os.rename(aside, path)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically."""
     with staged_file(path) as aside:
         aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def take_over(file: Path, folder: Path) -> None:
+    """Put a finished file into a folder: a second name for the same bytes, or a copy on another disk."""
+    try:
+        os.link(file, folder / file.name)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            shutil.copyfile(file, folder / file.name)
+        else:  # a file system without hard links
+            os.replace(file, folder / file.name)
 
 
 def sha256_file(path: Path) -> str:

@@ -56,6 +56,11 @@ class ConfusionMatrix:
         cells = torch.where(counted, label * (k + 1) + column, k * (k + 1))
         self._counts += _bincount(cells, k * (k + 1) + 1)[:-1].view(k, k + 1)
 
+    @property
+    def counts(self) -> Tensor:
+        """(K, K + 1) int64: the matrix, and in column K predictions outside the classes."""
+        return self._counts
+
     def merge(self, other: ConfusionMatrix) -> None:
         """Add another matrix of the same classes."""
         if other.num_classes != self.num_classes:

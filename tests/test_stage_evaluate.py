@@ -12,7 +12,7 @@ from panoda.data.dataset import RawItem
 from panoda.data.prepare import prepare
 from panoda.models import create_model
 from panoda.models.checkpoint import make_card, save_model
-from panoda.stages import evaluate as evaluate_stage
+from panoda.stages import evaluate_pieces
 from panoda.stages.evaluate import evaluate
 from panoda.training.context import RunContext
 
@@ -144,8 +144,10 @@ def test_groups_and_remaps_are_written(inputs, tmp_path):
 
 def test_a_passed_on_model_is_not_evaluated_twice(inputs, tmp_path, monkeypatch):
     calls = []
-    counted = evaluate_stage.evaluate_model
-    monkeypatch.setattr(evaluate_stage, "evaluate_model", lambda *a, **k: calls.append(1) or counted(*a, **k))
+    counted = evaluate_pieces.evaluate_model
+    monkeypatch.setattr(
+        evaluate_pieces, "evaluate_model", lambda *a, **k: calls.append(1) or counted(*a, **k)
+    )
     same = {
         **inputs["models"],
         "warmup": inputs["models"]["round1"],

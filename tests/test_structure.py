@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
 # Who may import whom: a file imports from its own level and from those above it in this list.
 LEVELS = (
-    ("config", "labels", "label_spaces", "files", "locks", "progress", "geometry"),
+    ("config", "labels", "label_spaces", "files", "locks", "progress", "geometry", "pieces", "background"),
     ("data", "models", "losses", "metrics"),
     ("adaptation",),
     ("sliding", "inference"),

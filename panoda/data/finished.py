@@ -7,11 +7,8 @@ their files and every setting that decides the bytes; the code is the caller's t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -69,17 +66,6 @@ def load(folder: Path, number: int) -> Finished:
 def save(folder: Path, number: int, made_from: str, shard: Finished) -> None:
     """Note that shard ``number`` of a folder is finished."""
     write_json(folder / f"{shard_name(number)}.json", {"recipe": made_from, **shard})
-
-
-def take(shard: Path, folder: Path) -> None:
-    """Put a finished shard into the result: a second name for the same bytes, or a copy on another disk."""
-    try:
-        os.link(shard, folder / shard.name)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            shutil.copyfile(shard, folder / shard.name)
-        else:  # a file system without hard links
-            os.replace(shard, folder / shard.name)
 
 
 def _note(folder: Path, number: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from panoda.data.item_table import SplitItems
 from panoda.data.prepare_item import ItemSpec, prepare_item
 from panoda.data.shards import ShardInfo, ShardWriter, shard_name
 from panoda.data.statistics import Counts, count
-from panoda.files import sha256_file
+from panoda.files import sha256_file, take_over
 from panoda.progress import progress_bar
 
 MAX_PROBLEMS = 20
@@ -164,7 +164,7 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
         index.finish(_metadata(work, infos, space))
     if work.waiting is not None:
         for info in infos:
-            finished.take(work.waiting / info["file"], folder)
+            take_over(work.waiting / info["file"], folder)
     return {
         "images": len(work.items),
         "labelled": work.items[0].label is not None,

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -100,6 +101,14 @@ class PreparedSplit:
     def ids(self) -> list[str]:
         """Item ids by position."""
         return self._ids.to_pylist()
+
+    def ids_of(self, images: range) -> list[str]:
+        """Ids of a stretch of the images."""
+        return self._ids.slice(images.start, len(images)).to_pylist()
+
+    def has_ids(self, ids: pa.ChunkedArray) -> bool:
+        """Whether these are the ids of the images, in their order."""
+        return bool(self._ids.equals(ids.combine_chunks()))
 
     def __len__(self) -> int:
         """Number of images."""

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from panoda.data.dataset import DataError
-from panoda.data.index import FORMAT, METADATA_KEY, read_index
+from panoda.data.index import FORMAT, INDEX, IndexWriter, read_index, read_metadata
 from panoda.data.prepared import PreparedSplit, Sample
-from panoda.data.shards import ShardReader, ShardWriter
-from panoda.files import explain_disk_full, sha256_file
+from panoda.data.shards import ShardInfo, ShardReader, ShardWriter
+from panoda.files import explain_disk_full, sha256_file, take_over
 
+PROTOTYPE_SUMS = "prototype_sums.safetensors"
+"""File beside pseudo-labels, on demand: total (K, D) float64 and images (K,) int64 of the target for stage
+prototypes, and in its metadata (JSON under ``about``) the SHA-256 of the model and the scales."""
 _INDEX_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -51,17 +55,26 @@ class PseudoLabelWriter:
         folder: Existing folder; the caller stages it.
         prepared: The split that is labelled.
         shard_images: Images per shard.
+        images: Positions of the images to come, when they are a piece of the split; None = all.
+        first: Number of the first shard.
     """
 
-    def __init__(self, folder: Path, prepared: PreparedSplit, *, shard_images: int = 256) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        prepared: PreparedSplit,
+        *,
+        shard_images: int = 256,
+        images: range | None = None,
+        first: int = 0,
+    ) -> None:
         """Remember the split; nothing is written before the first image."""
         self.folder = folder
         self._prepared = prepared
-        self._wanted = set(prepared.ids)
-        self._rows: list[dict[str, object]] = []
-        shape = (prepared.height, prepared.width)
+        self._wanted = set(prepared.ids_of(images or range(len(prepared))))
+        self._rows: list[dict[str, Any]] = []
         self._writer = ShardWriter(
-            folder, columns={"label": shape, "confidence": shape}, rows_per_shard=shard_images
+            folder, columns=_columns(prepared), rows_per_shard=shard_images, first=first
         )
 
     def __enter__(self) -> PseudoLabelWriter:
@@ -115,16 +128,57 @@ class PseudoLabelWriter:
             raise ValueError(
                 f"{self.folder}: {len(self._wanted)} images have no pseudo-label, such as {example!r}"
             )
-        metadata = {
-            "format": FORMAT,
-            "label_space": self._prepared.label_space,
-            "height": self._prepared.height,
-            "width": self._prepared.width,
-            "prepared_digest": self._prepared.digest,
-            "shards": self._writer.shards,
-        }
-        schema = _INDEX_SCHEMA.with_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=schema), self.folder / "index.parquet")
+        with IndexWriter(self.folder / INDEX, _INDEX_SCHEMA) as index:
+            index.add(self._rows)
+            index.finish(_metadata(self._prepared, self._writer.shards))
+
+
+def stored_labels(folder: Path, prepared: PreparedSplit) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Id, label and confidence of every image of a folder, which may hold a piece of the split, in its order.
+
+    Raises:
+        DataError: missing or corrupt files.
+    """
+    table, metadata = read_index(folder)
+    shards: list[ShardInfo] = metadata["shards"]
+    reader = ShardReader(folder, columns=_columns(prepared), shards=shards)
+    first = table["shard"][0].as_py()
+    for row in table.select(["id", "shard", "row", "crc32"]).to_pylist():
+        arrays = reader.read(row["shard"] - first, row["row"], row["crc32"])
+        yield row["id"], arrays["label"], arrays["confidence"]
+
+
+def join_pieces(pieces: Sequence[Path], out: Path, prepared: PreparedSplit) -> None:
+    """Make one result of pieces, each written with ``images`` and the next ``first``, in their order.
+
+    Shards are taken over as they are; the index is joined piece by piece, in constant memory.
+    """
+    shards: list[ShardInfo] = []
+    with IndexWriter(out / INDEX, _INDEX_SCHEMA) as index:
+        for piece in pieces:
+            table, metadata = read_index(piece)
+            index.add(table.to_pylist())
+            shards += metadata["shards"]
+        index.finish(_metadata(prepared, shards))
+    for piece in pieces:
+        for shard in read_metadata(piece)["shards"]:
+            take_over(piece / shard["file"], out)
+
+
+def _columns(prepared: PreparedSplit) -> dict[str, tuple[int, ...]]:
+    shape = (prepared.height, prepared.width)
+    return {"label": shape, "confidence": shape}
+
+
+def _metadata(prepared: PreparedSplit, shards: list[ShardInfo]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "label_space": prepared.label_space,
+        "height": prepared.height,
+        "width": prepared.width,
+        "prepared_digest": prepared.digest,
+        "shards": shards,
+    }
 
 
 class PseudoLabelSplit:
@@ -158,19 +212,23 @@ class PseudoLabelSplit:
         self.lat_top_deg, self.lat_bottom_deg = prepared.lat_top_deg, prepared.lat_bottom_deg
         self.full_circle = prepared.full_circle
         self.has_labels = True
-        self.ids = prepared.ids
-        self.class_pixels = np.array(table["class_pixels"].to_pylist(), dtype=np.int64).sum(axis=0)
-        own = sha256_file(folder / "index.parquet")
+        pixels = pc.list_flatten(table["class_pixels"]).to_numpy()
+        self.class_pixels = pixels.reshape(-1, self.num_classes).sum(axis=0)
+        own = sha256_file(folder / INDEX)
         self.digest = hashlib.sha256((prepared.digest + own).encode()).hexdigest()
-        shape = (self.height, self.width)
-        self._reader = ShardReader(
-            folder, columns={"label": shape, "confidence": shape}, shards=metadata["shards"]
-        )
-        rows = table.select(["id", "shard", "row", "crc32"]).to_pylist()
-        self._places = {r["id"]: (r["shard"], r["row"], r["crc32"]) for r in rows}
-        missing = [name for name in self.ids if name not in self._places]
-        if missing:
-            raise DataError(f"{folder}: no pseudo-label of {missing[0]!r}; run stage pseudo_labels again")
+        self._reader = ShardReader(folder, columns=_columns(prepared), shards=metadata["shards"])
+        self._places = np.stack([table[name].to_numpy() for name in ("shard", "row", "crc32")], axis=1)
+        if not prepared.has_ids(table["id"]):
+            where = {name: row for row, name in enumerate(table["id"].to_pylist())}
+            missing = [name for name in self.ids if name not in where]
+            if missing:
+                raise DataError(f"{folder}: no pseudo-label of {missing[0]!r}; run stage pseudo_labels again")
+            self._places = self._places[[where[name] for name in self.ids]]
+
+    @property
+    def ids(self) -> list[str]:
+        """Item ids by position."""
+        return self.prepared.ids
 
     @property
     def sampling(self) -> tuple[tuple[int, float], ...]:
@@ -188,7 +246,7 @@ class PseudoLabelSplit:
     def __getitem__(self, index: int) -> PseudoSample:
         """Sample ``index``; its tensors are copies that may be changed in place."""
         sample = self.prepared[index]
-        arrays = self._reader.read(*self._places[sample["id"]])
+        arrays = self._reader.read(*self._places[sample["index"]].tolist())
         return PseudoSample(
             image=sample["image"],
             label=torch.from_numpy(arrays["label"]),

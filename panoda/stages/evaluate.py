@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 from panoda.config import EvaluateParams
 from panoda.data.mixture import source_splits
-from panoda.evaluation import Evaluation, Region, evaluate_model, weighted_iou
+from panoda.evaluation import Evaluation, Region, weighted_iou
 from panoda.files import staged_directory, write_json
 from panoda.metrics import ConfusionMatrix
-from panoda.models.checkpoint import load_model
+from panoda.pieces import finish, work_folder
 from panoda.report.figures import confusion_figure
+from panoda.stages.evaluate_pieces import EvaluateWork, SetPaths, load_models
 from panoda.stages.evaluation_sets import SETS, EvaluationSet, open_sets
 from panoda.training.context import RunContext
 
@@ -51,7 +51,7 @@ def evaluate(
         target_test: Prepared split, with or without labels; None when there is none.
         out: Result folder; replaced as a whole.
         params: Section evaluate.
-        context: Device, precision and logger.
+        context: Device, precision, logger, where finished pieces wait, who makes them.
         more_sources: Folder of further prepared sources; their val splits are sets of their own, ROLE_val.
         sources: Section sources, which names them; None = source alone.
 
@@ -64,56 +64,29 @@ def evaluate(
     if not models:
         raise ValueError("evaluate: no model given; pass at least source_only")
     sets = open_sets(source_splits(source_val, more_sources, sources), target_test, params.pictures)
+    loaded = load_models(models, num_classes=sets[0].space.num_classes)
     flat: dict[str, float] = {}
-    with staged_directory(out) as folder:
+    inputs = SetPaths.of(source_val, target_test, more_sources, sources)
+    with work_folder(context, out) as place, staged_directory(out) as folder:
+        work = EvaluateWork.of(loaded, inputs, params, sets)
+        pieces = finish(work, place, context)
         writer = _Writer(folder, context)
         writer.inputs(sets)
-        weights: dict[str, torch.Tensor] = {}
-        original, results = "", {}
-        for step, (name, path) in enumerate(models.items()):
-            model, _ = load_model(path, num_classes=sets[0].space.num_classes, device=str(context.device))
-            same = _same_weights(model.state_dict(), weights)
-            writer.models[name] = {"same_weights_as": original if same else None}
-            if not same:
-                original, weights = name, model.state_dict()
-                results = {current.name: _evaluate(model, current, params, context) for current in sets}
+        for step, (name, model) in enumerate(loaded.items()):
+            writer.models[name] = {"same_weights_as": model.same_as}
+            measured = model.same_as or name
+            results = {current.name: work.joined(measured, current, pieces) for current in sets}
             own: dict[str, float] = {}
             for current in sets:
                 own |= writer.result(name, current, results[current.name])
             flat |= {f"{name}/{key}": value for key, value in own.items()}
             flat |= own
             # Speed is logged but never written: the same inputs must give the same files.
-            speed = sum(r.images for r in results.values()) / sum(r.seconds for r in results.values())
-            logged = own if same else own | {"images_per_second": speed}
+            speed = sum(r.images for r in results.values()) / work.seconds(measured, pieces)
+            logged = own if model.same_as else own | {"images_per_second": speed}
             context.logger.log_metrics(logged | {f"{name}/{k}": v for k, v in own.items()}, step)
         writer.close(sets, last=len(models) - 1)
     return flat
-
-
-def _same_weights(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
-    """A stage of 0 steps passes its model through; what is known of it need not be computed again."""
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def _evaluate(
-    model: torch.nn.Module, current: EvaluationSet, params: EvaluateParams, context: RunContext
-) -> Evaluation:
-    return evaluate_model(
-        model,
-        current.split,
-        num_classes=current.space.num_classes,
-        scales=params.scales,
-        flip=params.flip,
-        sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
-        batch_size=params.batch_size,
-        latitude_bands=params.latitude_bands,
-        azimuth_sectors=params.azimuth_sectors,
-        groups=current.groups if current.labelled else None,
-        keep=current.pictures,
-        device=context.device,
-        dtype=context.dtype,
-        progress=context.progress,
-    )
 
 
 class _Writer:

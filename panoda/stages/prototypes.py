@@ -1,28 +1,38 @@
-"""Stage prototypes: multi-scale prototypes of both domains and their mutual mean."""
+"""Stage prototypes: multi-scale prototypes of both domains and their mutual mean, in pieces.
+
+The target is not passed over again when the pseudo-labels came with the sums of this model at these scales.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from panoda.adaptation.prototypes import DomainPrototypes, mutual
+from panoda.background import read_ahead
 from panoda.config import PrototypeParams
 from panoda.data.mixture import source_splits
 from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit
-from panoda.files import staged_directory, write_json
+from panoda.data.pseudo import PROTOTYPE_SUMS, PseudoLabelSplit
+from panoda.files import sha256_file, staged_directory, write_json
 from panoda.inference import predict_features
 from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model
 from panoda.models.segmenter import Segmenter
-from panoda.progress import track
+from panoda.pieces import Work, finish, spans, work_folder
 from panoda.training.context import RunContext
+
+SUMS = "sums.safetensors"
 
 
 def prototypes(
@@ -46,7 +56,7 @@ def prototypes(
         pseudo_labels: Folder of the pseudo_labels stage.
         out: Result folder (replaced): prototypes.safetensors, classes.csv, metrics.json.
         params: The prototypes section.
-        context: Device, precision, logger.
+        context: Device, precision, logger, where finished pieces wait, who makes them.
         more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
@@ -56,12 +66,26 @@ def prototypes(
     source = source_splits(source_train, more_sources, sources)
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
     space = get_label_space(source["source"].label_space)
-    model, _ = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
-    domains = [
-        _domain(model, splits, name, params, context)
-        for splits, name in ((list(source.values()), "source"), ([target], "target"))
-    ]
-    (s_mean, s_seen, s_images), (t_mean, t_seen, t_images) = domains
+    model, _ = load_model(checkpoint, num_classes=space.num_classes, device="cpu")
+    shape = (space.num_classes, model.feature_channels)
+    digest = sha256_file(checkpoint)
+    summed = _summed(pseudo_labels, digest, params.scales)
+    work = PrototypeWork.of(
+        checkpoint.absolute(),
+        digest,
+        params,
+        {role: split.folder.absolute() for role, split in source.items()},
+        None if summed else (target_train.absolute(), pseudo_labels.absolute()),
+        [*source.values(), *([] if summed else [target])],
+    )
+    with work_folder(context, out) as place:
+        pieces = finish(work, place, context)
+        domains = [Sums(*shape), Sums(*shape)]
+        for (part, _), piece in zip(work.plan, pieces, strict=True):
+            domains[part >= len(source)].add(load_file(piece / SUMS))
+    if summed:
+        domains[1].add(summed)
+    (s_mean, s_seen, s_images), (t_mean, t_seen, t_images) = (domain.result() for domain in domains)
     mean, seen = mutual(s_mean, s_seen, t_mean, t_seen)
     both = s_seen & t_seen
     cosine = torch.where(both, F.cosine_similarity(s_mean, t_mean, dim=1), torch.nan)
@@ -97,17 +121,115 @@ def prototypes(
     return metrics
 
 
+class Sums(DomainPrototypes):
+    """Sums of one domain, joined from pieces."""
+
+    def add(self, other: Mapping[str, Tensor]) -> None:
+        """Add ``total`` and ``images``."""
+        self.total += other["total"]
+        self.images += other["images"]
+
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means (K, D), seen (K,) and images (K,)."""
+        return self.mean(), self.seen(), self.images
+
+
+@dataclass(frozen=True)
+class PrototypeWork(Work):
+    """Sums over images of per-image class means; a piece holds ``total`` and ``images``.
+
+    Attributes:
+        checkpoint: The model.
+        params: The prototypes section.
+        sources: Role and folder of every labelled split.
+        target: Prepared split and folder of its pseudo-labels; None when its sums are known.
+        digests: SHA-256 of the checkpoint, digests of all splits.
+        lengths: Number of images of all splits.
+    """
+
+    checkpoint: Path
+    params: PrototypeParams
+    sources: tuple[tuple[str, Path], ...]
+    target: tuple[Path, Path] | None
+    digests: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Path,
+        digest: str,
+        params: PrototypeParams,
+        sources: Mapping[str, Path],
+        target: tuple[Path, Path] | None,
+        splits: Sequence[PreparedSplit | PseudoLabelSplit],
+    ) -> PrototypeWork:
+        """The work on open splits: the sources', then the target's if it is to be passed over."""
+        digests = (digest, *(split.digest for split in splits))
+        lengths = tuple(len(split) for split in splits)
+        return cls(checkpoint, params, tuple(sources.items()), target, digests, lengths)
+
+    @property
+    def name(self) -> str:
+        """For messages, and the folder of the pieces."""
+        return "prototypes"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the bytes of a piece."""
+        roles = [role for role, _ in self.sources]
+        return {"digests": self.digests, "roles": roles, "params": self.params.model_dump(mode="json")}
+
+    @property
+    def plan(self) -> list[tuple[int, range]]:
+        """Split and images of every piece."""
+        size = self.params.piece_images
+        return [(part, span) for part, length in enumerate(self.lengths) for span in spans(length, size)]
+
+    def __len__(self) -> int:
+        """Number of pieces."""
+        return len(self.plan)
+
+    def open(self, compute: RunContext) -> Callable[[int, Path], None]:
+        """Load the model and the indices."""
+        splits: list[PreparedSplit | PseudoLabelSplit] = [PreparedSplit(path) for _, path in self.sources]
+        if self.target is not None:
+            splits.append(PseudoLabelSplit(PreparedSplit(self.target[0]), self.target[1]))
+        model, _ = load_model(self.checkpoint, num_classes=splits[0].num_classes, device=compute.device)
+
+        def make(number: int, folder: Path) -> None:
+            part, span = self.plan[number]
+            sums = _sum(model, splits[part], span, self.params, compute)
+            (folder / SUMS).write_bytes(save({"total": sums.total.cpu(), "images": sums.images.cpu()}))
+
+        return make
+
+
+def _summed(pseudo_labels: Path, checkpoint: str, scales: Sequence[float]) -> dict[str, Tensor] | None:
+    """The target's sums, if the pseudo-labels came with those of this model at these scales."""
+    path = pseudo_labels / PROTOTYPE_SUMS
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="pt") as stored:
+        about = json.loads(stored.metadata()["about"])
+        if about != {"checkpoint": checkpoint, "scales": list(scales)}:
+            return None
+        return {name: stored.get_tensor(name) for name in ("total", "images")}
+
+
 @torch.no_grad()
-def _domain(
-    model: Segmenter, splits: Sequence[Any], name: str, params: PrototypeParams, context: RunContext
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    domain = DomainPrototypes(model.num_classes, model.feature_channels).to(context.device)
-    steps = [(split, start) for split in splits for start in range(0, len(split), params.batch_size)]
-    for split, start in track(steps, f"prototypes {name}", enabled=context.progress):
-        samples = [split[i] for i in range(start, min(start + params.batch_size, len(split)))]
-        images = torch.stack([s["image"] for s in samples]).to(context.device)
-        label = torch.stack([s["label"] for s in samples]).long().to(context.device)
-        with context.autocast():
+def _sum(
+    model: Segmenter,
+    split: PreparedSplit | PseudoLabelSplit,
+    span: range,
+    params: PrototypeParams,
+    compute: RunContext,
+) -> DomainPrototypes:
+    sums = DomainPrototypes(model.num_classes, model.feature_channels).to(compute.device)
+    parts = [span[start : start + params.batch_size] for start in range(0, len(span), params.batch_size)]
+    for samples in read_ahead([split[i] for i in part] for part in parts):
+        images = torch.stack([s["image"] for s in samples]).to(compute.device)
+        label = torch.stack([s["label"] for s in samples]).long().to(compute.device)
+        with compute.autocast():
             logits, features = predict_features(model, images, scales=params.scales, wrap=split.full_circle)
-        domain.update(features, logits.argmax(dim=1), label)
-    return domain.mean().cpu(), domain.seen().cpu(), domain.images.cpu()
+        sums.update(features, logits.argmax(dim=1), label)
+    return sums

@@ -1,32 +1,48 @@
-"""Stage pseudo_labels: label the target train split with a model, in constant memory.
+"""Stage pseudo_labels: label the target train split with a model, in constant memory and in pieces.
 
-Two passes: predict and store label and confidence, counting a histogram per class; then apply each class's
-threshold. Memory does not depend on the number of images.
+First predict and store label and confidence of every image, counting a histogram per class; then apply each
+class's threshold. On demand the first pass sums features for stage prototypes as well, which then need not
+pass over the target again.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save
+from torch import Tensor
 
+from panoda.adaptation.prototype_sums import PrototypeSums
 from panoda.adaptation.pseudo_labels import ClassThresholds, ConfidenceHistogram, quantise
+from panoda.background import BackgroundWriter, read_ahead
 from panoda.config import PseudoLabelParams
-from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit, PseudoLabelWriter
-from panoda.files import staged_directory, write_json
-from panoda.inference import predict_logits
+from panoda.data.prepared import PreparedSplit, Sample
+from panoda.data.pseudo import (
+    PROTOTYPE_SUMS,
+    PseudoLabelSplit,
+    PseudoLabelWriter,
+    join_pieces,
+    stored_labels,
+)
+from panoda.files import sha256_file, staged_directory, write_json
+from panoda.inference import predict_features, predict_logits
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.models.checkpoint import load_model
-from panoda.progress import track
+from panoda.models.segmenter import Segmenter
+from panoda.pieces import Work, finish, piece_folder, recipe, spans, work_folder
 from panoda.training.context import RunContext
 from panoda.training.validation import picture_indices
 
 PICTURES = 4
+COUNTS = "counts.safetensors"
 
 
 def pseudo_labels(
@@ -37,56 +53,205 @@ def pseudo_labels(
     Args:
         checkpoint: The model that labels.
         target_train: Prepared target split; its labels, if any, are never read.
-        out: Result folder (replaced): label and confidence shards, classes.csv, metrics.json, pictures.
+        out: Result folder (replaced): label and confidence shards, classes.csv, metrics.json, pictures, and
+            with ``prototype_sums`` what stage prototypes needs of the target.
         params: The pseudo_labels section.
-        context: Device, precision, logger.
+        context: Device, precision, logger, where finished pieces wait, who makes them.
 
     Returns:
         ``kept_share``, ``classes_predicted`` and ``kept_share/<class>``.
     """
     split = PreparedSplit(target_train)
-    space = get_label_space(split.label_space)
-    model, _ = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
-    histogram = ConfidenceHistogram(space.num_classes)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        with PseudoLabelWriter(Path(scratch), split) as writer:
-            for name, label, level in _predict(model, split, params, context):
-                histogram.update(label, level)
-                writer.add(name, label, level)
-        limits = histogram.thresholds(quantile=params.quantile, cap=params.cap)
+    load_model(checkpoint, num_classes=split.num_classes, device="cpu")  # refuses a wrong one here and now
+    with work_folder(context, out) as place:
+        label = LabelWork.of(checkpoint.absolute(), target_train.absolute(), params, split)
+        labelled = finish(label, place, context)
+        limits = _limits(labelled, params, split.num_classes)
+        threshold = ThresholdWork(label, (place / label.name).absolute(), limits)
+        kept = finish(threshold, place, context)
         with staged_directory(out) as folder:
-            with PseudoLabelWriter(folder, split) as writer:
-                raw = PseudoLabelSplit(split, Path(scratch))
-                for index in range(len(split)):
-                    sample = raw[index]
-                    writer.add(
-                        sample["id"],
-                        limits.apply(sample["label"], sample["confidence"]),
-                        sample["confidence"],
-                    )
-            return _finish(folder, split, limits, context)
+            join_pieces(kept, folder, split)
+            if params.prototype_sums:
+                _write_sums(folder, labelled, limits, label)
+            return _describe(folder, split, limits, context)
 
 
-@torch.no_grad()
-def _predict(
-    model: torch.nn.Module, split: PreparedSplit, params: PseudoLabelParams, context: RunContext
-) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    starts = range(0, len(split), params.batch_size)
-    for start in track(starts, "pseudo-labels", enabled=context.progress):
-        samples = [split[i] for i in range(start, min(start + params.batch_size, len(split)))]
-        images = torch.stack([s["image"] for s in samples]).to(context.device)
-        with context.autocast():
-            logits = predict_logits(
-                model, images, scales=params.scales, flip=params.flip, wrap=split.full_circle
+@dataclass(frozen=True)
+class LabelWork(Work):
+    """Label and confidence of every image, before any threshold.
+
+    A piece holds a folder of ``PseudoLabelWriter`` and counts.safetensors: ``histogram`` (K, 256) and, with
+    ``prototype_sums``, ``total`` and ``images`` of ``PrototypeSums``.
+
+    Attributes:
+        checkpoint: The model.
+        target_train: Prepared split.
+        params: The pseudo_labels section.
+        images: Number of images.
+        digests: SHA-256 of the checkpoint, digest of the split.
+    """
+
+    checkpoint: Path
+    target_train: Path
+    params: PseudoLabelParams
+    images: int
+    digests: tuple[str, str]
+
+    @classmethod
+    def of(
+        cls, checkpoint: Path, target_train: Path, params: PseudoLabelParams, split: PreparedSplit
+    ) -> LabelWork:
+        """The work on a split."""
+        return cls(checkpoint, target_train, params, len(split), (sha256_file(checkpoint), split.digest))
+
+    @property
+    def name(self) -> str:
+        """For messages, and the folder of the pieces."""
+        return "pseudo-labels"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the bytes of a piece."""
+        return {"digests": self.digests, "params": self.params.model_dump(mode="json")}
+
+    @property
+    def spans(self) -> list[range]:
+        """The images of every piece."""
+        return spans(self.images, self.params.piece_images)
+
+    def __len__(self) -> int:
+        """Number of pieces."""
+        return len(self.spans)
+
+    def open(self, compute: RunContext) -> Callable[[int, Path], None]:
+        """Load the model and the index."""
+        split = PreparedSplit(self.target_train)
+        model, _ = load_model(self.checkpoint, num_classes=split.num_classes, device=compute.device)
+        return partial(self._make, model, split, compute)
+
+    @torch.no_grad()
+    def _make(
+        self, model: Segmenter, split: PreparedSplit, compute: RunContext, number: int, folder: Path
+    ) -> None:
+        span, params = self.spans[number], self.params
+        histogram = ConfidenceHistogram(split.num_classes)
+        sums: PrototypeSums | None = None
+        if params.prototype_sums:
+            sums = PrototypeSums(
+                split.num_classes, model.feature_channels, cap=params.cap, device=compute.device
             )
-        confidence, label = logits.float().softmax(dim=1).max(dim=1)
-        for sample, one, level in zip(samples, label.cpu(), quantise(confidence).cpu(), strict=True):
-            one = torch.where(sample["valid"], one, torch.full_like(one, IGNORE_INDEX))
-            yield sample["id"], one.to(torch.uint8), level
+        parts = [span[start : start + params.batch_size] for start in range(0, len(span), params.batch_size)]
+
+        def keep(samples: Sequence[Sample], label: Tensor, level: Tensor) -> None:
+            for sample, one, confidence in zip(samples, label.cpu(), level.cpu(), strict=True):
+                histogram.update(one, confidence)
+                writer.add(sample["id"], one, confidence)
+
+        with (
+            PseudoLabelWriter(folder, split, shard_images=len(span), images=span, first=number) as writer,
+            BackgroundWriter() as background,
+        ):
+            for samples in read_ahead([split[i] for i in part] for part in parts):
+                label, level = _predict(model, samples, params, compute, split.full_circle, sums)
+                background.submit(keep, samples, label, level)
+        tensors = {"histogram": histogram.counts}
+        if sums is not None:
+            tensors |= {"total": sums.total.cpu(), "images": sums.images.cpu()}
+        (folder / COUNTS).write_bytes(save(tensors))
 
 
-def _finish(
+@dataclass(frozen=True)
+class ThresholdWork(Work):
+    """The labels of ``LabelWork`` with 255 below the threshold of their class.
+
+    Attributes:
+        labelled: What made them.
+        folder: Where its pieces are.
+        limits: The thresholds.
+    """
+
+    labelled: LabelWork
+    folder: Path
+    limits: ClassThresholds
+
+    @property
+    def name(self) -> str:
+        """For messages, and the folder of the pieces."""
+        return "thresholds"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the bytes of a piece."""
+        return {"labelled": recipe(self.labelled), "level": self.limits.level.tolist()}
+
+    def __len__(self) -> int:
+        """Number of pieces."""
+        return len(self.labelled)
+
+    def open(self, compute: RunContext) -> Callable[[int, Path], None]:
+        """Read the index."""
+        split = PreparedSplit(self.labelled.target_train)
+
+        def make(number: int, folder: Path) -> None:
+            span = self.labelled.spans[number]
+            writer = PseudoLabelWriter(folder, split, shard_images=len(span), images=span, first=number)
+            with writer, BackgroundWriter() as background:
+                stored = stored_labels(piece_folder(self.folder, number), split)
+                for name, label, level in read_ahead(stored):
+                    kept = self.limits.apply(torch.from_numpy(label), torch.from_numpy(level))
+                    background.submit(writer.add, name, kept, level)
+
+        return make
+
+
+def _predict(
+    model: Segmenter,
+    samples: Sequence[Sample],
+    params: PseudoLabelParams,
+    compute: RunContext,
+    wrap: bool,
+    sums: PrototypeSums | None,
+) -> tuple[Tensor, Tensor]:
+    """(B, H, W) uint8 label, 255 in the ignore band, and confidence level."""
+    images = torch.stack([s["image"] for s in samples]).to(compute.device)
+    valid = torch.stack([s["valid"] for s in samples]).to(compute.device)
+    scales = params.scales
+    with compute.autocast():
+        if sums is None:
+            logits = predict_logits(model, images, scales=scales, flip=params.flip, wrap=wrap)
+        else:
+            logits, features = predict_features(model, images, scales=scales, wrap=wrap)
+            prediction = logits.argmax(dim=1)
+            if params.flip:
+                mirrored = predict_logits(model, images.flip(-1), scales=scales, wrap=wrap)
+                logits = (logits + mirrored.flip(-1)) / 2
+    confidence, label = logits.float().softmax(dim=1).max(dim=1)
+    label, level = label.masked_fill(~valid, IGNORE_INDEX), quantise(confidence)
+    if sums is not None:
+        sums.update(features, prediction, label, level)
+    return label.to(torch.uint8), level
+
+
+def _limits(pieces: Sequence[Path], params: PseudoLabelParams, num_classes: int) -> ClassThresholds:
+    histogram = ConfidenceHistogram(num_classes)
+    for piece in pieces:
+        histogram.counts += load_file(piece / COUNTS)["histogram"]
+    return histogram.thresholds(quantile=params.quantile, cap=params.cap)
+
+
+def _write_sums(folder: Path, pieces: Sequence[Path], limits: ClassThresholds, work: LabelWork) -> None:
+    """Join the sums at the thresholds, and say which model and scales they belong to."""
+    rows = torch.arange(len(limits.level))
+    joined: dict[str, Tensor] = {}
+    for piece in pieces:
+        stored = load_file(piece / COUNTS)
+        for key in ("total", "images"):
+            part = stored[key][rows, limits.level]
+            joined[key] = joined[key] + part if key in joined else part
+    about = {"checkpoint": work.digests[0], "scales": work.params.scales}
+    # One key: safetensors writes several in any order.
+    (folder / PROTOTYPE_SUMS).write_bytes(save(joined, {"about": json.dumps(about, sort_keys=True)}))
+
+
+def _describe(
     folder: Path, split: PreparedSplit, limits: ClassThresholds, context: RunContext
 ) -> dict[str, float]:
     space = get_label_space(split.label_space)

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from panoda.pieces import Runner
+
 
 class MetricLogger(Protocol):
     """Where metrics, pictures and files go; ``panoda.tracking`` has the MLflow one."""
@@ -56,6 +58,7 @@ class RunContext:
         state_dir: Folder for resume points, or None to keep none.
         workers: Loader processes; 0 loads in the training process.
         progress: Show a progress bar (it stays quiet when the output is not a terminal).
+        fan_out: Who makes the pieces of the stages that work in pieces; None = this process.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -64,6 +67,7 @@ class RunContext:
     state_dir: Path | None = None
     workers: int = 0
     progress: bool = False
+    fan_out: Runner | None = None
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast to ``dtype`` on ``device``; a no-op for float32."""
