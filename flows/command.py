@@ -24,12 +24,17 @@ from flows.temporary_server import temporary_server
 from panoda.config import Params, load_params
 from panoda.pipeline import get_stage
 from panoda.tracking import preload
+from panoda.training.preemption import Preempted
 
 SERVER_NOTE = Path(".prefect/server.json")
 
 
 def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
-    """Parse the command line and run the flow; exit 1 when it fails, 2 when the request is wrong."""
+    """Parse the command line and run the flow.
+
+    It exits with 1 when it fails, 2 when the request is wrong, 75 when it was asked to end and saved
+    (``panoda.training.preemption``) and 130 when it was interrupted.
+    """
     stage = get_stage(flow.name.replace("-", "_"))
     arguments = _parser(stage.name, per_role=stage.per_role).parse_args(argv)
     _quiet(debug=arguments.debug)
@@ -45,6 +50,9 @@ def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
             metrics = flow(**keywords)
         except (ValueError, OSError) as error:
             _fail(error, arguments.debug, 1)
+        except Preempted as stopped:
+            print(stopped, file=sys.stderr)
+            raise
         except KeyboardInterrupt:
             print(
                 "interrupted; the next run with the same parameters, inputs and code resumes", file=sys.stderr

@@ -85,6 +85,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
 
     Raises:
         ValueError: parameters, inputs or the output folder do not fit; nothing was changed then.
+        Preempted: SIGTERM, or ctrl-C while a model trained; the resume state is kept.
     """
     stage = get_stage(name)
     params = _effective(job, sections)
@@ -94,8 +95,10 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
     mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
     # Imported here: what is wrong above is reported before torch loads.
     from panoda.training.context import RunContext, resolve_precision
+    from panoda.training.preemption import sigterm_ends
 
     with ExitStack() as stack:
+        stack.enter_context(sigterm_ends())
         state = stack.enter_context(runs.resume_state(stage.folder_name(role), mark, say=log.warning))
         device = _device(stage, params.runtime, stack)
         logger = stack.enter_context(_tracked(stage, params, record, state))

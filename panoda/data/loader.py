@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NotRequired, Protocol, TypedDict, cast
@@ -105,7 +106,12 @@ def training_batches(
     # Not fork: a copy of a process with threads and signal handlers of others (Prefect) does not end well.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     loader: DataLoader[Batch] = DataLoader(
-        steps, batch_size=None, sampler=wanted, num_workers=workers, multiprocessing_context=method
+        steps,
+        batch_size=None,
+        sampler=wanted,
+        num_workers=workers,
+        multiprocessing_context=method,
+        worker_init_fn=_leave_signals_to_the_parent,
     )
     return iter(loader)
 
@@ -132,6 +138,12 @@ def collate(samples: list[Sample]) -> Batch:
     if "confidence" in samples[0]:
         batch["confidence"] = torch.stack([cast("dict[str, Tensor]", s)["confidence"] for s in samples])
     return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach whole groups of processes; the parent still needs batches to end in order."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Steps(Dataset[Batch]):

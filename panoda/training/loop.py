@@ -19,6 +19,7 @@ from panoda.progress import progress_bar
 from panoda.training.checkpoint import Stateful, load_resume, save_resume
 from panoda.training.context import RunContext
 from panoda.training.optim import gradient_norm
+from panoda.training.preemption import stop_requests
 from panoda.training.seeds import stream_seed
 
 
@@ -51,11 +52,19 @@ class Task(Protocol):
 
 @dataclass
 class LoopState:
-    """What a loop has done so far."""
+    """What a loop has done so far.
+
+    Attributes:
+        step: Optimiser steps.
+        history: A row of named values for every step that was logged or validated.
+        best: Largest mean of the validated mIoUs.
+        validated: The last step that was validated.
+    """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: float = -math.inf
+    validated: int = 0
 
 
 def run_loop(
@@ -91,14 +100,35 @@ def run_loop(
 
     Raises:
         TrainingDiverged: a loss or gradient is not finite; the last resume point is kept.
+        Preempted: SIGTERM or ctrl-C; the step in hand was finished and saved.
     """
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
     components = {**task.components(), "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     step, extra = load_resume(context.state_dir, components)
-    state = LoopState(step, list(extra.get("history", [])), float(extra.get("best", -math.inf)))
-    clock, clock_step = time.perf_counter(), state.step
-    with progress_bar(enabled=context.progress) as bar:
+    state = LoopState(
+        step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0)
+    )
+
+    def save() -> None:
+        extra = {"history": state.history, "best": state.best, "validated": state.validated}
+        save_resume(context.state_dir, step=state.step, components=components, extra=extra)
+
+    def validate_when_due() -> bool:
+        on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
+        if validate is None or not on_schedule or state.validated == state.step:
+            return False
+        result = validate(state)
+        state.validated = state.step
+        state.history.append({"step": float(state.step), **result})
+        context.logger.log_metrics(result, state.step)
+        save()
+        return True
+
+    with progress_bar(enabled=context.progress) as bar, stop_requests() as stop:
         line = bar.add_task(description, total=num_steps, completed=state.step)
+        if state.step:
+            validate_when_due()  # a run that was killed while it validated
+        clock, clock_step = time.perf_counter(), state.step
         for batch in _take(task, state.step, num_steps):
             values = _train_step(task, state.step, batch, optimizer, scaler, seed, clip_norm, context)
             state.step += 1
@@ -112,19 +142,13 @@ def run_loop(
                 context.logger.log_metrics(row, state.step)
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
-            if validate is not None and (last or (validate_every and state.step % validate_every == 0)):
-                result = validate(state)
-                state.history.append({"step": float(state.step), **result})
-                context.logger.log_metrics(result, state.step)
+            if state.step % checkpoint_every == 0 or last or stop:
+                save()
+            stop.obey(f"step {state.step} of {num_steps}")
+            if validate_when_due():
                 clock, clock_step = time.perf_counter(), state.step
-            if state.step % checkpoint_every == 0 or last:
-                save_resume(
-                    context.state_dir,
-                    step=state.step,
-                    components=components,
-                    extra={"history": state.history, "best": state.best},
-                )
             bar.update(line, completed=state.step)
+            stop.obey(f"step {state.step} of {num_steps}")
     return state
 
 

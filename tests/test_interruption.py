@@ -1,0 +1,110 @@
+"""A stage stopped or killed under its flow goes on in the same MLflow run; a changed one starts clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_data import prepared
+
+pytest.importorskip("prefect")
+pytest.importorskip("mlflow")
+
+from flows.execution import Job, stage_run
+from panoda.config import load_params
+from panoda.stages.pretrain import pretrain as stage
+from panoda.tracking import connect
+from panoda.training.context import RunContext
+from panoda.training.preemption import EXIT_CODE
+
+pytestmark = pytest.mark.pipeline
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 24
+SETTINGS = [
+    "label_space=cs13",
+    f"pretrain.iterations={STEPS}",
+    "pretrain.checkpoint_every=100",
+    "pretrain.log_every=1",
+    "pretrain.validate_every=8",
+    "pretrain.augment.crop_height=32",
+    "pretrain.augment.crop_width=64",
+    f"runtime.threads={torch.get_num_threads()}",
+    "runtime.device=cpu",
+]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("scenarios/city_small.yaml", "prefect.toml"):
+        shutil.copy(ROOT / name, tmp_path / Path(name).name)
+    (tmp_path / "city_small.yaml").rename(tmp_path / "params.yaml")
+    prepared(tmp_path / "data", {"train": 4, "val": 2}, erp=False)
+    shutil.move(tmp_path / "data/prepared", tmp_path / "source")
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    shutil.move(tmp_path / "source", tmp_path / "data/prepared/source")
+    (tmp_path / "outputs/weights").mkdir(parents=True)
+    (tmp_path / "outputs/weights/report.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / ".prefect"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def _start(out: str) -> subprocess.Popen[str]:
+    words = [word for setting in SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-m", "flows.pretrain", "--out", out, *words]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def _steps(project: Path) -> list[int]:
+    """Steps of the loss in the only run of the store."""
+    client = connect(f"sqlite:///{project}/mlflow.db")
+    found = client.get_experiment_by_name("city_small")
+    runs = client.search_runs([found.experiment_id]) if found else []
+    assert len(runs) <= 1, "a resumed stage must go on in its run"
+    if not runs:
+        return []
+    return [point.step for point in client.get_metric_history(runs[0].info.run_id, "loss/total")]
+
+
+def test_a_preempted_flow_saves_says_so_and_goes_on_in_the_same_run(project: Path) -> None:
+    process = _start("runs/stopped")
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not list(Path(".panoda/state").glob("pretrain-*/best.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    for _ in range(2):  # one to the process, one to its group, as schedulers do
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_CODE, errors
+    assert "SIGTERM: stopped after step" in errors and f"of {STEPS}" in errors and "Traceback" not in errors
+    assert not Path("runs/stopped/model.safetensors").exists()
+    stopped = json.loads(Path("runs/stopped/run.json").read_text())
+    assert stopped["status"] == "failed" and "SIGTERM" in stopped["error"]
+    logged = _steps(project)
+    assert 8 <= len(logged) < STEPS and logged == sorted(set(logged))
+
+    params = load_params(Path("params.yaml"), SETTINGS)
+    arguments = {"model": params.model, "params": params.pretrain, "seed": params.seed}
+    with stage_run("pretrain", Job(overrides=SETTINGS, out="runs/again")) as run:
+        stage(**run.inputs, **arguments, out=run.out, context=run.context)
+    assert _steps(project) == list(range(1, STEPS + 1))
+    record = json.loads(Path("runs/again/run.json").read_text())
+    assert record["mlflow_run_id"] == stopped["mlflow_run_id"]
+    assert (
+        connect(os.environ["MLFLOW_TRACKING_URI"]).get_run(record["mlflow_run_id"]).info.status == "FINISHED"
+    )
+    assert not list(Path(".panoda/state").iterdir())
+    stage(**run.inputs, **arguments, out=Path("whole"), context=RunContext())
+    whole, resumed = load_file("whole/model.safetensors"), load_file("runs/again/model.safetensors")
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[k], resumed[k]) for k in whole)
