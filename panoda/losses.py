@@ -1,4 +1,7 @@
-"""Pixel losses. Every function states its denominator and how ignored pixels enter."""
+"""Pixel losses. Every function states its denominator and how ignored pixels enter.
+
+Where a batch is split, denominators are those of the whole batch (``panoda.shares``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panoda.labels import IGNORE_INDEX
+from panoda.shares import denominator, gathered, summed
 
 
 def class_weights(
@@ -62,10 +66,9 @@ def cross_entropy(
     )
     labelled = label != IGNORE_INDEX
     if weight is None:
-        return total / labelled.sum().clamp(min=1)
+        return total / denominator(labelled.sum())
     mass = (weight[label.clamp(max=logits.shape[1] - 1)] * labelled).sum()
-    # Not a tiny denominator: its reciprocal times a gradient scale is infinite, and times zero NaN.
-    return total / torch.where(mass > 0, mass, torch.ones_like(mass))
+    return total / denominator(mass)
 
 
 def auxiliary_cross_entropy(
@@ -116,8 +119,9 @@ def ohem_cross_entropy(
         labelled = label != IGNORE_INDEX
         safe = torch.where(labelled, label, torch.zeros_like(label))
         true_prob = logits.float().softmax(dim=1).gather(1, safe[:, None])[:, 0]
-        ranked = torch.where(labelled, true_prob, torch.full_like(true_prob, 2.0)).flatten().sort().values
-        kept = (labelled.sum() * min_kept).long().clamp(min=1, max=ranked.numel())
+        ranked = gathered(torch.where(labelled, true_prob, torch.full_like(true_prob, 2.0)).flatten())
+        ranked = ranked.sort().values
+        kept = (summed(labelled.sum()) * min_kept).long().clamp(min=1, max=ranked.numel())
         limit = torch.maximum(ranked[kept - 1], ranked.new_tensor(threshold))
         hard = labelled & (true_prob <= limit)
         target = torch.where(hard, label, torch.full_like(label, IGNORE_INDEX))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from panoda.labels import IGNORE_INDEX
+from panoda.shares import rows
 
 _DISPLAY_GAMMA = 2.2
 MIN_PIXELS = 64
@@ -33,7 +34,7 @@ def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Ten
     std, mean = torch.std_mean(image, dim=(2, 3), keepdim=True)
     ref_std, ref_mean = (s[index] for s in torch.std_mean(reference, dim=(2, 3), keepdim=True))
     moved = ((image - mean) / std.clamp(min=1e-3) * ref_std + ref_mean).clamp(0, 1)
-    chosen = torch.rand(image.shape[0], 1, 1, 1, device=image.device) < probability
+    chosen = _chosen(image, probability)
     return torch.where(chosen, moved, image)
 
 
@@ -67,7 +68,7 @@ def class_colour_transfer(
     shape = (image.shape[0], *image.shape[2:], 3)
     gain_map = gain.gather(1, slot).view(shape).permute(0, 3, 1, 2)
     shift_map = shift.gather(1, slot).view(shape).permute(0, 3, 1, 2)
-    chosen = torch.rand(image.shape[0], 1, 1, 1, device=image.device) < probability
+    chosen = _chosen(image, probability)
     return torch.where(chosen, (image * gain_map + shift_map).clamp(0, 1), image)
 
 
@@ -96,8 +97,8 @@ def photometric(image: Tensor, *, jitter: float, exposure: float) -> Tensor:
     """
     if jitter <= 0 and exposure <= 0:
         return image
-    draw = torch.rand(5, image.shape[0], 1, 1, 1, device=image.device) * 2 - 1
-    ev, curve, bright, contrast, saturation = draw
+    draw = rows(lambda n: torch.rand(5, n, 1, 1, 1, device=image.device), image.shape[0], dim=1)
+    ev, curve, bright, contrast, saturation = draw * 2 - 1
     image = (image * 2 ** (exposure * ev / _DISPLAY_GAMMA)).clamp(0, 1)
     image = image.clamp(min=1e-4) ** (2 ** (exposure * curve / 2))
     image = (image * (1 + jitter * bright).clamp(min=0)).clamp(0, 1)
@@ -105,6 +106,11 @@ def photometric(image: Tensor, *, jitter: float, exposure: float) -> Tensor:
     image = (pivot + (1 + jitter * contrast).clamp(min=0) * (image - pivot)).clamp(0, 1)
     grey = _grey(image)
     return (grey + (1 + jitter * saturation).clamp(min=0) * (image - grey)).clamp(0, 1)
+
+
+def _chosen(image: Tensor, probability: float) -> Tensor:
+    """(B, 1, 1, 1) bool: True with ``probability`` for each image."""
+    return rows(lambda n: torch.rand(n, 1, 1, 1, device=image.device), image.shape[0]) < probability
 
 
 def _grey(image: Tensor) -> Tensor:
@@ -124,9 +130,8 @@ def class_mix_mask(label: Tensor) -> Tensor:
     table = torch.zeros(label.shape[0], 256, dtype=torch.bool, device=label.device)
     table.scatter_(1, label.flatten(1), True)
     table[:, IGNORE_INDEX] = False
-    order = (
-        torch.rand(table.shape, device=label.device).masked_fill(~table, 2.0).argsort(dim=1).argsort(dim=1)
-    )
+    drawn = rows(lambda n: torch.rand(n, 256, device=label.device), label.shape[0])
+    order = drawn.masked_fill(~table, 2.0).argsort(dim=1).argsort(dim=1)
     picked = order < ((table.sum(dim=1, keepdim=True) + 1) // 2)
     return (picked & table).gather(1, label.flatten(1)).view_as(label)
 
@@ -146,13 +151,16 @@ def paste(
     return torch.where(mask[:, None], image, onto_image), torch.where(mask, label, onto_label)
 
 
-def place(image: Tensor, label: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def place(
+    image: Tensor, label: Tensor, size: tuple[int, int], turn: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Put crops on an empty canvas, vertically centred, at a random column that may wrap around.
 
     Args:
         image: (B, 3, h, w).
         label: (B, h, w) int64.
         size: (H, W) of the canvas; parts of the crop outside it are cut off.
+        turn: (B,) share of the circle by which each crop is moved, in 0..1, on the CPU; None = drawn.
 
     Returns:
         image (B, 3, H, W), zeros elsewhere, and label (B, H, W), 255 elsewhere.
@@ -167,7 +175,8 @@ def place(image: Tensor, label: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
     ids = label.new_full((label.shape[0], height, width), IGNORE_INDEX)
     canvas[:, :, top : top + label.shape[1], :w] = image
     ids[:, top : top + label.shape[1], :w] = label
-    shifts = torch.randint(width, (image.shape[0],)).tolist()
+    turn = rows(torch.rand, image.shape[0]) if turn is None else turn
+    shifts = (turn * width).long().clamp(max=width - 1).tolist()
     return (
         torch.stack([c.roll(s, dims=-1) for c, s in zip(canvas, shifts, strict=True)]),
         torch.stack([i.roll(s, dims=-1) for i, s in zip(ids, shifts, strict=True)]),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panoda.labels import IGNORE_INDEX
+from panoda.shares import denominator
 
 
 def resize_label(label: Tensor, size: tuple[int, int], *, corner: bool = False) -> Tensor:
@@ -23,8 +24,8 @@ def resize_label(label: Tensor, size: tuple[int, int], *, corner: bool = False) 
     return F.interpolate(label[:, None].to(torch.float32), size=size, mode=mode)[:, 0].long()
 
 
-def class_means(features: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Mean feature of every class in a batch, as one scatter.
+def class_sums(features: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sum of the features of every class in a batch, as one scatter.
 
     Args:
         features: (B, D, h, w).
@@ -32,7 +33,7 @@ def class_means(features: Tensor, label: Tensor, num_classes: int) -> tuple[Tens
         num_classes: K.
 
     Returns:
-        means (K, D), zeros where a class is absent, and pixels (K,), both float32.
+        sums (K, D) and pixels (K,), both float32.
     """
     small = resize_label(label, (features.shape[-2], features.shape[-1])).flatten()
     flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D)
@@ -40,6 +41,12 @@ def class_means(features: Tensor, label: Tensor, num_classes: int) -> tuple[Tens
     sums = flat.new_zeros(num_classes + 1, flat.shape[1]).index_add_(0, slot, flat)[:num_classes]
     ones = torch.ones_like(slot, dtype=torch.float32)
     pixels = flat.new_zeros(num_classes + 1).index_add_(0, slot, ones)[:num_classes]
+    return sums, pixels
+
+
+def class_means(features: Tensor, label: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """As ``class_sums``, but means (K, D), zeros where a class is absent, and pixels (K,)."""
+    sums, pixels = class_sums(features, label, num_classes)
     return sums / pixels.clamp(min=1)[:, None], pixels
 
 
@@ -87,4 +94,4 @@ def mpa_loss(
     scale = soft_share * temperature**2
     if normaliser == "released":
         return scale * soft.mean() / flat.shape[1] + (1 - soft_share) * hard.mean()
-    return ((scale * soft + (1 - soft_share) * hard) * has).sum() / has.sum().clamp(min=1)
+    return ((scale * soft + (1 - soft_share) * hard) * has).sum() / denominator(has.sum())

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from panoda.adaptation.mpa import class_means
+from panoda.adaptation.mpa import class_means, class_sums
 from panoda.labels import IGNORE_INDEX
+from panoda.shares import summed
 
 
 class DomainPrototypes(nn.Module):
@@ -101,9 +102,11 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def collect(self, features: Tensor, label: Tensor, *, domain: int) -> None:
-        """Add a batch's class means; ``domain`` is 0 for source, 1 for target."""
-        means, pixels = class_means(features, label, self.seen.shape[0])
-        self.sums[domain] += means
+        """Add a batch's class means, over all its shares; ``domain`` is 0 for source, 1 for target."""
+        sums, pixels = class_sums(features, label, self.seen.shape[0])
+        both = summed(torch.cat([sums, pixels[:, None]], dim=1))
+        sums, pixels = both[:, :-1], both[:, -1]
+        self.sums[domain] += sums / pixels.clamp(min=1)[:, None]
         self.batches[domain] += (pixels > 0).float()
 
     @torch.no_grad()

@@ -25,6 +25,7 @@ from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
+from panoda.shares import rows
 from panoda.stages.common import (
     batches,
     optimisation,
@@ -192,12 +193,14 @@ def _warp(source: PreparedSplit | Mixture, target: PreparedSplit, params: AdaptP
     height, width = target.height, target.width
     lat_top, lat_bottom = math.radians(target.lat_top_deg), math.radians(target.lat_bottom_deg)
 
-    def onto_sphere(image: Tensor, label: Tensor, camera: PreparedSplit) -> tuple[Tensor, Tensor]:
+    def onto_sphere(
+        image: Tensor, label: Tensor, camera: PreparedSplit, turn: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if camera.projection != "pinhole":
-            return place(image, label, (height, width))
+            return place(image, label, (height, width), turn)
         half = math.tan(math.radians(camera.fov_x_deg) / 2)
         fov_x = 2 * math.atan(half * image.shape[-1] / camera.width)
-        azimuth = float(torch.rand(()) * 2 * math.pi - math.pi)
+        azimuth = float(turn[0] * 2 * math.pi - math.pi)
         # Autocast would turn the rays in half precision, which moves pixels by whole columns.
         with torch.autocast(image.device.type, enabled=False):
             placed, ids, _ = pinhole_to_erp(
@@ -214,9 +217,13 @@ def _warp(source: PreparedSplit | Mixture, target: PreparedSplit, params: AdaptP
 
     def warp(image: Tensor, label: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         if not isinstance(source, Mixture):
-            return onto_sphere(image, label, source)
+            return onto_sphere(image, label, source, torch.rand(1))
         cameras = [source.part_of(i) for i in indices.tolist()]
-        one = [onto_sphere(image[i : i + 1], label[i : i + 1], camera) for i, camera in enumerate(cameras)]
+        turns = rows(torch.rand, len(cameras)).split(1)
+        one = [
+            onto_sphere(image[i : i + 1], label[i : i + 1], camera, turns[i])
+            for i, camera in enumerate(cameras)
+        ]
         return torch.cat([placed for placed, _ in one]), torch.cat([ids for _, ids in one])
 
     return warp

@@ -32,6 +32,7 @@ from panoda.data.transforms import normalise
 from panoda.labels import IGNORE_INDEX
 from panoda.losses import auxiliary_cross_entropy, cross_entropy
 from panoda.models.segmenter import Segmenter
+from panoda.shares import rows
 from panoda.training.checkpoint import Stateful
 
 Warp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -171,7 +172,8 @@ class SelfTrainingTask:
         index = torch.arange(onto.shape[0], device=onto.device) % placed.shape[0]
         placed, ids = placed[index], ids[index]
         mask = class_mix_mask(ids)
-        mask &= torch.rand(onto.shape[0], 1, 1, device=onto.device) < self.params.class_mix
+        drawn = rows(lambda n: torch.rand(n, 1, 1, device=onto.device), onto.shape[0])
+        mask &= drawn < self.params.class_mix
         return paste(placed, ids, onto, onto_label, mask)
 
     def _target_terms(
