@@ -22,8 +22,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
 # Who may import whom: a file imports from its own level and from those above it in this list.
 LEVELS = (
-    ("config", "labels", "label_spaces", "files", "locks", "progress", "geometry", "pieces", "background"),
-    ("config", "labels", "label_spaces", "files", "locks", "progress", "geometry", "shares"),
+    (
+        "config",
+        "labels",
+        "label_spaces",
+        "files",
+        "locks",
+        "progress",
+        "geometry",
+        "pieces",
+        "background",
+        "shares",
+    ),
     ("data", "models", "losses", "metrics"),
     ("adaptation",),
     ("sliding", "inference"),

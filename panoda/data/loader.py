@@ -77,20 +77,23 @@ def training_batches(
     start_step: int,
     num_steps: int,
     workers: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yield the ``num_steps`` batches of steps start_step, start_step + 1, ...
 
     Args:
         dataset: A ``PreparedSplit``, ``PseudoLabelSplit`` or ``Mixture``.
-        batch_size: Images per batch.
+        batch_size: Images per batch, over all shares.
         augment: Joint transform of every sample.
         seed: Seed of order and augmentation.
         start_step: First step; above 0 when a run is resumed.
         num_steps: Number of batches, counted from start_step.
         workers: Loader processes; 0 = load in this process.
+        share: (part, parts): yield that one of equal parts of every batch, images in the order of the batch.
 
     Raises:
-        ValueError: an impossible combination of augmentation and data set, or a negative number.
+        ValueError: an impossible combination of augmentation and data set, a negative number, or a batch
+            that does not divide into equal parts.
     """
     if batch_size < 1 or min(seed, start_step, num_steps, workers) < 0:
         raise ValueError(
@@ -99,7 +102,11 @@ def training_batches(
         )
     if augment.yaw_roll and not dataset.full_circle:
         raise ValueError("yaw_roll needs panoramas of a full 360 degrees; set yaw_roll: false")
-    steps = _Steps(dataset, batch_size=batch_size, augment=augment, seed=seed)
+    part, parts = share
+    if batch_size % parts or not 0 <= part < parts:
+        raise ValueError(f"a batch of {batch_size} images has no part {part} of {parts} equal ones")
+    own = range(part * batch_size // parts, (part + 1) * batch_size // parts)
+    steps = _Steps(dataset, batch_size=batch_size, positions=own, augment=augment, seed=seed)
     wanted = range(start_step, start_step + num_steps)
     if workers == 0:
         return (steps[step] for step in wanted)
@@ -147,17 +154,26 @@ def _leave_signals_to_the_parent(worker: int) -> None:
 
 
 class _Steps(Dataset[Batch]):
-    """Step number -> batch."""
+    """Step number -> the images at some positions of its batch."""
 
-    def __init__(self, dataset: SampleSource, *, batch_size: int, augment: JointTransform, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: SampleSource,
+        *,
+        batch_size: int,
+        positions: range,
+        augment: JointTransform,
+        seed: int,
+    ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        self.positions = positions
         self.augment = augment
         self.seed = seed
 
     def __getitem__(self, step: int) -> Batch:
         samples = []
-        for position in range(self.batch_size):
+        for position in self.positions:
             index = _index(self.dataset.sampling, self.seed, step * self.batch_size + position)
             generator = _generator(self.seed, _SAMPLE_STREAM, step, position)
             wraps = self.dataset.wraps(index)

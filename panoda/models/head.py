@@ -118,7 +118,8 @@ class ConvBlock(nn.Module):
         BatchNorm has no variance of a single value per channel (a map pooled to 1x1 in a batch of one),
         so its running statistics stand in for those of the batch.
         """
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        single = x.shape[0] * x.shape[2] * x.shape[3] == 1 and not isinstance(self.norm, nn.SyncBatchNorm)
+        if self.training and single:
             norm = self.norm
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
         else:

@@ -19,7 +19,6 @@ from panoda.config import AdaptParams
 from panoda.data.mixture import Mixture, training_source
 from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit
-from panoda.files import staged_directory
 from panoda.geometry.pinhole import pinhole_to_erp
 from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model, make_card
@@ -36,11 +35,14 @@ from panoda.stages.common import (
     training_mode,
 )
 from panoda.training.context import RunContext
+from panoda.training.distributed import result_directory
+from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
 from panoda.training.self_training import SelfTrainingTask, Warp
 
 
+@on_devices
 def adapt(
     *,
     checkpoint: Path,
@@ -109,10 +111,11 @@ def adapt(
     last = next((row for row in reversed(state.history) if "loss/total" in row), {})
     metrics = {k: v for k, v in last.items() if k.startswith("loss/")}
     metrics["prototypes/moved"] = _moved(bank, mean, seen)
-    with staged_directory(out) as folder:
+    with result_directory(out, context) as folder:
         tensors = {"mutual": bank.prototypes.cpu(), "seen": bank.seen.cpu()}
         # Not save_file: it reports a full disk as an error of its own kind.
-        (folder / "prototypes.safetensors").write_bytes(save(tensors, {"label_space": space.name}))
+        if context.main:
+            (folder / "prototypes.safetensors").write_bytes(save(tensors, {"label_space": space.name}))
         return save_training_result(
             folder,
             model=result,
@@ -165,7 +168,7 @@ def _task(
     common: dict[str, Any] = {
         "batch_size": params.batch_size,
         "num_steps": params.iterations,
-        "workers": context.workers,
+        "context": context,
     }
     source_seed, target_seed = stream_seed(seed, "adapt source"), stream_seed(seed, "adapt target")
     return SelfTrainingTask(

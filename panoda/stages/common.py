@@ -23,6 +23,7 @@ from panoda.losses import class_weights
 from panoda.models.checkpoint import ModelCard, save_model
 from panoda.models.segmenter import Segmenter
 from panoda.training.context import RunContext
+from panoda.training.distributed import check_batch
 from panoda.training.loop import LoopState
 from panoda.training.optim import build_optimizer, build_scheduler
 from panoda.training.validation import picture_indices, prediction_picture
@@ -71,9 +72,13 @@ def batches(
     colour: bool,
     seed: int,
     num_steps: int,
-    workers: int,
+    context: RunContext,
 ) -> Callable[[int], Iterator[Batch]]:
-    """A function from start step to batches; ``colour=False`` leaves jitter and exposure to the step."""
+    """A function from start step to batches; ``colour=False`` leaves jitter and exposure to the step.
+
+    Of several processes each gets its share of every batch.
+    """
+    check_batch(batch_size, context)
     keywords = augment.model_dump()
     if not colour:
         keywords.update(jitter=0.0, exposure=0.0)
@@ -89,7 +94,8 @@ def batches(
             seed=seed,
             start_step=step,
             num_steps=num_steps - step,
-            workers=workers,
+            workers=context.workers,
+            share=(context.rank, context.world),
         )
 
     return start
@@ -105,12 +111,14 @@ def save_training_result(
     split: PreparedSplit,
     context: RunContext,
 ) -> dict[str, float]:
-    """Write model.safetensors, history.csv, metrics.json and pictures into ``out``."""
+    """Write model.safetensors, history.csv, metrics.json and pictures into ``out``; one process does."""
+    values = {k: float(v) for k, v in metrics.items()}
+    if not context.main:
+        return values
     save_model(out / "model.safetensors", model, card)
     history = pd.DataFrame(state.history or [{"step": 0.0}])
     history = history.groupby("step", as_index=False).first().astype({"step": int})
     history.to_csv(out / "history.csv", index=False, float_format="%.6g")
-    values = {k: float(v) for k, v in metrics.items()}
     write_json(out / "metrics.json", values)
     (out / "pictures").mkdir(exist_ok=True)
     for number, index in enumerate(picture_indices(len(split), PICTURES)):

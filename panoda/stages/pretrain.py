@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from panoda.data.loader import Batch
 from panoda.data.mixture import Mixture, source_splits, training_source
 from panoda.data.prepared import PreparedSplit
 from panoda.data.transforms import normalise
-from panoda.files import staged_directory
 from panoda.labels import get_label_space
 from panoda.metrics import ConfusionMatrix
 from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
@@ -32,6 +32,8 @@ from panoda.stages.common import (
 from panoda.stages.weights import build_model, read_stage_weights
 from panoda.training.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
 from panoda.training.context import RunContext
+from panoda.training.distributed import broadcast, meet, result_directory
+from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
 from panoda.training.supervised import SupervisedTask
@@ -40,6 +42,7 @@ from panoda.training.validation import validate_split
 log = logging.getLogger("panoda")
 
 
+@on_devices
 def pretrain(
     *,
     source_train: Path,
@@ -128,12 +131,13 @@ def pretrain(
     if params.swa is not None and average is not None:
         _recompute_norms(average.model, train, params, params.swa.bn_update_batches, seed, context)
         kept, metrics = keeper.or_average(average, kept, metrics)
-    with staged_directory(out) as folder:
+    with result_directory(out, context) as folder:
         values = save_training_result(
             folder, model=kept, card=card, state=state, metrics=metrics, split=first, context=context
         )
     # Only now: a full disk above must leave the weights for the next run.
-    keeper.path.unlink(missing_ok=True)
+    if context.main:
+        keeper.path.unlink(missing_ok=True)
     return values
 
 
@@ -179,7 +183,7 @@ def _batches(
         colour=True,
         seed=seed,
         num_steps=num_steps,
-        workers=context.workers,
+        context=context,
     )
 
 
@@ -198,7 +202,7 @@ def _recompute_norms(
     torch.manual_seed(own)
     images = (
         normalise(batch["image"].to(context.device))
-        for batch in _batches(train, params, own, count, context)(0)
+        for batch in _batches(train, params, own, count, replace(context, rank=0, world=1))(0)
     )
     with context.autocast():
         recompute_batch_norm(net, images, lambda x: net(x, return_auxiliary=True))
@@ -223,9 +227,12 @@ class _Keeper:
     def __call__(self, state: LoopState) -> dict[str, float]:
         values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(self.net).items()}
         miou = sum(values.values()) / len(values)
-        if self.params.select == "last" or miou > state.best or not self.path.exists():
+        better = self.params.select == "last" or miou > state.best or not self.path.exists()
+        if broadcast(better, self.context):
             state.best = miou
-            save_model(self.path, self.net, self.card)
+            if self.context.main:
+                save_model(self.path, self.net, self.card)
+            meet(self.context)
         return values
 
     def result(self) -> tuple[Segmenter, dict[str, float]]:

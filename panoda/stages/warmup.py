@@ -12,7 +12,6 @@ from panoda.adaptation.adversarial import Adversary
 from panoda.config import WarmupParams
 from panoda.data.mixture import Mixture, training_source
 from panoda.data.prepared import PreparedSplit
-from panoda.files import staged_directory
 from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
@@ -28,10 +27,13 @@ from panoda.stages.common import (
 )
 from panoda.training.alignment import AlignmentTask
 from panoda.training.context import RunContext
+from panoda.training.distributed import result_directory
+from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
 
 
+@on_devices
 def warmup(
     *,
     checkpoint: Path,
@@ -74,7 +76,7 @@ def warmup(
         params={**old.params, "warmup": section_dict(params), "prepared": prepared_size(target)},
     )
     metrics = {k: v for k, v in (state.history[-1] if state.history else {}).items() if k.startswith("loss/")}
-    with staged_directory(out) as folder:
+    with result_directory(out, context) as folder:
         return save_training_result(
             folder, model=net, card=card, state=state, metrics=metrics, split=target, context=context
         )
@@ -95,7 +97,7 @@ def _align(
         "batch_size": params.batch_size,
         "colour": True,
         "num_steps": params.iterations,
-        "workers": context.workers,
+        "context": context,
     }
     task = AlignmentTask(
         net,

@@ -59,6 +59,9 @@ class RunContext:
         workers: Loader processes; 0 loads in the training process.
         progress: Show a progress bar (it stays quiet when the output is not a terminal).
         fan_out: Who makes the pieces of the stages that work in pieces; None = this process.
+        devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
+        rank: Number of this process among those that train one model, from 0; the first one writes.
+        world: Number of processes that train one model.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -68,6 +71,14 @@ class RunContext:
     workers: int = 0
     progress: bool = False
     fan_out: Runner | None = None
+    devices: int = 1
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def main(self) -> bool:
+        """This process writes files and logs."""
+        return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast to ``dtype`` on ``device``; a no-op for float32."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from panoda.progress import progress_bar
 from panoda.training.checkpoint import Stateful, load_resume, save_resume
 from panoda.training.context import RunContext
+from panoda.training.distributed import Team
 from panoda.training.optim import gradient_norm
 from panoda.training.preemption import stop_requests
 from panoda.training.seeds import stream_seed
@@ -111,7 +112,8 @@ def run_loop(
 
     def save() -> None:
         extra = {"history": state.history, "best": state.best, "validated": state.validated}
-        save_resume(context.state_dir, step=state.step, components=components, extra=extra)
+        folder = context.state_dir if context.main else None
+        save_resume(folder, step=state.step, components=components, extra=extra)
 
     def validate_when_due() -> bool:
         on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
@@ -124,17 +126,22 @@ def run_loop(
         save()
         return True
 
-    with progress_bar(enabled=context.progress) as bar, stop_requests() as stop:
+    team = Team(context)
+    with (
+        progress_bar(enabled=context.progress) as bar,
+        stop_requests() as stop,
+        team.training(task.trained, optimizer, components),
+    ):
         line = bar.add_task(description, total=num_steps, completed=state.step)
         if state.step:
             validate_when_due()  # a run that was killed while it validated
         clock, clock_step = time.perf_counter(), state.step
         for batch in _take(task, state.step, num_steps):
-            values = _train_step(task, state.step, batch, optimizer, scaler, seed, clip_norm, context)
+            values = _train_step(task, state.step, batch, optimizer, scaler, seed, clip_norm, context, team)
             state.step += 1
             last = state.step == num_steps
             if state.step % log_every == 0 or last:
-                row = {k: float(v) for k, v in values.items()}
+                row = team.mean(values)
                 row["lr"] = float(max(scheduler.get_last_lr()))
                 row["steps_per_second"] = (state.step - clock_step) / (time.perf_counter() - clock)
                 clock, clock_step = time.perf_counter(), state.step
@@ -142,13 +149,14 @@ def run_loop(
                 context.logger.log_metrics(row, state.step)
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
-            if state.step % checkpoint_every == 0 or last or stop:
+            asked = team.all_asked(stop)
+            if state.step % checkpoint_every == 0 or last or asked:
                 save()
-            stop.obey(f"step {state.step} of {num_steps}")
+            asked.obey(f"step {state.step} of {num_steps}")
             if validate_when_due():
                 clock, clock_step = time.perf_counter(), state.step
             bar.update(line, completed=state.step)
-            stop.obey(f"step {state.step} of {num_steps}")
+            asked.obey(f"step {state.step} of {num_steps}")
     return state
 
 
@@ -167,15 +175,16 @@ def _train_step(
     seed: int,
     clip_norm: float,
     context: RunContext,
+    team: Team,
 ) -> dict[str, Tensor]:
     torch.manual_seed(stream_seed(seed, "step", step))
     optimizer.zero_grad(set_to_none=True)
-    with context.autocast():
+    with context.autocast(), team.share():
         values = task.losses(step, batch)
     total = values["loss/total"]
     if not math.isfinite(float(total.detach())):
         raise TrainingDiverged(_diverged("loss", total, values, task, step, batch))
-    scaler.scale(total).backward()
+    team.backward(scaler.scale(total))
     scaler.unscale_(optimizer)
     norm = gradient_norm(task.trained.parameters(), clip_norm)
     # A gradient scaler skips the step after an overflow and halves the scale; at 1 it is no overflow.

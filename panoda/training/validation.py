@@ -14,24 +14,35 @@ from panoda.inference import predict_logits
 from panoda.labels import get_label_space
 from panoda.metrics import ConfusionMatrix
 from panoda.training.context import RunContext
+from panoda.training.distributed import gather
 
 
 @torch.no_grad()
 def validate_split(
     model: nn.Module, split: PreparedSplit, *, batch_size: int, context: RunContext
 ) -> ConfusionMatrix:
-    """Single-scale confusion matrix of a labelled split; the model's mode is restored."""
+    """Single-scale confusion matrix of a labelled split; the model's mode is restored.
+
+    Several processes share the batches; pixels are counted, so every one of them gets the same matrix.
+    """
     space = get_label_space(split.label_space)
     matrix = ConfusionMatrix(space.num_classes)
     was_training = model.training
     model.eval()
-    for start in range(0, len(split), batch_size):
+    for start in range(context.rank * batch_size, len(split), context.world * batch_size):
         samples = [split[i] for i in range(start, min(start + batch_size, len(split)))]
         images = torch.stack([s["image"] for s in samples]).to(context.device)
         with context.autocast():
             logits = predict_logits(model, images, scales=(1.0,), flip=False, wrap=split.full_circle)
         matrix.update(logits.argmax(dim=1).cpu(), torch.stack([s["label"] for s in samples]))
     model.train(was_training)
+    return _total(matrix, context)
+
+
+def _total(mine: ConfusionMatrix, context: RunContext) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(mine.num_classes)
+    for one in gather(mine, context):
+        matrix.merge(one)
     return matrix
 
 

@@ -1,0 +1,320 @@
+"""Several processes train one model: who is who, what they exchange, and what only one of them does.
+
+Every process holds the whole model and computes an equal share of every batch (``panoda.shares``). A loss of
+a share is divided by the mean of the shares' denominators, so the mean of gradients and of logged values over
+processes is that of the whole batch, and batch_size means the same for any number of processes.
+
+Gradients are averaged here and not by torch's DistributedDataParallel: a step runs the model twice (source
+and target) before one backward pass, which that wrapper's bookkeeping of unused parameters does not know, and
+without a wrapper a model keeps its attributes, its names in checkpoints and its copies (teacher, averages).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from panoda.files import staged_directory
+from panoda.shares import Share, taking
+from panoda.training.context import RunContext
+from panoda.training.preemption import StopRequest
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others; a process that fails ends the others at once."""
+T = TypeVar("T")
+BUCKET_BYTES = 25 << 20
+"""Gradients exchanged at a time; DistributedDataParallel's default."""
+
+
+@contextmanager
+def process_group(device: torch.device, *, patience: timedelta = PATIENCE) -> Iterator[tuple[int, int]]:
+    """Join the other processes that torchrun started; yields this one's rank and the number of processes.
+
+    CUDA tensors go through NCCL, those of the CPU through gloo.
+
+    Raises:
+        ValueError: not started by torchrun.
+    """
+    missing = [
+        name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ
+    ]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} not set: start several processes with torchrun")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=patience)
+    yield dist.get_rank(), dist.get_world_size()
+    # Not after an error: the others would learn of a broken connection before they learn of the error.
+    dist.destroy_process_group()
+
+
+def meet(context: RunContext) -> None:
+    """Wait until every process is here.
+
+    Raises:
+        RuntimeError: one did not come in time.
+    """
+    if context.world > 1:
+        # On the CPU: a barrier of NCCL would count the work that a GPU still has to do as waiting.
+        dist.all_reduce(torch.zeros(1))
+
+
+def broadcast(value: T, context: RunContext) -> T:
+    """The first process's ``value`` in every process; anything that pickles."""
+    if context.world == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather(value: T, context: RunContext) -> list[T]:
+    """``value`` of every process, in every process; anything that pickles and lies on the CPU."""
+    if context.world == 1:
+        return [value]
+    values: list[Any] = [None] * context.world
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def result_directory(out: Path, context: RunContext) -> Iterator[Path]:
+    """``staged_directory`` of the first process; the others get its path, to read and not to write."""
+    if context.world == 1:
+        with staged_directory(out) as folder:
+            yield folder
+        return
+    with staged_directory(out) if context.main else nullcontext(Path()) as mine:
+        folder = broadcast(mine, context)
+        yield folder
+        meet(context)
+    meet(context)
+
+
+def check_batch(batch_size: int, context: RunContext) -> None:
+    """Refuse a batch that does not split into equal shares.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if batch_size % context.world:
+        fitting = [n for n in range(1, context.world) if batch_size % n == 0]
+        raise ValueError(
+            f"batch_size {batch_size} does not divide by the {context.world} processes of runtime.devices; "
+            f"it is the whole batch of a step: set it to a multiple of {context.world}, or devices to "
+            f"{' or '.join(map(str, fitting))}"
+        )
+
+
+class Team:
+    """What the training loop does with the other processes; alone, all of it leaves values as they are.
+
+    Attributes:
+        world: Number of processes.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        """Of the processes of ``context``."""
+        self.world, self._context = context.world, context
+        self._share = Share(context.rank, context.world, _Exchange()) if context.world > 1 else Share()
+        self._gradients: Gradients | None = None
+
+    @contextmanager
+    def training(
+        self, trained: nn.Module, optimizer: torch.optim.Optimizer, components: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """Make every process's components those of the first one, and keep them so inside.
+
+        Batch norms take the statistics of the whole batch. The gradients of ``optimizer`` are averaged by
+        ``backward``, those of every other optimiser among the components right before its steps.
+        """
+        if self.world == 1:
+            yield
+            return
+        # Imported here: it takes seconds, and who trains has long paid for it.
+        from panoda.training.synchronised import synchronised
+
+        for part in components.values():
+            if isinstance(part, nn.Module):
+                _copy_from_first(part)
+        with ExitStack() as stack:
+            stack.enter_context(synchronised(trained))
+            self._gradients = stack.enter_context(_averaged(optimizer))
+            for part in components.values():
+                if isinstance(part, torch.optim.Optimizer) and part is not optimizer:
+                    own = stack.enter_context(_averaged(part))
+                    handle = part.register_step_pre_hook(_before_step(own))
+                    stack.callback(handle.remove)
+            yield
+            self._gradients = None
+
+    @contextmanager
+    def share(self) -> Iterator[None]:
+        """Losses and random draws inside are those of this process's share of the batch."""
+        with taking(self._share):
+            yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of ``loss``, averaged over processes while they come in."""
+        if self._gradients is None:
+            loss.backward()
+            return
+        with self.share(), self._gradients.overlapping():
+            loss.backward()
+        self._gradients.finish()
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means over processes of named scalars; waits for the device."""
+        if self.world == 1:
+            return {k: float(v) for k, v in values.items()}
+        row = torch.stack([v.detach().double().cpu() for v in values.values()])
+        dist.all_reduce(row)
+        return dict(zip(values, (row / self.world).tolist(), strict=True))
+
+    def all_asked(self, stop: StopRequest) -> StopRequest:
+        """``stop``, or for several processes what any of them knows now: all must end after the same step."""
+        if self.world == 1:
+            return stop
+        known = torch.tensor([int(bool(stop))])
+        dist.all_reduce(known, op=dist.ReduceOp.MAX)
+        together = StopRequest()
+        together.name = "SIGTERM" if int(known) else None
+        return together
+
+
+class Gradients:
+    """Averages gradients over processes, in buckets, each as soon as the backward pass has filled it.
+
+    Buckets go out in one order, from the last parameters to the first, whatever order they fill in: all
+    processes must ask for the same exchange at the same time.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
+        """Of all ``parameters`` that train."""
+        self._buckets = _buckets([p for p in parameters if p.requires_grad], bucket_bytes)
+        self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
+        self._waiting: list[int] = []
+        self._out: list[tuple[Tensor, Any]] = []
+        self._overlaps = False
+        self._checked = False
+        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._bucket_of]
+        self._start()
+
+    def close(self) -> None:
+        """Let the parameters go."""
+        for handle in self._handles:
+            handle.remove()
+
+    @contextmanager
+    def overlapping(self) -> Iterator[None]:
+        """The backward pass inside is the last one before ``finish``: full buckets may go out."""
+        self._overlaps = True
+        try:
+            yield
+        finally:
+            self._overlaps = False
+
+    def finish(self) -> None:
+        """Every gradient is the mean over processes; a parameter without one keeps none."""
+        if not self._checked:
+            self._check()
+        while len(self._out) < len(self._buckets):
+            self._send()
+        for bucket, (flat, work) in zip(self._buckets, self._out, strict=True):
+            work.wait()
+            parts = flat.split([p.numel() for p in bucket])
+            pairs = [
+                (p.grad, part.view_as(p)) for p, part in zip(bucket, parts, strict=True) if p.grad is not None
+            ]
+            if pairs:
+                torch._foreach_copy_([grad for grad, _ in pairs], [part for _, part in pairs])
+        self._start()
+
+    def _start(self) -> None:
+        self._waiting = [len(bucket) for bucket in self._buckets]
+        self._out = []
+
+    def _arrived(self, parameter: Tensor) -> None:
+        if not self._overlaps:
+            return
+        self._waiting[self._bucket_of[parameter]] -= 1  # type: ignore[index]
+        while len(self._out) < len(self._buckets) and self._waiting[len(self._out)] == 0:
+            self._send()
+
+    def _send(self) -> None:
+        bucket = self._buckets[len(self._out)]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
+        flat /= dist.get_world_size()
+        self._out.append((flat, dist.all_reduce(flat, async_op=True)))
+
+    def _check(self) -> None:
+        """Once: the same parameters have gradients everywhere, or means would go into some copies alone."""
+        has = torch.tensor([p.grad is not None for p in self._bucket_of], dtype=torch.int64)
+        total = has.clone()
+        dist.all_reduce(total)
+        if not torch.equal(total, has * dist.get_world_size()):
+            raise RuntimeError(
+                f"{int((total != has * dist.get_world_size()).sum())} parameters have a gradient in some "
+                "processes only: the losses must use the same parts of the model for every share of a batch"
+            )
+        self._checked = True
+
+
+class _Exchange:
+    """``panoda.shares.Exchange`` between processes."""
+
+    def sum(self, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Tensor) -> Tensor:
+        parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+
+@contextmanager
+def _averaged(optimizer: torch.optim.Optimizer) -> Iterator[Gradients]:
+    gradients = Gradients(p for group in optimizer.param_groups for p in group["params"])
+    try:
+        yield gradients
+    finally:
+        gradients.close()
+
+
+def _before_step(gradients: Gradients) -> Callable[..., None]:
+    def average(*_: Any) -> None:
+        gradients.finish()
+
+    return average
+
+
+def _buckets(parameters: list[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
+    """From the last parameter to the first; of one type and device each, and of ``limit`` bytes or one."""
+    buckets: list[list[nn.Parameter]] = []
+    size = 0
+    for p in reversed(parameters):
+        last = buckets[-1][-1] if buckets else None
+        fits = last is not None and (last.dtype, last.device) == (p.dtype, p.device)
+        if not fits or size + p.nbytes > limit:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(p)
+        size += p.nbytes
+    return buckets
+
+
+@torch.no_grad()
+def _copy_from_first(module: nn.Module) -> None:
+    for tensor in (*module.parameters(), *module.buffers()):
+        dist.broadcast(tensor, src=0)

@@ -1,0 +1,221 @@
+"""Starting a training stage in several processes with torchrun, and being their link to the outside.
+
+The process that was asked for the stage stays what it is: it holds the locks, the MLflow run and the record.
+The workers (``panoda.training.worker``) compute. Each is connected to it by a socket:
+
+- the first one sends what is to be logged, and the stage's result;
+- whoever fails sends its error, which is raised here as if the stage had run here; the others are ended;
+- a request to stop (SIGTERM, ctrl-C) is passed on: they finish the step in hand, save, and all end;
+- when this process ends, however it does, the workers see the socket close and end, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import pickle
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, Listener, wait
+from pathlib import Path
+from typing import IO, Any, ParamSpec
+
+import torch
+
+from panoda.training.context import NullLogger, RunContext
+from panoda.training.distributed import check_batch
+from panoda.training.preemption import StopRequest, stop_requests
+
+P = ParamSpec("P")
+Metrics = dict[str, float]
+log = logging.getLogger("panoda")
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 5.0
+"""For the others to say why they end, after the first has failed."""
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker is told.
+
+    Attributes:
+        address: Socket of the process that started it.
+        key: Password of the socket.
+        threads: CPU threads of each worker.
+        call: Pickled (stage function, keywords).
+    """
+
+    address: str
+    key: bytes
+    threads: int
+    call: bytes
+
+
+def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
+    """Make a stage function run in ``context.devices`` processes when that is more than one.
+
+    The stage has keywords ``params`` (with ``batch_size`` and ``iterations``) and ``context``. In the workers
+    it is called as it is, with a context that says which of how many they are.
+    """
+
+    @functools.wraps(stage)
+    def run(*args: P.args, **keywords: P.kwargs) -> Metrics:
+        context, params = keywords["context"], keywords["params"]
+        assert isinstance(context, RunContext)
+        alone = context.devices == 1 or context.world > 1
+        if alone or not getattr(params, "iterations", 1):
+            return stage(*args, **keywords)
+        check_batch(getattr(params, "batch_size", 1), replace(context, world=context.devices))
+        return launch(run, keywords, context)
+
+    return run
+
+
+def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: RunContext) -> Metrics:
+    """Call ``function`` in ``context.devices`` processes; returns what the first one returns.
+
+    Args:
+        function: Importable by name; takes ``context``, which it gets with its own rank and device.
+        keywords: Its other arguments; anything that pickles.
+        context: Of this process; its logger receives what the first process logs.
+
+    Raises:
+        Exception: whatever a worker raised first, with the worker's traceback as a note.
+        Preempted: asked to stop; everything is saved.
+        ChildProcessError: the workers ended without a word, such as after SIGKILL.
+    """
+    inner = replace(context, logger=NullLogger())
+    call = pickle.dumps((function, {**keywords, "context": inner}))
+    cores = max(1, torch.get_num_threads() // context.devices)
+    with tempfile.TemporaryDirectory(prefix="panoda-") as folder:
+        address, key = str(Path(folder, "socket")), secrets.token_bytes(32)
+        path = Path(folder, "job")
+        path.write_bytes(pickle.dumps(WorkerJob(address, key, cores, call)))
+        with (
+            Listener(address, "AF_UNIX", backlog=context.devices, authkey=key) as listener,
+            _torchrun(context.devices, path, cores) as process,
+        ):
+            return _Conversation(context, process, listener).result()
+
+
+@contextmanager
+def _torchrun(count: int, job: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    process = subprocess.Popen(
+        [*command, "-m", "panoda.training.worker", str(job)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        start_new_session=True,  # ctrl-C comes to the process that started them, which tells them
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@dataclass
+class _Conversation:
+    """What is said between this process and the workers."""
+
+    context: RunContext
+    process: subprocess.Popen[str]
+    listener: Listener
+    links: list[Connection] = field(default_factory=list)
+    errors: list[tuple[float, BaseException]] = field(default_factory=list)
+    results: list[Metrics] = field(default_factory=list)
+    last_words: list[str] = field(default_factory=list)
+
+    def result(self) -> Metrics:
+        for task in (self._welcome, self._overhear):
+            threading.Thread(target=task, daemon=True).start()
+        try:
+            with stop_requests() as stop:
+                self._listen(stop)
+        finally:
+            for link in self.links:
+                link.close()
+        causes = [pair for pair in self.errors if not _is_consequence(pair[1])]
+        if causes:
+            raise min(causes, key=lambda pair: pair[0])[1]
+        if self.errors or not self.results:
+            tail = "\n".join(self.last_words[-15:])
+            raise ChildProcessError(
+                f"a process of {self.context.devices} ended without a word; the last resume point is kept. "
+                f"Was it killed for its memory? torchrun says:\n{tail}"
+            ) from (self.errors[0][1] if self.errors else None)
+        return self.results[0]
+
+    def _listen(self, stop: StopRequest) -> None:
+        """Until all is said or, after an error, for a moment more."""
+        until, told = float("inf"), False
+        while time.monotonic() < until:
+            links = list(self.links)
+            if stop and not told and len(links) == self.context.devices:
+                told = self._tell_all("stop")
+            ready = wait(links, POLL_SECONDS)
+            if not links:
+                time.sleep(POLL_SECONDS)
+            for link in ready:
+                assert isinstance(link, Connection)
+                self._hear(link)
+            if self.errors:
+                until = min(until, time.monotonic() + GRACE_SECONDS)
+            if not ready and self.process.poll() is not None:
+                return
+
+    def _tell_all(self, word: str) -> bool:
+        for link in list(self.links):
+            with suppress(OSError):  # it ends by itself
+                link.send(word)
+        return True
+
+    def _hear(self, link: Connection) -> None:
+        try:
+            kind, *rest = link.recv()
+        except (EOFError, ConnectionError):
+            self.links.remove(link)
+            return
+        if kind == "log":
+            name, arguments = rest
+            getattr(self.context.logger, name)(*arguments)
+        elif kind == "result":
+            self.results.append(rest[0])
+        elif kind == "error":
+            self.errors.append((rest[0], rest[1]))
+
+    def _welcome(self) -> None:
+        try:
+            for _ in range(self.context.devices):
+                self.links.append(self.listener.accept())
+        except OSError:  # closed: the run is over
+            return
+
+    def _overhear(self) -> None:
+        """Pass on what workers write to stderr, and keep the end of it."""
+        stream: IO[str] | None = self.process.stderr
+        for line in stream or ():
+            self.last_words.append(line.rstrip())
+            del self.last_words[:-50]
+            if not self.errors and not self.results:
+                sys.stderr.write(line)
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """The others' end, seen from inside an exchange; not what was wrong."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "connection"))

@@ -1,0 +1,180 @@
+"""Two processes train as one: the same losses and weights; a failure of one ends both."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_data import prepared
+from two_processes import IMAGES, Numbers, fail_alone, linger, train, vanish
+
+from panoda.config import ModelParams, PrototypeParams, PseudoLabelParams
+from panoda.models.checkpoint import make_card, save_model
+from panoda.models.registry import create_model
+from panoda.stages.prototypes import prototypes
+from panoda.stages.pseudo_labels import pseudo_labels
+from panoda.training.context import RunContext
+from panoda.training.distributed import check_batch
+from panoda.training.launch import launch
+from panoda.training.preemption import EXIT_CODE
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("pretrain", "warmup", "adapt")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> None:
+    """Workers find the functions of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Numbers, Numbers]:
+    """The stages in one process and in two, and what they logged."""
+    root = tmp_path_factory.mktemp("distributed")
+    for role, erp in (("source", False), ("target", True)):
+        prepared(root / "raw" / role, IMAGES, erp=erp, labels=not erp, shade=25 * erp)
+        (root / "raw" / role / "prepared").rename(root / role)
+    torch.manual_seed(0)
+    net = create_model(ModelParams().encoder, num_classes=13, drop_path=0.2)
+    save_model(root / "start.safetensors", net, make_card(net, label_space="cs13", stage="pretrain", seed=0))
+    start = {"checkpoint": root / "start.safetensors", "target_train": root / "target/train"}
+    pseudo_labels(
+        **start,
+        out=root / "pseudo_labels",
+        params=PseudoLabelParams(scales=(1.0,), quantile=0.3),
+        context=RunContext(),
+    )
+    prototypes(
+        **start,
+        source_train=root / "source/train",
+        pseudo_labels=root / "pseudo_labels",
+        out=root / "prototypes",
+        params=PrototypeParams(scales=(1.0,)),
+        context=RunContext(),
+    )
+    one, two = Numbers(), Numbers()
+    train(root=root, name="one", context=RunContext(logger=one))
+    launch(train, {"root": root, "name": "two"}, RunContext(logger=two, devices=2))
+    return root, one, two
+
+
+def test_every_logged_value_is_that_of_one_process(runs):
+    _, one, two = runs
+    assert [step for step, _ in two.rows] == [step for step, _ in one.rows]
+    assert len([row for _, row in one.rows if "grad_norm" in row]) == 10
+    for (step, expected), (_, found) in zip(one.rows, two.rows, strict=True):
+        expected.pop("steps_per_second", None), found.pop("steps_per_second", None)
+        assert found == pytest.approx(expected, rel=2e-4, abs=1e-6), f"step {step}"
+    everything = {key for _, row in two.rows for key in row}
+    assert {"loss/mpa_target", "loss/adversarial", "loss/discriminator", "teacher/kept_share"} <= everything
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_final_weights_are_those_of_one_process(runs, stage):
+    root, _, _ = runs
+    one, two = (load_file(root / name / stage / "model.safetensors") for name in ("one", "two"))
+    assert set(one) == set(two)
+    start = load_file(root / "start.safetensors")
+    moved = sum(float((one[k] - start[k]).abs().max()) > 1e-4 for k in one)
+    assert moved > len(one) / 2
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-5)
+
+
+def test_prototypes_are_those_of_one_process(runs):
+    root, _, _ = runs
+    one, two = (load_file(root / name / "adapt/prototypes.safetensors") for name in ("one", "two"))
+    before = load_file(root / "prototypes/prototypes.safetensors")
+    assert not torch.equal(one["mutual"], before["mutual"])
+    torch.testing.assert_close(two["mutual"], one["mutual"], rtol=1e-3, atol=1e-4)
+    assert torch.equal(two["seen"], one["seen"])
+
+
+def test_one_process_writes_the_same_files(runs):
+    root, _, _ = runs
+    for stage in STAGES:
+        files = [sorted(p.name for p in (root / name / stage).rglob("*")) for name in ("one", "two")]
+        assert files[0] == files[1]
+    assert not list((root / "two").glob(".*"))
+
+
+def test_an_error_of_one_process_is_the_error_and_ends_all():
+    with pytest.raises(ValueError, match="this image is broken") as caught:
+        launch(fail_alone, {}, RunContext(devices=2))
+    assert any("in process 1 of 2" in note for note in caught.value.__notes__)
+
+
+def test_a_killed_process_ends_all_and_is_reported():
+    with pytest.raises(ChildProcessError, match="without a word") as caught:
+        launch(vanish, {}, RunContext(devices=2))
+    assert "SIGKILL" in str(caught.value) or "-9" in str(caught.value)
+
+
+def start_lingering(folder: Path) -> subprocess.Popen[str]:
+    """A process of its own that has two processes train for ever, and whose training has begun."""
+    code = (
+        "from pathlib import Path; from panoda.training.context import RunContext;"
+        "from panoda.training.launch import launch; from two_processes import linger;"
+        f"folder = Path({str(folder)!r});"
+        "launch(linger, {'folder': folder, 'steps': 10**6}, RunContext(devices=2, state_dir=folder))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while any(position(folder, rank) < 3 for rank in range(2)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def position(folder: Path, rank: int, word: int = 1) -> int:
+    """Step (or process id) that a process wrote down last; 0 before the first."""
+    note = folder / f"pid{rank}"
+    text = note.read_text() if note.exists() else ""
+    return int(text.split()[word]) if text.count(" ") else 0
+
+
+def test_a_request_to_stop_saves_one_step_and_the_run_goes_on(tmp_path):
+    process = start_lingering(tmp_path)
+    process.terminate()
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE, words
+    done = torch.load(tmp_path / "resume.pt", weights_only=True)["step"]
+    assert done > 3 and {position(tmp_path, rank) for rank in range(2)} == {done - 1}
+    steps = done + 2
+    numbers = Numbers()
+    found = launch(
+        linger,
+        {"folder": tmp_path, "steps": steps},
+        RunContext(devices=2, state_dir=tmp_path, logger=numbers),
+    )
+    assert [step for step, _ in numbers.rows] == [done + 1, done + 2] and found["steps"] == steps
+    alone = linger(folder=tmp_path, steps=steps, context=RunContext())
+    assert found == pytest.approx(alone, rel=1e-5)
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    process = start_lingering(tmp_path)
+    workers = [position(tmp_path, rank, word=0) for rank in range(2)]
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    context = RunContext(devices=4)
+    check_batch(8, replace(context, world=4))
+    with pytest.raises(ValueError, match="batch_size 6 does not divide by the 4 processes.*1 or 2 or 3"):
+        check_batch(6, replace(context, world=4))

@@ -1,0 +1,163 @@
+"""What the tests of several processes let them do; a module of its own, so that workers import little."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from panoda.training.context import RunContext
+from panoda.training.distributed import meet
+
+IMAGES = {"train": 6, "val": 3}
+
+
+class Numbers:
+    """A logger that keeps every value."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def log_image(self, key: str, image: Any, step: int) -> None: ...
+
+    def log_figure(self, name: str, figure: Any) -> None: ...
+
+    def log_artifact(self, path: Path) -> None: ...
+
+
+def train(*, root: Path, name: str, context: RunContext) -> dict[str, float]:
+    """Stages pretrain, warmup and adapt on the data in ``root``, results below ``root / name``."""
+    from panoda.config import (
+        AdaptParams,
+        AugmentParams,
+        ModelParams,
+        MPAParams,
+        OptimParams,
+        PretrainParams,
+        WarmupParams,
+    )
+    from panoda.stages.adapt import adapt
+    from panoda.stages.pretrain import pretrain
+    from panoda.stages.warmup import warmup
+
+    # Adam makes whole steps of gradients that are rounding noise (biases before a norm); SGD does not.
+    optim = OptimParams(name="sgd", lr=0.02, clip_norm=5.0)
+    common = {"seed": 0, "context": context}
+    trains = {"source_train": root / "source/train", "target_train": root / "target/train"}
+    found = pretrain(
+        source_train=trains["source_train"],
+        source_val=root / "source/val",
+        out=root / name / "pretrain",
+        model=ModelParams(drop_path=0.2),
+        params=PretrainParams(
+            iterations=4,
+            batch_size=4,
+            optim=optim,
+            augment=AugmentParams(jitter=0.2, scale=(0.7, 1.3), crop_height=32, crop_width=64),
+            validate_every=2,
+            log_every=1,
+        ),
+        **common,
+    )
+    found |= warmup(
+        checkpoint=root / "start.safetensors",
+        **trains,
+        out=root / name / "warmup",
+        params=WarmupParams(
+            iterations=2, batch_size=2, optim=optim, adversarial_weight=0.1, colour_transfer=0.5, log_every=1
+        ),
+        **common,
+    )
+    return found | adapt(
+        checkpoint=root / "start.safetensors",
+        **trains,
+        pseudo_labels=root / "pseudo_labels",
+        prototypes=root / "prototypes",
+        out=root / name / "adapt",
+        params=AdaptParams(
+            iterations=4,
+            batch_size=2,
+            optim=optim,
+            augment_target=AugmentParams(yaw_roll=True, jitter=0.2, exposure=0.2),
+            mpa=MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
+            adversarial_weight=0.1,
+            erp_warp=0.5,
+            class_colour_transfer=0.5,
+            log_every=1,
+        ),
+        **common,
+    )
+
+
+def fail_alone(*, context: RunContext) -> dict[str, float]:
+    """The second process finds something wrong while the first waits for it."""
+    if context.rank == 1:
+        raise ValueError("this image is broken")
+    dist.all_reduce(torch.zeros(1))
+    return {}
+
+
+def vanish(*, context: RunContext) -> dict[str, float]:
+    """The second process is killed while the first waits for it."""
+    if context.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    meet(context)
+    return {}
+
+
+class Endless:
+    """A task that draws its batches from the step alone and takes its time."""
+
+    def __init__(self, folder: Path, rank: int, world: int) -> None:
+        torch.manual_seed(0)
+        self.trained = torch.nn.Linear(3, 1)
+        self.folder, self.rank, self.world = folder, rank, world
+
+    def batches(self, start_step: int) -> Iterator[int]:
+        return iter(range(start_step, 10**6))
+
+    def losses(self, step: int, batch: int) -> dict[str, torch.Tensor]:
+        (self.folder / f"pid{self.rank}").write_text(f"{os.getpid()} {step}")
+        time.sleep(0.02 * (1 + self.rank))
+        x = torch.rand(4, 3, generator=torch.Generator().manual_seed(step)).chunk(self.world)[self.rank]
+        return {"loss/total": self.trained(x).square().mean()}
+
+    def after_step(self, step: int) -> dict[str, torch.Tensor]:
+        return {}
+
+    def describe(self, batch: int) -> str:
+        return str(batch)
+
+    def components(self) -> dict[str, Any]:
+        return {"model": self.trained}
+
+
+def linger(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
+    """Train for ``steps`` steps."""
+    from panoda.training.loop import run_loop
+
+    task = Endless(folder, context.rank, context.world)
+    optimizer = torch.optim.SGD(task.trained.parameters(), lr=0.1)
+    state = run_loop(
+        task,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer),
+        num_steps=steps,
+        seed=0,
+        clip_norm=0.0,
+        checkpoint_every=10**6,
+        log_every=1,
+        context=context,
+        description="linger",
+    )
+    weights = {f"weight{i}": float(v) for i, v in enumerate(task.trained.weight.flatten())}
+    return {"steps": float(len(state.history)), **weights}
