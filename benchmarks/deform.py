@@ -1,21 +1,18 @@
-"""Medians of our deformable convolution beside torchvision's, as a Markdown table.
+"""Our deformable convolution beside torchvision's, on the deformable layers of a model.
 
-Run ``python benchmarks/deform.py --threads 1``; rows are the deformable layers of a model at batch 4.
 The backward pass covers every gradient that training needs (the image has none).
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torchvision
 from torch import Tensor
 
+from benchmarks.timing import Row, Settings, interleaved
 from panoda.models.decoder import DMLPDecoder
 from panoda.models.encoders import SHAPES
 from panoda.models.ops import deform_conv2d
@@ -58,7 +55,7 @@ def theirs(x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor, stride: int,
     return torchvision.ops.deform_conv2d(x, offset, weight, stride=stride, padding=padding, mask=mask)
 
 
-def prepare(case: Case, *, device: str, batch: int) -> tuple[list[Tensor], tuple[int, int]]:
+def prepare(case: Case, *, device: torch.device, batch: int) -> tuple[list[Tensor], tuple[int, int]]:
     """Inputs (x, offset, weight, mask) with offsets of about one pixel, and (stride, padding)."""
     generator = torch.Generator().manual_seed(0)
     padding = case.kernel // 2
@@ -76,66 +73,37 @@ def prepare(case: Case, *, device: str, batch: int) -> tuple[list[Tensor], tuple
     return tensors, (case.stride, padding)
 
 
-def measure(functions: list[Callable[[], object]], *, rounds: int, device: str) -> list[float]:
-    """Median milliseconds of each, measured in turns so that a busy moment hits all alike."""
-    times: list[list[float]] = [[] for _ in functions]
-    for turn in range(rounds + 1):
-        for function, own in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            if device != "cpu":
-                torch.cuda.synchronize(device)
-            if turn:
-                own.append(1e3 * (time.perf_counter() - start))
-    return [statistics.median(own) for own in times]
+def rows(settings: Settings) -> Iterator[Row]:
+    """One row per layer of the nano and the T model, batch 4 (2 with ``quick``)."""
+    models = ["trans4pass_nano"] if settings.quick else ["trans4pass_nano", "trans4pass_t"]
+    sizes = [(32, 64)] if settings.quick else [(400, 2048)] if settings.published else [(128, 256), (96, 512)]
+    for model in models:
+        for size in sizes:
+            for case in cases(model, *size):
+                yield row(case, settings, batch=1 if settings.published else 4)
 
 
-def row(case: Case, *, rounds: int, device: str, batch: int) -> str:
-    """One line of the table."""
-    inputs, geometry = prepare(case, device=device, batch=batch)
+def row(case: Case, settings: Settings, *, batch: int) -> Row:
+    """Milliseconds of both operators, forward and with the backward pass."""
+    inputs, geometry = prepare(case, device=settings.device, batch=batch)
+    leaves = [tensor for tensor in inputs if tensor.requires_grad]
 
     def forward(operator: Callable[..., Tensor]) -> Callable[[], object]:
-        def run() -> None:
-            with torch.no_grad():
-                operator(*inputs, *geometry)
-
-        return run
+        return torch.no_grad()(lambda: operator(*inputs, *geometry))
 
     def both(operator: Callable[..., Tensor]) -> Callable[[], object]:
-        leaves = [tensor for tensor in inputs if tensor.requires_grad]
         return lambda: torch.autograd.grad(operator(*inputs, *geometry).square().sum(), leaves)
 
-    medians = measure(
-        [forward(ours), forward(theirs), both(ours), both(theirs)], rounds=rounds, device=device
-    )
-    cells = [f"{value:.2f}" for value in medians]
-    ratios = [f"{medians[1] / medians[0]:.1f}x", f"{medians[3] / medians[2]:.1f}x"]
-    return f"| {case.name} | {cells[0]} | {cells[1]} | {ratios[0]} | {cells[2]} | {cells[3]} | {ratios[1]} |"
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="+", default=["trans4pass_nano", "trans4pass_t"], choices=SHAPES)
-    parser.add_argument("--sizes", nargs="+", default=["128x256", "96x512"], help="HEIGHTxWIDTH of images")
-    parser.add_argument("--batch", type=int, default=4, help="images per call")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=7, help="calls per median")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"Milliseconds, batch {arguments.batch}, {arguments.threads} thread(s), {arguments.device}\n")
-    print("| layer | forward, ours | torchvision | ratio | forward + backward, ours | torchvision | ratio |")
-    print("|---|---|---|---|---|---|---|")
-    for model in arguments.models:
-        for size in arguments.sizes:
-            height, width = (int(part) for part in size.split("x"))
-            for case in cases(model, height, width):
-                print(
-                    row(case, rounds=arguments.rounds, device=arguments.device, batch=arguments.batch),
-                    flush=True,
-                )
-
-
-if __name__ == "__main__":
-    main()
+    functions = {
+        "forward, ours": forward(ours),
+        "forward, torchvision": forward(theirs),
+        "both, ours": both(ours),
+        "both, torchvision": both(theirs),
+    }
+    seconds = interleaved(functions, repeats=settings.repeats, device=settings.device)
+    return {
+        "layer": case.name,
+        **{f"{name} ms": 1e3 * value for name, value in seconds.items()},
+        "ratio forward": seconds["forward, torchvision"] / seconds["forward, ours"],
+        "ratio both": seconds["both, torchvision"] / seconds["both, ours"],
+    }

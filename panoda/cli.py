@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 
+from panoda.bench_cli import bench_command
 from panoda.config import Params, load_params
 from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
@@ -41,6 +42,7 @@ app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.command("export")(export_command)
 app.command("models")(models_command)
+app.command("bench")(bench_command)
 
 
 def main() -> None:

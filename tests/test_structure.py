@@ -43,7 +43,7 @@ LEVELS = (
     ("report",),
     ("stages",),
     ("pipeline", "runs", "tracking"),
-    ("cli", "data_cli", "models_cli", "weights_cli"),
+    ("cli", "bench_cli", "data_cli", "models_cli", "weights_cli"),
 )
 
 
