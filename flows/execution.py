@@ -109,6 +109,8 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             state_dir=state,
             workers=params.runtime.workers,
             progress=True,
+            keep_checkpoints=params.runtime.keep_checkpoints,
+            checkpoint_minutes=params.runtime.checkpoint_minutes,
         )
         run = StageRun(params, inputs, out, context, record)
         stack.enter_context(_recorded(run, job, out))

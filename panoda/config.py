@@ -693,6 +693,10 @@ class RuntimeParams(Section):
     """Loader processes; 0 = load in the training process."""
     cluster: ClusterParams | None = None
     """Fan the stages that work in pieces out over workers; null = this process does all."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Resume points kept; a damaged one falls back to the one before."""
+    checkpoint_minutes: NonNegative = 10.0
+    """Minutes after which training stages write a resume point, whatever checkpoint_every says; 0 = off."""
 
 
 class TrackingParams(Section):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from small_data import prepared
 
 from panoda.files import staged_directory, staged_file
+from panoda.training.checkpoint import resume_points
 
 HERE = Path(__file__).parent
 STEPS = 12
@@ -72,10 +73,9 @@ def _finish(stage: str, root: Path, here: Path) -> dict[str, torch.Tensor]:
 
 def _kill_somewhere(stage: str, root: Path, here: Path, chance: random.Random) -> None:
     """Kill the stage a random moment after its next resume point."""
-    point = here / "state/resume.pt"
-    before = point.stat().st_mtime_ns if point.exists() else 0
+    before = max(resume_points(here / "state"), default=0)
     process = _start(stage, root, here)
-    while process.poll() is None and (not point.exists() or point.stat().st_mtime_ns == before):
+    while process.poll() is None and max(resume_points(here / "state"), default=0) == before:
         time.sleep(0.002)
     time.sleep(chance.uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
@@ -94,7 +94,8 @@ def test_a_stage_killed_at_random_moments_ends_bit_identical(stage, root, tmp_pa
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert {p.name for p in (tmp_path / "killed").iterdir()} == {"out", "state"}
-    assert {p.name for p in (tmp_path / "killed/state").iterdir()} == {"resume.pt"}
+    points = {path.name for path in resume_points(tmp_path / "killed/state").values()}
+    assert {p.name for p in (tmp_path / "killed/state").iterdir()} == points
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_folder_it_had_set_aside_comes_back(tmp_path):

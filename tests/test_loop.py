@@ -39,7 +39,9 @@ class _Task:
         return {"model": self.trained}
 
 
-def _run(task: _Task, folder: Path | None, steps: int = 20, validate=None) -> LoopState:
+def _run(
+    task: _Task, folder: Path | None, steps: int = 20, validate=None, minutes: float = 10.0
+) -> LoopState:
     optimizer = build_optimizer(task.trained, name="adamw", lr=0.01, weight_decay=0.1)
     scheduler = build_scheduler(optimizer, horizon=steps, warmup_iterations=2, poly_power=0.9)
     return run_loop(
@@ -51,7 +53,7 @@ def _run(task: _Task, folder: Path | None, steps: int = 20, validate=None) -> Lo
         clip_norm=1.0,
         checkpoint_every=4,
         log_every=5,
-        context=RunContext(state_dir=folder),
+        context=RunContext(state_dir=folder, checkpoint_minutes=minutes),
         description="test",
         validate=validate,
         validate_every=10,
@@ -101,10 +103,22 @@ def test_validation_runs_on_schedule_and_at_the_end(tmp_path):
     assert sum("miou/source_val" in row for row in state.history) == 3
 
 
-def test_a_broken_resume_point_is_named(tmp_path):
-    (tmp_path / "resume.pt").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match="resume.pt.*delete its folder"):
-        _run(_Task(), tmp_path)
+def test_resume_points_are_written_by_time_too(tmp_path, monkeypatch):
+    seconds = iter(range(0, 10**6, 25))
+    monkeypatch.setattr("panoda.training.loop.time.monotonic", lambda: next(seconds))
+    steps = []
+
+    def save(folder, *, step, **_):
+        steps.append(step)
+
+    monkeypatch.setattr("panoda.training.loop.save_resume", save)
+    _run(_Task(), tmp_path, minutes=1.0)
+    by_steps = {4, 8, 12, 16, 20}
+    assert by_steps < set(steps), "a minute passes every second or third step"
+    assert all(b - a <= 3 for a, b in zip(steps, steps[1:], strict=False))
+    steps.clear()
+    _run(_Task(), tmp_path, minutes=0.0)
+    assert set(steps) == by_steps
 
 
 def test_gradients_that_stay_infinite_stop_a_half_precision_run():

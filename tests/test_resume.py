@@ -1,13 +1,13 @@
 import errno
-from pathlib import Path
+import os
 
 import pytest
 import torch
 
-from panoda.training.checkpoint import RESUME_FILE, load_resume, save_resume
+from panoda.training.checkpoint import load_resume, resume_points, save_resume
 
 
-def _parts(*, scaled: bool) -> dict:
+def _parts(*, scaled: bool = False) -> dict:
     return {"model": torch.nn.Linear(2, 2), "scaler": torch.amp.GradScaler("cpu", enabled=scaled)}
 
 
@@ -19,15 +19,67 @@ def test_a_run_resumes_at_another_precision(tmp_path, scaled):
     assert torch.equal(before["model"].weight, after["model"].weight)
 
 
-def test_a_full_disk_keeps_the_earlier_point(tmp_path, monkeypatch):
-    parts = _parts(scaled=False)
-    save_resume(tmp_path, step=1, components=parts, extra={})
+def test_a_full_disk_keeps_the_earlier_points(tmp_path, monkeypatch):
+    parts = _parts()
+    for step in (1, 2):
+        save_resume(tmp_path, step=step, components=parts, extra={})
 
-    def full(self: Path, data: bytes) -> int:
+    def full(number: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match=f"disk full while writing .*{RESUME_FILE}"):
-        save_resume(tmp_path, step=2, components=parts, extra={})
-    assert load_resume(tmp_path, parts)[0] == 1
-    assert [p.name for p in tmp_path.iterdir()] == [RESUME_FILE]
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full while writing .*resume-00000003.pt"):
+        save_resume(tmp_path, step=3, components=parts, extra={})
+    assert load_resume(tmp_path, parts)[0] == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["resume-00000001.pt", "resume-00000002.pt"]
+
+
+def test_the_last_few_points_are_kept(tmp_path):
+    for step in (1, 5, 10, 100):
+        save_resume(tmp_path, step=step, components=_parts(), extra={"at": step}, keep=3)
+    assert list(resume_points(tmp_path)) == [100, 10, 5]
+    assert load_resume(tmp_path, _parts()) == (100, {"at": 100})
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _flip_a_weight(data: bytes) -> bytes:
+    """torch.load alone takes this file."""
+    weight = torch.full((2, 2), 0.123).numpy().tobytes()
+    assert weight in data
+    return data.replace(weight, b"\x00" + weight[1:])
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip_a_weight, lambda data: b""])
+def test_a_damaged_newest_point_falls_back_to_the_one_before(tmp_path, caplog, damage):
+    parts = _parts()
+    save_resume(tmp_path, step=4, components=parts, extra={})
+    old = parts["model"].weight.detach().clone()
+    with torch.no_grad():
+        parts["model"].weight.fill_(0.123)
+    save_resume(tmp_path, step=8, components=parts, extra={})
+    newest = resume_points(tmp_path)[8]
+    newest.write_bytes(damage(newest.read_bytes()))
+    again = _parts()
+    assert load_resume(tmp_path, again)[0] == 4
+    assert torch.equal(again["model"].weight, old)
+    assert "resume-00000008.pt: resume point is damaged" in caplog.text
+    assert "going on from resume-00000004.pt" in caplog.text
+    save_resume(tmp_path, step=6, components=again, extra={})
+    assert list(resume_points(tmp_path)) == [6, 4], "the damaged one must not win over newer whole ones"
+
+
+def test_only_damaged_points_are_an_error(tmp_path):
+    for step in (4, 8):
+        save_resume(tmp_path, step=step, components=_parts(), extra={})
+        resume_points(tmp_path)[step].write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="00000008.*damaged.*00000004.*damaged.*delete the folder"):
+        load_resume(tmp_path, _parts())
+
+
+def test_a_point_of_other_components_is_an_error(tmp_path):
+    save_resume(tmp_path, step=4, components=_parts(), extra={})
+    with pytest.raises(ValueError, match=r"holds \['model', 'scaler'\], this stage needs \['teacher'\]"):
+        load_resume(tmp_path, {"teacher": torch.nn.Linear(2, 2)})

@@ -1,4 +1,4 @@
-"""Resume points: everything a killed stage needs to go on, written atomically.
+"""Resume points: everything a killed stage needs to go on, written atomically, the last few of them kept.
 
 They live in ``state_dir``, outside every DVC output, in a folder named by a fingerprint of the stage's
 parameters, inputs and code: a change of any of these starts clean.
@@ -7,7 +7,11 @@ parameters, inputs and code: a change of any of these starts clean.
 from __future__ import annotations
 
 import io
+import logging
+import os
 import pickle
+import re
+import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +19,8 @@ import torch
 
 from panoda.files import staged_file
 
-RESUME_FILE = "resume.pt"
+log = logging.getLogger("panoda")
+_NAME = re.compile(r"resume-(\d+)\.pt")
 
 
 class Stateful(Protocol):
@@ -28,13 +33,32 @@ class Stateful(Protocol):
         """Take the state back."""
 
 
+def resume_points(folder: Path) -> dict[int, Path]:
+    """Resume points of a folder: steps done -> file, the newest first."""
+    found = {int(m[1]): path for path in folder.glob("resume-*.pt") if (m := _NAME.fullmatch(path.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
 def save_resume(
-    folder: Path | None, *, step: int, components: dict[str, Stateful], extra: dict[str, Any]
+    folder: Path | None,
+    *,
+    step: int,
+    components: dict[str, Stateful],
+    extra: dict[str, Any],
+    keep: int = 2,
 ) -> None:
     """Write a resume point: ``step`` optimiser steps are done.
 
+    Args:
+        folder: Where; None keeps nothing.
+        step: Steps done.
+        components: What has a state.
+        extra: Plain values (numbers, strings, lists and dicts of them).
+        keep: Points kept, this one included. Later ones are from a run that this one does not go on from
+            (they were damaged) and are removed.
+
     Raises:
-        OSError: disk full; the earlier resume point is kept.
+        OSError: disk full; the earlier resume points are kept.
     """
     if folder is None:
         return
@@ -42,29 +66,61 @@ def save_resume(
     # Through memory: torch.save to a file hides a full disk behind a RuntimeError about positions.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    with staged_file(folder / RESUME_FILE) as aside:
-        aside.write_bytes(buffer.getbuffer())
+    with staged_file(folder / f"resume-{step:08d}.pt") as aside, aside.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # a machine that goes down must not leave a new name on old bytes
+    points = resume_points(folder)
+    kept = sorted((s for s in points if s <= step), reverse=True)[:keep]
+    for number in set(points) - set(kept):
+        points[number].unlink(missing_ok=True)
 
 
 def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[int, dict[str, Any]]:
-    """Restore the components in place.
+    """Restore the components in place from the newest resume point that is whole.
+
+    A damaged one is passed over with a warning.
 
     Returns:
         Steps already done (0 when there is nothing to resume) and the extra values.
 
     Raises:
-        ValueError: the file is unreadable or belongs to other components.
+        ValueError: every point is damaged, or they belong to other components.
     """
-    path = folder / RESUME_FILE if folder else None
-    if path is None or not path.exists():
-        return 0, {}
+    points = list(resume_points(folder).values()) if folder else []
+    problems = []
+    for path in points:
+        try:
+            state = _read(path)
+        except _Damaged as problem:
+            problems.append(str(problem))
+            continue
+        if problems:
+            log.warning("%s; going on from %s", "; ".join(problems), path.name)
+        _restore(path, state["components"], components)
+        return int(state["step"]), dict(state["extra"])
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}; delete the folder {folder} to start clean")
+    return 0, {}
+
+
+class _Damaged(Exception):
+    """A file that is no whole resume point."""
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at checksums
+            broken = archive.testzip()
+        if broken is not None:
+            raise _Damaged(f"{path}: resume point is damaged (checksum of {broken})")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        saved = state["components"]
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path}: resume point is unreadable ({error}); delete its folder to start clean"
-        ) from error
+        return {key: state[key] for key in ("step", "components", "extra")}
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise _Damaged(f"{path}: resume point is damaged ({error})") from error
+
+
+def _restore(path: Path, saved: dict[str, Any], components: dict[str, Stateful]) -> None:
     if set(saved) != set(components):
         raise ValueError(
             f"{path}: resume point holds {sorted(saved)}, this stage needs {sorted(components)}; "
@@ -73,4 +129,3 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
     for name, component in components.items():
         if saved[name]:  # a gradient scaler that was off has no state; the precision may change in between
             component.load_state_dict(saved[name])
-    return int(state["step"]), dict(state["extra"])

@@ -62,6 +62,8 @@ class RunContext:
         devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
         rank: Number of this process among those that train one model, from 0; the first one writes.
         world: Number of processes that train one model.
+        keep_checkpoints: Resume points kept.
+        checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -74,6 +76,8 @@ class RunContext:
     devices: int = 1
     rank: int = 0
     world: int = 1
+    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 10.0
 
     @property
     def main(self) -> bool:

@@ -110,10 +110,19 @@ def run_loop(
         step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0)
     )
 
+    saved = time.monotonic()
+
     def save() -> None:
         extra = {"history": state.history, "best": state.best, "validated": state.validated}
-        folder = context.state_dir if context.main else None
-        save_resume(folder, step=state.step, components=components, extra=extra)
+        save_resume(
+            context.state_dir if context.main else None,
+            step=state.step,
+            components=components,
+            extra=extra,
+            keep=context.keep_checkpoints,
+        )
+        nonlocal saved
+        saved = time.monotonic()
 
     def validate_when_due() -> bool:
         on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
@@ -150,7 +159,8 @@ def run_loop(
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
             asked = team.all_asked(stop)
-            if state.step % checkpoint_every == 0 or last or asked:
+            late = 0 < context.checkpoint_minutes * 60 <= time.monotonic() - saved
+            if state.step % checkpoint_every == 0 or last or late or asked:
                 save()
             asked.obey(f"step {state.step} of {num_steps}")
             if validate_when_due():
