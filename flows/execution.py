@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from panoda import runs
-from panoda.config import ConfigError, Params, RuntimeParams, Section, load_params, parse_params
+from panoda.config import ConfigError, Params, Section, load_params, parse_params
 from panoda.files import write_json
 from panoda.locks import file_lock, gpu_lock_path
 from panoda.pipeline import Stage, flatten, get_stage
@@ -100,7 +100,8 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
     with ExitStack() as stack:
         stack.enter_context(sigterm_ends())
         state = stack.enter_context(runs.resume_state(stage.folder_name(role), mark, say=log.warning))
-        device = _device(stage, params.runtime, stack)
+        device, devices = _devices(stage, params, stack)
+        record |= _sharing(stage, params, devices)
         logger = stack.enter_context(_tracked(stage, params, record, state))
         context = RunContext(
             device=device,
@@ -111,6 +112,8 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             progress=True,
             keep_checkpoints=params.runtime.keep_checkpoints,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
+            devices=devices,
+            shard=params.runtime.shard == "fsdp",
         )
         run = StageRun(params, inputs, out, context, record)
         stack.enter_context(_recorded(run, job, out))
@@ -199,19 +202,43 @@ def _digests(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: found["digest"] for name, found in record["inputs"].items()}
 
 
-def _device(stage: Stage, runtime: RuntimeParams, stack: ExitStack) -> torch.device:
-    """The device, held against other stages when it is a GPU."""
+def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.device, int]:
+    """The device and how many processes train on such ones; GPUs are held against other stages."""
     import torch
 
-    from panoda.training.context import resolve_device, set_threads
+    from panoda.training.context import resolve_device, resolve_devices, set_threads
 
+    runtime = params.runtime
     set_threads(runtime.threads)
     device = resolve_device(runtime.device if stage.on_gpu else "cpu")
+    count = resolve_devices(runtime.devices, device, batch_size=_batch(stage, params)) if stage.trains else 1
     if device.type == "cuda":
-        identity = str(torch.cuda.get_device_properties(device).uuid)
-        stack.enter_context(file_lock(gpu_lock_path(identity), what=f"GPU {device}", say=log.warning))
+        # One order for all stages: two that want the same GPUs never hold one each.
+        for gpu in [device] if count == 1 else [torch.device("cuda", i) for i in range(count)]:
+            identity = str(torch.cuda.get_device_properties(gpu).uuid)
+            stack.enter_context(file_lock(gpu_lock_path(identity), what=f"GPU {gpu}", say=log.warning))
         stack.enter_context(_gpu_slot())
-    return device
+    return device, count
+
+
+def _batch(stage: Stage, params: Params) -> int:
+    return int(getattr(params, stage.trains).batch_size)
+
+
+def _sharing(stage: Stage, params: Params, devices: int) -> dict[str, Any]:
+    """What the record says of the processes that train; several are announced."""
+    if not stage.trains:
+        return {}
+    batch = _batch(stage, params)
+    if devices > 1:
+        log.warning(
+            "%s: %d processes, each with %d of the %d images of every step (and domain)",
+            stage.name,
+            devices,
+            batch // devices,
+            batch,
+        )
+    return {"processes": devices, "batch_size": batch, "batch_size_per_process": batch // devices}
 
 
 @contextmanager
@@ -255,6 +282,7 @@ def _tracked(stage: Stage, params: Params, record: dict[str, Any], state: Path) 
             "code": record["code"],
             "parent_run": parents[0] if parents else None,
             "origin": "pipeline" if record["pipeline"] else "hand",
+            "processes": record.get("processes"),
         },
         datasets=[tracking.DatasetRecord(k, v["digest"], v["path"]) for k, v in data.items()],
         run_id=earlier,

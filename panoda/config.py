@@ -685,6 +685,11 @@ class RuntimeParams(Section):
 
     device: str = "auto"
     """auto (GPU when there is one), cpu, cuda, cuda:N."""
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Processes that train a model, one per GPU; on the CPU each has a share of the cores. The batch stays
+    that of the stage. auto = as many visible GPUs as divide it; 1 on the CPU or with cuda:N."""
+    shard: Literal["none", "fsdp"] = "none"
+    """fsdp = each of several processes keeps a part of the weights, for models too large for one GPU."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast type; auto = bfloat16 on a GPU that has it, float16 on an older one, float32 on CPU."""
     threads: Count = 0

@@ -32,6 +32,7 @@ class Stage:
         out: Output of the pipeline's run, relative to the project root; ``{folder}`` is the role's folder.
         per_role: There is one such stage for each domain of section data.
         on_gpu: It computes on the device of ``runtime.device``.
+        trains: Section with the batch size of its training, which may use several devices; "" = none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     out: str = ""
     per_role: bool = False
     on_gpu: bool = True
+    trains: str = ""
 
     @property
     def module(self) -> str:
@@ -125,6 +127,7 @@ STAGES: dict[str, Stage] = {
                 "more_sources": _MORE_SOURCES,
             },
             "outputs/pretrain",
+            trains="pretrain",
         ),
         Stage(
             "warmup",
@@ -136,6 +139,7 @@ STAGES: dict[str, Stage] = {
                 "target_train": _TARGET_TRAIN,
             },
             "outputs/warmup",
+            trains="warmup",
         ),
         Stage(
             "pseudo_labels",
@@ -167,6 +171,7 @@ STAGES: dict[str, Stage] = {
                 "prototypes": "outputs/prototypes",
             },
             "outputs/adapt",
+            trains="adapt",
         ),
         Stage(
             "rounds",
@@ -178,6 +183,7 @@ STAGES: dict[str, Stage] = {
                 "target_train": _TARGET_TRAIN,
             },
             "outputs/rounds",
+            trains="adapt",
         ),
         Stage(
             "evaluate",

@@ -5,22 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small_data import prepared
-from two_processes import IMAGES, Numbers, fail_alone, linger, train, vanish
+from two_processes import ENCODERS, IMAGES, Numbers, fail_alone, linger, train_both, vanish
 
 from panoda.config import ModelParams, PrototypeParams, PseudoLabelParams
 from panoda.models.checkpoint import make_card, save_model
 from panoda.models.registry import create_model
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
+from panoda.training.checkpoint import resume_points
 from panoda.training.context import RunContext
-from panoda.training.distributed import check_batch
 from panoda.training.launch import launch
 from panoda.training.preemption import EXIT_CODE
 
@@ -38,61 +38,69 @@ def importable() -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Numbers, Numbers]:
-    """The stages in one process and in two, and what they logged."""
-    root = tmp_path_factory.mktemp("distributed")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Numbers, Numbers]:
+    """The stages of two models in one process and in two, and what they logged."""
+    roots = {kind: tmp_path_factory.mktemp(kind) for kind in ENCODERS}
+    for kind, root in roots.items():
+        start(root, ENCODERS[kind])
+    one, two = Numbers(), Numbers()
+    train_both(roots=roots, name="one", context=RunContext(logger=one))
+    launch(train_both, {"roots": roots, "name": "two"}, RunContext(logger=two, devices=2))
+    return roots, one, two
+
+
+def start(root: Path, encoder: dict[str, Any]) -> None:
+    """Data of both domains, a model, and pseudo-labels and prototypes of it."""
     for role, erp in (("source", False), ("target", True)):
         prepared(root / "raw" / role, IMAGES, erp=erp, labels=not erp, shade=25 * erp)
         (root / "raw" / role / "prepared").rename(root / role)
     torch.manual_seed(0)
-    net = create_model(ModelParams().encoder, num_classes=13, drop_path=0.2)
+    params = ModelParams(**encoder)
+    net = create_model(params.encoder, num_classes=13, decoder=params.decoder, drop_path=params.drop_path)
     save_model(root / "start.safetensors", net, make_card(net, label_space="cs13", stage="pretrain", seed=0))
-    start = {"checkpoint": root / "start.safetensors", "target_train": root / "target/train"}
+    common = {"checkpoint": root / "start.safetensors", "target_train": root / "target/train"}
     pseudo_labels(
-        **start,
+        **common,
         out=root / "pseudo_labels",
         params=PseudoLabelParams(scales=(1.0,), quantile=0.3),
         context=RunContext(),
     )
     prototypes(
-        **start,
+        **common,
         source_train=root / "source/train",
         pseudo_labels=root / "pseudo_labels",
         out=root / "prototypes",
         params=PrototypeParams(scales=(1.0,)),
         context=RunContext(),
     )
-    one, two = Numbers(), Numbers()
-    train(root=root, name="one", context=RunContext(logger=one))
-    launch(train, {"root": root, "name": "two"}, RunContext(logger=two, devices=2))
-    return root, one, two
 
 
 def test_every_logged_value_is_that_of_one_process(runs):
     _, one, two = runs
     assert [step for step, _ in two.rows] == [step for step, _ in one.rows]
-    assert len([row for _, row in one.rows if "grad_norm" in row]) == 10
+    assert len([row for _, row in one.rows if "vit/grad_norm" in row or "nano/grad_norm" in row]) == 20
     for (step, expected), (_, found) in zip(one.rows, two.rows, strict=True):
-        expected.pop("steps_per_second", None), found.pop("steps_per_second", None)
+        expected, found = ({k: v for k, v in r.items() if "per_second" not in k} for r in (expected, found))
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6), f"step {step}"
-    everything = {key for _, row in two.rows for key in row}
+    everything = {key.partition("/")[2] for _, row in two.rows for key in row}
     assert {"loss/mpa_target", "loss/adversarial", "loss/discriminator", "teacher/kept_share"} <= everything
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_final_weights_are_those_of_one_process(runs, stage):
-    root, _, _ = runs
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_final_weights_are_those_of_one_process(runs, kind, stage):
+    root = runs[0][kind]
     one, two = (load_file(root / name / stage / "model.safetensors") for name in ("one", "two"))
     assert set(one) == set(two)
-    start = load_file(root / "start.safetensors")
-    moved = sum(float((one[k] - start[k]).abs().max()) > 1e-4 for k in one)
-    assert moved > len(one) / 2
+    before = load_file(root / "start.safetensors")
+    assert sum(float((one[k] - before[k]).abs().max()) > 1e-4 for k in one) > len(one) / 2
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-5)
 
 
-def test_prototypes_are_those_of_one_process(runs):
-    root, _, _ = runs
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_prototypes_are_those_of_one_process(runs, kind):
+    root = runs[0][kind]
     one, two = (load_file(root / name / "adapt/prototypes.safetensors") for name in ("one", "two"))
     before = load_file(root / "prototypes/prototypes.safetensors")
     assert not torch.equal(one["mutual"], before["mutual"])
@@ -100,8 +108,9 @@ def test_prototypes_are_those_of_one_process(runs):
     assert torch.equal(two["seen"], one["seen"])
 
 
-def test_one_process_writes_the_same_files(runs):
-    root, _, _ = runs
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_one_process_writes_the_same_files(runs, kind):
+    root = runs[0][kind]
     for stage in STAGES:
         files = [sorted(p.name for p in (root / name / stage).rglob("*")) for name in ("one", "two")]
         assert files[0] == files[1]
@@ -148,7 +157,7 @@ def test_a_request_to_stop_saves_one_step_and_the_run_goes_on(tmp_path):
     process.terminate()
     _, words = process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE, words
-    done = torch.load(tmp_path / "resume.pt", weights_only=True)["step"]
+    done = max(resume_points(tmp_path))
     assert done > 3 and {position(tmp_path, rank) for rank in range(2)} == {done - 1}
     steps = done + 2
     numbers = Numbers()
@@ -171,10 +180,3 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    context = RunContext(devices=4)
-    check_batch(8, replace(context, world=4))
-    with pytest.raises(ValueError, match="batch_size 6 does not divide by the 4 processes.*1 or 2 or 3"):
-        check_batch(6, replace(context, world=4))

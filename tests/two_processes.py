@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ import torch.distributed as dist
 from panoda.training.context import RunContext
 from panoda.training.distributed import meet
 
+ENCODERS: dict[str, dict[str, Any]] = {
+    "nano": {"drop_path": 0.2},
+    "vit": {"encoder": "vit:vit_tiny_patch16_224", "decoder": "setr_naive", "drop_path": 0.2},
+}
 IMAGES = {"train": 6, "val": 3}
 
 
@@ -34,7 +39,7 @@ class Numbers:
     def log_artifact(self, path: Path) -> None: ...
 
 
-def train(*, root: Path, name: str, context: RunContext) -> dict[str, float]:
+def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext) -> dict[str, float]:
     """Stages pretrain, warmup and adapt on the data in ``root``, results below ``root / name``."""
     from panoda.config import (
         AdaptParams,
@@ -43,6 +48,7 @@ def train(*, root: Path, name: str, context: RunContext) -> dict[str, float]:
         MPAParams,
         OptimParams,
         PretrainParams,
+        SwaParams,
         WarmupParams,
     )
     from panoda.stages.adapt import adapt
@@ -51,19 +57,20 @@ def train(*, root: Path, name: str, context: RunContext) -> dict[str, float]:
 
     # Adam makes whole steps of gradients that are rounding noise (biases before a norm); SGD does not.
     optim = OptimParams(name="sgd", lr=0.02, clip_norm=5.0)
-    common = {"seed": 0, "context": context}
+    common: dict[str, Any] = {"seed": 0, "context": context}
     trains = {"source_train": root / "source/train", "target_train": root / "target/train"}
     found = pretrain(
         source_train=trains["source_train"],
         source_val=root / "source/val",
         out=root / name / "pretrain",
-        model=ModelParams(drop_path=0.2),
+        model=ModelParams(**encoder),
         params=PretrainParams(
             iterations=4,
             batch_size=4,
             optim=optim,
             augment=AugmentParams(jitter=0.2, scale=(0.7, 1.3), crop_height=32, crop_width=64),
             validate_every=2,
+            swa=SwaParams(start=0.5, every=1, bn_update_batches=2) if context.shard else None,
             log_every=1,
         ),
         **common,
@@ -96,6 +103,24 @@ def train(*, root: Path, name: str, context: RunContext) -> dict[str, float]:
         ),
         **common,
     )
+
+
+def train_both(*, roots: dict[str, Path], name: str, context: RunContext) -> dict[str, float]:
+    """``train`` of every model; several processes keep the weights of the vision transformer in parts."""
+    found = {}
+    for kind, root in roots.items():
+        one = replace(context, shard=kind == "vit", logger=_Prefixed(context.logger, kind))
+        values = train(root=root, name=name, encoder=ENCODERS[kind], context=one)
+        found |= {f"{kind}/{k}": v for k, v in values.items()}
+    return found
+
+
+class _Prefixed(Numbers):
+    def __init__(self, logger: Any, prefix: str) -> None:
+        self.logger, self.prefix = logger, prefix
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.logger.log_metrics({f"{self.prefix}/{k}": v for k, v in metrics.items()}, step)
 
 
 def fail_alone(*, context: RunContext) -> dict[str, float]:

@@ -40,6 +40,7 @@ from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
 from panoda.training.self_training import SelfTrainingTask, Warp
+from panoda.training.sharding import shard, whole
 
 
 @on_devices
@@ -86,6 +87,9 @@ def adapt(
     task = _task(net, bank, source, target, params, seed, context)
     state = LoopState()
     if params.iterations:
+        shard(net, context)
+        if task.teacher is not None:
+            shard(task.teacher.module, context)
         optimizer, scheduler = optimisation(net, params.optim, params.iterations)
         with training_mode(net):
             state = run_loop(
@@ -100,7 +104,7 @@ def adapt(
                 context=context,
                 description="adapt",
             )
-    result = task.result() if params.iterations else net
+    result = whole(task.result(), context) if params.iterations else net
     card = make_card(
         result,
         label_space=space.name,

@@ -22,8 +22,7 @@ from panoda.files import write_json
 from panoda.losses import class_weights
 from panoda.models.checkpoint import ModelCard, save_model
 from panoda.models.segmenter import Segmenter
-from panoda.training.context import RunContext
-from panoda.training.distributed import check_batch
+from panoda.training.context import RunContext, check_shares
 from panoda.training.loop import LoopState
 from panoda.training.optim import build_optimizer, build_scheduler
 from panoda.training.validation import picture_indices, prediction_picture
@@ -78,7 +77,7 @@ def batches(
 
     Of several processes each gets its share of every batch.
     """
-    check_batch(batch_size, context)
+    check_shares(batch_size, context.world)
     keywords = augment.model_dump()
     if not colour:
         keywords.update(jitter=0.0, exposure=0.0)

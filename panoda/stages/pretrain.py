@@ -36,6 +36,7 @@ from panoda.training.distributed import broadcast, meet, result_directory
 from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
+from panoda.training.sharding import shard, whole
 from panoda.training.supervised import SupervisedTask
 from panoda.training.validation import validate_split
 
@@ -111,6 +112,9 @@ def pretrain(
         },
     )
     keeper = _Keeper(net, vals, params, card, context, out)
+    shard(net, context)
+    if average is not None:
+        shard(average.averaged.module, context)
     optimizer, scheduler = optimisation(net, params.optim, params.iterations, constant=constant)
     with training_mode(net):
         state = run_loop(
@@ -225,13 +229,14 @@ class _Keeper:
         self.path = folder / ("best.safetensors" if context.state_dir else f".{out.name}.best.safetensors")
 
     def __call__(self, state: LoopState) -> dict[str, float]:
-        values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(self.net).items()}
+        net = whole(self.net, self.context)
+        values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(net).items()}
         miou = sum(values.values()) / len(values)
         better = self.params.select == "last" or miou > state.best or not self.path.exists()
         if broadcast(better, self.context):
             state.best = miou
             if self.context.main:
-                save_model(self.path, self.net, self.card)
+                save_model(self.path, net, self.card)
             meet(self.context)
         return values
 
@@ -243,14 +248,15 @@ class _Keeper:
         self, average: WeightAverage, single: Segmenter, metrics: dict[str, float]
     ) -> tuple[Segmenter, dict[str, float]]:
         """The averaged weights if they are better on source val (select: last takes them anyway)."""
-        own = self._metrics(average.model)
+        averaged = whole(average.model, self.context)
+        own = self._metrics(averaged)
         mious = [{k: v for k, v in values.items() if k.startswith("miou/")} for values in (own, metrics)]
         better = sum(mious[0].values()) > sum(mious[1].values())
         kept = better or self.params.select == "last"
         report = {"swa/kept": float(kept), "swa/models": float(average.count)}
         report |= {f"swa/{k}": v for k, v in mious[0].items()}
         report |= {f"swa/single_{k}": v for k, v in mious[1].items()}
-        return (average.model, own | report) if kept else (single, metrics | report)
+        return (averaged, own | report) if kept else (single, metrics | report)
 
     def _metrics(self, net: Segmenter) -> dict[str, float]:
         names = get_label_space(self.card.label_space).names

@@ -31,6 +31,7 @@ from panoda.training.distributed import result_directory
 from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState, run_loop
 from panoda.training.seeds import stream_seed
+from panoda.training.sharding import shard, whole
 
 
 @on_devices
@@ -68,6 +69,7 @@ def warmup(
     state = LoopState()
     if params.iterations:
         state = _align(net, source, target, params, seed, context)
+        net = whole(net, context)
     card = make_card(
         net,
         label_space=space.name,
@@ -109,6 +111,7 @@ def _align(
         colour_transfer=params.colour_transfer,
         device=context.device,
     )
+    shard(net, context)
     optimizer, scheduler = optimisation(net, params.optim, params.iterations)
     with training_mode(net):
         return run_loop(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -59,11 +59,12 @@ class RunContext:
         workers: Loader processes; 0 loads in the training process.
         progress: Show a progress bar (it stays quiet when the output is not a terminal).
         fan_out: Who makes the pieces of the stages that work in pieces; None = this process.
+        keep_checkpoints: Resume points kept.
+        checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
         devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
         rank: Number of this process among those that train one model, from 0; the first one writes.
         world: Number of processes that train one model.
-        keep_checkpoints: Resume points kept.
-        checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
+        shard: Each of them keeps a part of the weights (FSDP).
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -73,11 +74,12 @@ class RunContext:
     workers: int = 0
     progress: bool = False
     fan_out: Runner | None = None
+    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 10.0
     devices: int = 1
     rank: int = 0
     world: int = 1
-    keep_checkpoints: int = 2
-    checkpoint_minutes: float = 10.0
+    shard: bool = False
 
     @property
     def main(self) -> bool:
@@ -108,6 +110,46 @@ def resolve_device(name: str) -> torch.device:
             f"runtime.device is {name!r} but {torch.cuda.device_count()} GPU(s) are visible; use auto"
         )
     return device
+
+
+def resolve_devices(wanted: int | Literal["auto"], device: torch.device, *, batch_size: int) -> int:
+    """Number of processes that train a model on batches of ``batch_size`` images.
+
+    Args:
+        wanted: A number, or ``auto``: the most visible GPUs that divide the batch; 1 on the CPU or with
+            cuda:N.
+        device: What ``resolve_device`` found.
+        batch_size: Images of a step, over all processes.
+
+    Raises:
+        ValueError: more than the visible GPUs, more than one with cuda:N, or the batch does not divide.
+    """
+    named = device.type == "cuda" and device.index is not None
+    visible = torch.cuda.device_count() if device.type == "cuda" and not named else 1
+    if wanted == "auto":
+        return max(n for n in range(1, visible + 1) if batch_size % n == 0)
+    if device.type == "cuda" and wanted > visible:
+        raise ValueError(
+            f"runtime.devices is {wanted}, but runtime.device {device} is one GPU; set it to cuda"
+            if named
+            else f"runtime.devices is {wanted}, but {visible} GPU(s) are visible; use auto"
+        )
+    check_shares(batch_size, wanted)
+    return wanted
+
+
+def check_shares(batch_size: int, count: int) -> None:
+    """Refuse a batch that does not split into ``count`` equal shares.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if batch_size % count:
+        fitting = [str(n) for n in range(1, count) if batch_size % n == 0]
+        raise ValueError(
+            f"batch_size {batch_size} does not divide by the {count} processes of runtime.devices; it is the "
+            f"whole batch of a step: set it to a multiple of {count}, or devices to {' or '.join(fitting)}"
+        )
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:

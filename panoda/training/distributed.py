@@ -26,6 +26,7 @@ from panoda.files import staged_directory
 from panoda.shares import Share, taking
 from panoda.training.context import RunContext
 from panoda.training.preemption import StopRequest
+from panoda.training.sharding import is_sharded
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others; a process that fails ends the others at once."""
@@ -100,21 +101,6 @@ def result_directory(out: Path, context: RunContext) -> Iterator[Path]:
     meet(context)
 
 
-def check_batch(batch_size: int, context: RunContext) -> None:
-    """Refuse a batch that does not split into equal shares.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if batch_size % context.world:
-        fitting = [n for n in range(1, context.world) if batch_size % n == 0]
-        raise ValueError(
-            f"batch_size {batch_size} does not divide by the {context.world} processes of runtime.devices; "
-            f"it is the whole batch of a step: set it to a multiple of {context.world}, or devices to "
-            f"{' or '.join(map(str, fitting))}"
-        )
-
-
 class Team:
     """What the training loop does with the other processes; alone, all of it leaves values as they are.
 
@@ -130,12 +116,15 @@ class Team:
 
     @contextmanager
     def training(
-        self, trained: nn.Module, optimizer: torch.optim.Optimizer, components: Mapping[str, Any]
+        self, trained: nn.Module, optimizer: torch.optim.Optimizer, components: Mapping[str, Any], step: int
     ) -> Iterator[None]:
         """Make every process's components those of the first one, and keep them so inside.
 
         Batch norms take the statistics of the whole batch. The gradients of ``optimizer`` are averaged by
         ``backward``, those of every other optimiser among the components right before its steps.
+
+        Raises:
+            RuntimeError: the processes are not all at ``step``.
         """
         if self.world == 1:
             yield
@@ -143,12 +132,16 @@ class Team:
         # Imported here: it takes seconds, and who trains has long paid for it.
         from panoda.training.synchronised import synchronised
 
+        steps = gather(step, self._context)
+        if len(set(steps)) > 1:
+            raise RuntimeError(f"the processes resumed at different steps: {steps}; do they share one disk?")
         for part in components.values():
             if isinstance(part, nn.Module):
                 _copy_from_first(part)
         with ExitStack() as stack:
             stack.enter_context(synchronised(trained))
-            self._gradients = stack.enter_context(_averaged(optimizer))
+            if not is_sharded(trained):  # their gradients come as means already
+                self._gradients = stack.enter_context(_averaged(optimizer))
             for part in components.values():
                 if isinstance(part, torch.optim.Optimizer) and part is not optimizer:
                     own = stack.enter_context(_averaged(part))
@@ -180,15 +173,15 @@ class Team:
         dist.all_reduce(row)
         return dict(zip(values, (row / self.world).tolist(), strict=True))
 
-    def all_asked(self, stop: StopRequest) -> StopRequest:
-        """``stop``, or for several processes what any of them knows now: all must end after the same step."""
+    def agree(self, stop: StopRequest, late: bool) -> tuple[StopRequest, bool]:
+        """Whether to stop and whether a resume point is late, the same for all: if any of them says so."""
         if self.world == 1:
-            return stop
-        known = torch.tensor([int(bool(stop))])
-        dist.all_reduce(known, op=dist.ReduceOp.MAX)
+            return stop, late
+        said = torch.tensor([bool(stop), late], dtype=torch.int64)
+        dist.all_reduce(said, op=dist.ReduceOp.MAX)
         together = StopRequest()
-        together.name = "SIGTERM" if int(known) else None
-        return together
+        together.name = "SIGTERM" if int(said[0]) else None
+        return together, bool(said[1])
 
 
 class Gradients:

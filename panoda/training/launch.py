@@ -30,8 +30,7 @@ from typing import IO, Any, ParamSpec
 
 import torch
 
-from panoda.training.context import NullLogger, RunContext
-from panoda.training.distributed import check_batch
+from panoda.training.context import NullLogger, RunContext, check_shares
 from panoda.training.preemption import StopRequest, stop_requests
 
 P = ParamSpec("P")
@@ -73,7 +72,7 @@ def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
         alone = context.devices == 1 or context.world > 1
         if alone or not getattr(params, "iterations", 1):
             return stage(*args, **keywords)
-        check_batch(getattr(params, "batch_size", 1), replace(context, world=context.devices))
+        check_shares(getattr(params, "batch_size", 1), context.devices)
         return launch(run, keywords, context)
 
     return run
@@ -95,6 +94,8 @@ def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: 
     inner = replace(context, logger=NullLogger())
     call = pickle.dumps((function, {**keywords, "context": inner}))
     cores = max(1, torch.get_num_threads() // context.devices)
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()  # the first worker has the same GPU
     with tempfile.TemporaryDirectory(prefix="panoda-") as folder:
         address, key = str(Path(folder, "socket")), secrets.token_bytes(32)
         path = Path(folder, "job")

@@ -22,6 +22,7 @@ from panoda.training.distributed import Team
 from panoda.training.optim import gradient_norm
 from panoda.training.preemption import stop_requests
 from panoda.training.seeds import stream_seed
+from panoda.training.sharding import take_part, whole_states
 
 
 class TrainingDiverged(ValueError):
@@ -104,7 +105,8 @@ def run_loop(
         Preempted: SIGTERM or ctrl-C; the step in hand was finished and saved.
     """
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
-    components = {**task.components(), "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    parts = {**task.components(), "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    components = whole_states(parts)
     step, extra = load_resume(context.state_dir, components)
     state = LoopState(
         step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0)
@@ -113,16 +115,19 @@ def run_loop(
     saved = time.monotonic()
 
     def save() -> None:
+        nonlocal saved
+        saved = time.monotonic()
+        if context.state_dir is not None and not context.main:
+            take_part(components)
+            return
         extra = {"history": state.history, "best": state.best, "validated": state.validated}
         save_resume(
-            context.state_dir if context.main else None,
+            context.state_dir,
             step=state.step,
             components=components,
             extra=extra,
             keep=context.keep_checkpoints,
         )
-        nonlocal saved
-        saved = time.monotonic()
 
     def validate_when_due() -> bool:
         on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
@@ -139,7 +144,7 @@ def run_loop(
     with (
         progress_bar(enabled=context.progress) as bar,
         stop_requests() as stop,
-        team.training(task.trained, optimizer, components),
+        team.training(task.trained, optimizer, components, state.step),
     ):
         line = bar.add_task(description, total=num_steps, completed=state.step)
         if state.step:
@@ -158,8 +163,8 @@ def run_loop(
                 context.logger.log_metrics(row, state.step)
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
-            asked = team.all_asked(stop)
             late = 0 < context.checkpoint_minutes * 60 <= time.monotonic() - saved
+            asked, late = team.agree(stop, late)
             if state.step % checkpoint_every == 0 or last or late or asked:
                 save()
             asked.obey(f"step {state.step} of {num_steps}")

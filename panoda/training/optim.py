@@ -115,4 +115,6 @@ def build_scheduler(
 
 def gradient_norm(parameters: Iterable[nn.Parameter], clip_norm: float) -> torch.Tensor:
     """Global L2 norm of the gradients; clips them to ``clip_norm`` in place when it is above 0."""
-    return nn.utils.clip_grad_norm_(list(parameters), clip_norm if clip_norm > 0 else float("inf"))
+    norm = nn.utils.clip_grad_norm_(list(parameters), clip_norm if clip_norm > 0 else float("inf"))
+    # Of parameters in parts it comes in parts.
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

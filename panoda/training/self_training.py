@@ -34,6 +34,7 @@ from panoda.losses import auxiliary_cross_entropy, cross_entropy
 from panoda.models.segmenter import Segmenter
 from panoda.shares import rows
 from panoda.training.checkpoint import Stateful
+from panoda.training.sharding import over_own_parts
 
 Warp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -72,7 +73,7 @@ class SelfTrainingTask:
         self.params, self.weight, self.device = params, weight, device
         self.teacher: AveragedModel | None = None
         if params.teacher.enabled:
-            average = get_ema_multi_avg_fn(params.teacher.ema_momentum)
+            average = over_own_parts(get_ema_multi_avg_fn(params.teacher.ema_momentum))
             self.teacher = AveragedModel(model, multi_avg_fn=average, use_buffers=True).eval()
         self._outputs: tuple[Tensor, Tensor] | None = None
 
