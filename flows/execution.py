@@ -23,6 +23,7 @@ from panoda.pipeline import Stage, flatten, get_stage
 if TYPE_CHECKING:
     import torch
 
+    from panoda.pieces import Runner
     from panoda.training.context import RunContext
 
 log = logging.getLogger("panoda")
@@ -114,6 +115,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             checkpoint_minutes=params.runtime.checkpoint_minutes,
             devices=devices,
             shard=params.runtime.shard == "fsdp",
+            fan_out=stack.enter_context(_fan_out(stage, params.runtime)),
         )
         run = StageRun(params, inputs, out, context, record)
         stack.enter_context(_recorded(run, job, out))
@@ -202,6 +204,18 @@ def _digests(record: Mapping[str, Any]) -> dict[str, str]:
     return {name: found["digest"] for name, found in record["inputs"].items()}
 
 
+@contextmanager
+def _fan_out(stage: Stage, runtime: RuntimeParams) -> Iterator[Runner | None]:
+    """The workers of a cluster, for stages that work in pieces."""
+    if runtime.cluster is None or stage.in_pieces == "none":
+        yield None
+        return
+    from flows.fan_out import workers
+
+    with workers(runtime, runtime.cluster) as runner:
+        yield runner
+
+
 def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.device, int]:
     """The device and how many processes train on such ones; GPUs are held against other stages."""
     import torch
@@ -210,7 +224,8 @@ def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.devi
 
     runtime = params.runtime
     set_threads(runtime.threads)
-    device = resolve_device(runtime.device if stage.on_gpu else "cpu")
+    elsewhere = runtime.cluster is not None and runtime.cluster.address and stage.in_pieces == "all"
+    device = resolve_device(runtime.device if stage.on_gpu and not elsewhere else "cpu")
     count = resolve_devices(runtime.devices, device, batch_size=_batch(stage, params)) if stage.trains else 1
     if device.type == "cuda":
         # One order for all stages: two that want the same GPUs never hold one each.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from panoda.config import Params, prepared_folder
 
@@ -33,6 +33,7 @@ class Stage:
         per_role: There is one such stage for each domain of section data.
         on_gpu: It computes on the device of ``runtime.device``.
         trains: Section with the batch size of its training, which may use several devices; "" = none.
+        in_pieces: How much of it ``runtime.cluster`` can fan out.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Stage:
     per_role: bool = False
     on_gpu: bool = True
     trains: str = ""
+    in_pieces: Literal["none", "some", "all"] = "none"
 
     @property
     def module(self) -> str:
@@ -146,6 +148,7 @@ STAGES: dict[str, Stage] = {
             ("pseudo_labels",),
             {"checkpoint": "outputs/warmup/model.safetensors", "target_train": _TARGET_TRAIN},
             "outputs/pseudo_labels",
+            in_pieces="all",
         ),
         Stage(
             "prototypes",
@@ -158,6 +161,7 @@ STAGES: dict[str, Stage] = {
                 "pseudo_labels": "outputs/pseudo_labels",
             },
             "outputs/prototypes",
+            in_pieces="all",
         ),
         Stage(
             "adapt",
@@ -184,6 +188,7 @@ STAGES: dict[str, Stage] = {
             },
             "outputs/rounds",
             trains="adapt",
+            in_pieces="some",
         ),
         Stage(
             "evaluate",
@@ -198,6 +203,7 @@ STAGES: dict[str, Stage] = {
                 "target_test": _TARGET_TEST,
             },
             "outputs/evaluate",
+            in_pieces="all",
         ),
         Stage(
             "report",

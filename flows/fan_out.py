@@ -1,0 +1,140 @@
+"""Pieces of a stage as tasks on a Dask cluster, through Prefect's own task runner.
+
+Every piece is a Prefect task with retries; Dask gives the pieces of a lost worker to another one. Workers
+write to the folder of the stage's resume state, so the project has to lie on a file system that all of them
+share, under one path. docs/cluster.md says how to start a cluster and why it is Dask.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+
+from panoda.config import ClusterParams, ConfigError, RuntimeParams
+from panoda.pieces import Runner, Work, make_piece
+
+if TYPE_CHECKING:
+    from panoda.training.context import RunContext
+
+AHEAD = 1000
+"""Pieces submitted before the first of them is done; what is known of a piece takes about 10 kB."""
+RETRY_DELAY = 5.0
+"""Seconds before a piece that failed is tried again."""
+
+
+@contextmanager
+def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
+    """Connect to the cluster, or start one on this machine for as long as the stage runs.
+
+    Raises:
+        ConfigError: Dask is not installed, or nothing answers at the address.
+    """
+    try:
+        from distributed import Client, LocalCluster
+        from prefect_dask import DaskTaskRunner  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"runtime.cluster needs Dask and prefect-dask ({error}); install panoda[cluster], or set "
+            "runtime.cluster to null"
+        ) from error
+    compute = Compute(runtime.device, runtime.precision, runtime.threads)
+    if cluster.address is None:
+        keywords: dict[str, Any] = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
+        with LocalCluster(n_workers=cluster.workers, **keywords) as local:
+            yield _Dask(local.scheduler_address, cluster.retries, compute)
+        return
+    try:
+        Client(cluster.address, timeout="10s", set_as_default=False).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"runtime.cluster.address {cluster.address}: no Dask scheduler answers ({error}); start one with "
+            "`dask scheduler`, or set it to null for workers on this machine"
+        ) from error
+    yield _Dask(cluster.address, cluster.retries, compute)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a worker computes: the fields of section runtime, resolved on the worker's own machine."""
+
+    device: str
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class _Dask:
+    """Makes pieces on a Dask cluster."""
+
+    address: str
+    retries: int
+    compute: Compute
+
+    def __call__(self, work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], None]) -> None:
+        """Submit every piece and wait for all."""
+        from prefect_dask import DaskTaskRunner
+
+        # Bytes: Prefect would look for futures inside of anything else.
+        payload = pickle.dumps((work, self.compute))
+        piece = make.with_options(retries=self.retries, task_run_name=f"{work.name} {{number}}")
+
+        pending: deque[PrefectFuture[Any]] = deque()
+        with DaskTaskRunner(address=self.address) as runner:
+            for number in numbers:
+                parameters = {"payload": payload, "folder": str(folder), "number": number}
+                pending.append(runner.submit(piece, parameters))
+                if len(pending) >= AHEAD:
+                    pending.popleft().result()
+                    done()
+            while pending:
+                pending.popleft().result()
+                done()
+
+
+def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
+    """Bad input stays bad; a full disk, a lost connection or a busy GPU may pass."""
+    try:
+        state.result()
+    except (ValueError, TypeError):
+        return False
+    except Exception:
+        return True
+    return False
+
+
+@task(
+    name="piece",
+    retry_delay_seconds=RETRY_DELAY,
+    retry_condition_fn=_worth_retrying,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def make(payload: bytes, folder: str, number: int) -> None:
+    """Make one piece; runs on a worker.
+
+    Args:
+        payload: Pickled work and ``Compute``.
+        folder: Folder of the work's pieces.
+        number: Number of the piece.
+    """
+    work, compute = pickle.loads(payload)
+    make_piece(work, _context(compute), Path(folder), number)
+
+
+@cache
+def _context(compute: Compute) -> RunContext:
+    from panoda.training.context import RunContext, resolve_device, resolve_precision, set_threads
+
+    set_threads(compute.threads)
+    device = resolve_device(compute.device)
+    return RunContext(device=device, dtype=resolve_precision(compute.precision, device))
