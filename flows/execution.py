@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from panoda import runs
-from panoda.config import ConfigError, Params, Section, load_params, parse_params
+from panoda.config import ConfigError, Params, RuntimeParams, Section, load_params, parse_params
 from panoda.files import write_json
 from panoda.locks import file_lock, gpu_lock_path
 from panoda.pipeline import Stage, flatten, get_stage
