@@ -78,7 +78,7 @@ def start(root: Path, encoder: dict[str, Any]) -> None:
 def test_every_logged_value_is_that_of_one_process(runs):
     _, one, two = runs
     assert [step for step, _ in two.rows] == [step for step, _ in one.rows]
-    assert len([row for _, row in one.rows if "vit/grad_norm" in row or "nano/grad_norm" in row]) == 20
+    assert len([row for _, row in one.rows if "vit/grad_norm" in row or "nano/grad_norm" in row]) == 10
     for (step, expected), (_, found) in zip(one.rows, two.rows, strict=True):
         expected, found = ({k: v for k, v in r.items() if "per_second" not in k} for r in (expected, found))
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6), f"step {step}"
@@ -93,7 +93,7 @@ def test_final_weights_are_those_of_one_process(runs, kind, stage):
     one, two = (load_file(root / name / stage / "model.safetensors") for name in ("one", "two"))
     assert set(one) == set(two)
     before = load_file(root / "start.safetensors")
-    assert sum(float((one[k] - before[k]).abs().max()) > 1e-4 for k in one) > len(one) / 2
+    assert sum(float((one[k] - before[k]).abs().max()) > 1e-4 for k in one) > len(one) / 5
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-5)
 

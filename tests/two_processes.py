@@ -65,11 +65,11 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         out=root / name / "pretrain",
         model=ModelParams(**encoder),
         params=PretrainParams(
-            iterations=4,
+            iterations=2,
             batch_size=4,
             optim=optim,
             augment=AugmentParams(jitter=0.2, scale=(0.7, 1.3), crop_height=32, crop_width=64),
-            validate_every=2,
+            validate_every=1,
             swa=SwaParams(start=0.5, every=1, bn_update_batches=2) if context.shard else None,
             log_every=1,
         ),
@@ -80,7 +80,7 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         **trains,
         out=root / name / "warmup",
         params=WarmupParams(
-            iterations=2, batch_size=2, optim=optim, adversarial_weight=0.1, colour_transfer=0.5, log_every=1
+            iterations=1, batch_size=2, optim=optim, adversarial_weight=0.1, colour_transfer=0.5, log_every=1
         ),
         **common,
     )
@@ -91,11 +91,11 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         prototypes=root / "prototypes",
         out=root / name / "adapt",
         params=AdaptParams(
-            iterations=4,
+            iterations=2,
             batch_size=2,
             optim=optim,
             augment_target=AugmentParams(yaw_roll=True, jitter=0.2, exposure=0.2),
-            mpa=MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
+            mpa=MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=1),
             adversarial_weight=0.1,
             erp_warp=0.5,
             class_colour_transfer=0.5,
