@@ -337,6 +337,7 @@ def _log_results(stage: Stage, run: StageRun) -> None:
         "metrics.json",
         "statistics.json",
         "history.csv",
+        "loss_spikes.csv",
         "index.html",
     ):
         if (run.out / name).is_file():

@@ -9,6 +9,7 @@ from panoda.training.checkpoint import load_resume
 from panoda.training.context import RunContext
 from panoda.training.loop import LoopState, TrainingDiverged, run_loop
 from panoda.training.optim import build_optimizer, build_scheduler
+from panoda.training.spikes import LossSpikes
 
 
 class _Task:
@@ -85,6 +86,7 @@ def test_nan_stops_before_the_step_and_keeps_the_last_point(tmp_path):
         "optimizer": optimizer,
         "scheduler": build_scheduler(optimizer, horizon=20, warmup_iterations=2, poly_power=0.9),
         "scaler": torch.amp.GradScaler("cpu", enabled=False),
+        "spikes": LossSpikes(),
     }
     step, _ = load_resume(tmp_path, parts)
     assert step == 8

@@ -132,6 +132,7 @@ def test_pretrain_writes_what_it_promises_and_keeps_the_best(world):
     out = world.out / "pretrain"
     assert sorted(p.name for p in out.iterdir()) == [
         "history.csv",
+        "loss_spikes.csv",
         "metrics.json",
         "model.safetensors",
         "pictures",

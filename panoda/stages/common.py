@@ -110,7 +110,7 @@ def save_training_result(
     split: PreparedSplit,
     context: RunContext,
 ) -> dict[str, float]:
-    """Write model.safetensors, history.csv, metrics.json and pictures into ``out``; one process does."""
+    """Write model, history.csv, loss_spikes.csv, metrics.json and pictures into ``out``; one process does."""
     values = {k: float(v) for k, v in metrics.items()}
     if not context.main:
         return values

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from panoda.progress import progress_bar
 from panoda.training.checkpoint import Stateful, load_resume, save_resume
 from panoda.training.context import RunContext
-from panoda.training.distributed import Team
+from panoda.training.distributed import Team, gather
+from panoda.training.guard import StepGuard, TrainingDiverged
 from panoda.training.optim import gradient_norm
 from panoda.training.preemption import stop_requests
 from panoda.training.seeds import stream_seed
 from panoda.training.sharding import take_part, whole_states
+from panoda.training.spikes import LossSpikes
 
-
-class TrainingDiverged(ValueError):
-    """A loss or gradient is not finite; the step was not taken."""
+__all__ = ["LoopState", "Task", "TrainingDiverged", "run_loop"]
 
 
 class Task(Protocol):
@@ -61,12 +61,14 @@ class LoopState:
         history: A row of named values for every step that was logged or validated.
         best: Largest mean of the validated mIoUs.
         validated: The last step that was validated.
+        spikes: Steps whose loss stood out, with their samples; each of several processes judges its share.
     """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best: float = -math.inf
     validated: int = 0
+    spikes: LossSpikes = field(default_factory=LossSpikes)
 
 
 def run_loop(
@@ -101,22 +103,30 @@ def run_loop(
         validate_every: See ``validate``.
 
     Raises:
-        TrainingDiverged: a loss or gradient is not finite; the last resume point is kept.
+        TrainingDiverged: a loss or gradient is not finite; the last resume point is from before it.
         Preempted: SIGTERM or ctrl-C; the step in hand was finished and saved.
     """
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
-    parts = {**task.components(), "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+    spikes = LossSpikes()
+    parts: dict[str, Stateful] = {
+        **task.components(),
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "scaler": scaler,
+        "spikes": spikes,
+    }
     components = whole_states(parts)
     step, extra = load_resume(context.state_dir, components)
     state = LoopState(
-        step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0)
+        step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0), spikes
     )
-
+    guard = StepGuard(lag=context.device.type == "cuda", scaler=scaler, spikes=spikes)
     saved = time.monotonic()
 
     def save() -> None:
         nonlocal saved
         saved = time.monotonic()
+        guard.check()
         if context.state_dir is not None and not context.main:
             take_part(components)
             return
@@ -133,6 +143,7 @@ def run_loop(
         on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
         if validate is None or not on_schedule or state.validated == state.step:
             return False
+        guard.check()
         result = validate(state)
         state.validated = state.step
         state.history.append({"step": float(state.step), **result})
@@ -151,10 +162,13 @@ def run_loop(
             validate_when_due()  # a run that was killed while it validated
         clock, clock_step = time.perf_counter(), state.step
         for batch in _take(task, state.step, num_steps):
-            values = _train_step(task, state.step, batch, optimizer, scaler, seed, clip_norm, context, team)
+            values = _train_step(
+                task, state.step, batch, optimizer, scaler, seed, clip_norm, context, team, guard
+            )
             state.step += 1
             last = state.step == num_steps
             if state.step % log_every == 0 or last:
+                guard.check()
                 row = team.mean(values)
                 row["lr"] = float(max(scheduler.get_last_lr()))
                 row["steps_per_second"] = (state.step - clock_step) / (time.perf_counter() - clock)
@@ -172,6 +186,7 @@ def run_loop(
                 clock, clock_step = time.perf_counter(), state.step
             bar.update(line, completed=state.step)
             asked.obey(f"step {state.step} of {num_steps}")
+    spikes.rows = sorted(sum(gather(spikes.rows, context), []), key=lambda row: row["step"])
     return state
 
 
@@ -191,30 +206,16 @@ def _train_step(
     clip_norm: float,
     context: RunContext,
     team: Team,
+    guard: StepGuard,
 ) -> dict[str, Tensor]:
     torch.manual_seed(stream_seed(seed, "step", step))
     optimizer.zero_grad(set_to_none=True)
     with context.autocast(), team.share():
         values = task.losses(step, batch)
-    total = values["loss/total"]
-    if not math.isfinite(float(total.detach())):
-        raise TrainingDiverged(_diverged("loss", total, values, task, step, batch))
-    team.backward(scaler.scale(total))
+    team.backward(scaler.scale(values["loss/total"]))
     scaler.unscale_(optimizer)
-    norm = gradient_norm(task.trained.parameters(), clip_norm)
-    # A gradient scaler skips the step after an overflow and halves the scale; at 1 it is no overflow.
-    checked = not scaler.is_enabled() or scaler.get_scale() <= 1.0
-    if checked and not math.isfinite(float(norm)):
-        raise TrainingDiverged(_diverged("gradient norm", norm, values, task, step, batch))
+    values["grad_norm"] = gradient_norm(task.trained.parameters(), clip_norm)
+    guard.add(step + 1, task.describe(batch), values)
     scaler.step(optimizer)
     scaler.update()
-    return {k: v.detach() for k, v in {**values, "grad_norm": norm, **task.after_step(step)}.items()}
-
-
-def _diverged(what: str, value: Tensor, values: dict[str, Tensor], task: Task, step: int, batch: Any) -> str:
-    terms = ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in values.items())
-    return (
-        f"{what} is {float(value.detach())} at step {step + 1} ({terms}); batch: {task.describe(batch)}. "
-        "The step was not taken and the last resume point is kept. Lower the learning rate, set clip_norm, "
-        "or look at these images."
-    )
+    return {k: v.detach() for k, v in {**values, **task.after_step(step)}.items()}
