@@ -7,6 +7,7 @@ share, under one path. docs/cluster.md says how to start a cluster and why it is
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 AHEAD = 1000
 """Pieces submitted before the first of them is done; what is known of a piece takes about 10 kB."""
+ANSWER_WITHIN = 10.0
+"""Seconds in which a running scheduler has to answer."""
 RETRY_DELAY = 5.0
 """Seconds before a piece that failed is tried again."""
 
@@ -50,11 +53,12 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
     compute = Compute(runtime.device, runtime.precision, runtime.threads)
     if cluster.address is None:
         keywords: dict[str, Any] = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
-        with LocalCluster(n_workers=cluster.workers, **keywords) as local:
+        logging.getLogger("distributed").setLevel(logging.ERROR)
+        with LocalCluster(n_workers=cluster.workers, silence_logs=logging.ERROR, **keywords) as local:
             yield _Dask(local.scheduler_address, cluster.retries, compute)
         return
     try:
-        Client(cluster.address, timeout="10s", set_as_default=False).close()
+        Client(cluster.address, timeout=ANSWER_WITHIN, set_as_default=False).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"runtime.cluster.address {cluster.address}: no Dask scheduler answers ({error}); start one with "
