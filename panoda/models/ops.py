@@ -2,7 +2,7 @@
 
 Source: Deformable ConvNets v2 (Zhu et al. 2019). The semantics are those of
 ``torchvision.ops.deform_conv2d``, which is several times slower on a CPU and serves the tests as an
-oracle.
+oracle. ``panoda.models.deform.choice.use_deform`` says which implementation runs.
 
 Convention: an offset channel pair is (y, x) in pixels of the input, y first; tap k = ky * kw + kx;
 channels 2 * (g * K + k) and the next hold the pair of offset group g, tap k. A sample outside the
@@ -12,17 +12,15 @@ image is zero and fades out bilinearly over the last pixel.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from panoda.models import traced
+from panoda.models.deform import plain
+from panoda.models.deform.choice import choice_for
+from panoda.models.deform.fused import deform_fused
 from panoda.models.layers import without_autocast
-from panoda.models.sampling import Geometry, bag, gather
+from panoda.models.sampling import Geometry
 
 Pair = int | tuple[int, int]
-
-# Up to here gathering single values beats reading rows (measured on a CPU with AVX-512).
-_FEW_CHANNELS = 4
 
 
 def deform_conv2d(
@@ -58,23 +56,16 @@ def deform_conv2d(
     kernel = (weight.shape[2], weight.shape[3])
     geometry = Geometry(kernel, _pair(stride), _pair(padding), _pair(dilation))
     groups = _checked_groups(x, offset, weight, mask, geometry)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    few = x.shape[1] // groups <= _FEW_CHANNELS
+    choice = choice_for(x)
+    if choice == "plain":
+        return plain.forward(x, offset, mask, weight, bias, groups, geometry.packed())
+    device = x.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with without_autocast(x):
-        inputs = (x.to(dtype), offset.to(dtype), None if mask is None else mask.to(dtype))
-        if torch.compiler.is_exporting():
-            columns = (traced.gather if few else traced.bag)(*inputs, groups, geometry)
-        else:
-            columns = (gather if few else bag)(*inputs, groups, geometry.packed())
-    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-        columns = columns.to(weight.dtype)
-    size = offset.shape[2:]
-    if few:  # (N, C * K, Ho * Wo); bmm, because matmul would fold the batch into a copy of the columns
-        out = torch.bmm(weight.flatten(1).expand(x.shape[0], -1, -1), columns).unflatten(2, size)
-        return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
-    # (N, Ho * Wo, G * K * C/G)
-    flat = weight.reshape(weight.shape[0], groups, -1, geometry.taps).transpose(2, 3).flatten(1)
-    return F.linear(columns, flat, bias).transpose(1, 2).unflatten(2, size).contiguous()
+        exact = torch.promote_types(x.dtype, torch.float32)
+        factor = None if mask is None else mask.to(exact)
+        numbers = geometry.packed()
+        return deform_fused(x, offset.to(exact), factor, weight.to(product), bias, groups, numbers, choice)
 
 
 def _checked_groups(

@@ -1,0 +1,97 @@
+"""The deformable convolution in two steps: all samples as columns, then one matrix product.
+
+On every device, with every type, deterministic on a CPU. ``backward`` is for callers below autograd
+(``panoda.models.deform.fused``); it samples again instead of keeping the columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from panoda.models import sampling, traced
+from panoda.models.layers import without_autocast
+from panoda.models.sampling import Geometry
+
+# Up to here gathering single values beats reading rows (measured on a CPU with AVX-512).
+_FEW_CHANNELS = 4
+
+
+def forward(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    geometry: Sequence[int],
+) -> Tensor:
+    """(N, D, Ho, Wo); arguments as in ``panoda.models.ops.deform_conv2d``, checked there."""
+    few, columns = _columns(x, offset, mask, groups, geometry)
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        columns = columns.to(weight.dtype)
+    size = offset.shape[2:]
+    if few:  # (N, C * K, Ho * Wo); bmm, because matmul would fold the batch into a copy of the columns
+        out = torch.bmm(weight.flatten(1).expand(x.shape[0], -1, -1), columns).unflatten(2, size)
+        return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
+    # (N, Ho * Wo, G * K * C/G)
+    return F.linear(columns, _by_group(weight, groups), bias).transpose(1, 2).unflatten(2, size).contiguous()
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    groups: int,
+    geometry: Sequence[int],
+    *,
+    with_x: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless ``with_x``; in float32), offset, mask (empty without one) and weight."""
+    few, columns = _columns(x, offset, mask, groups, geometry)
+    columns, grad = columns.to(weight.dtype), grad.to(weight.dtype).flatten(2)  # (N, D, Ho * Wo)
+    if few:
+        grad_columns = torch.matmul(weight.flatten(1).T, grad)
+        grad_weight = torch.bmm(grad, columns.transpose(1, 2)).sum(0).reshape(weight.shape)
+        gradients = torch.ops.panoda.deform_gather_backward
+    else:
+        by_pixel = grad.transpose(1, 2)
+        grad_columns = torch.matmul(by_pixel, _by_group(weight, groups))
+        by_group = torch.matmul(by_pixel.flatten(0, 1).T, columns.flatten(0, 1))
+        by_tap = by_group.reshape(weight.shape[0], groups, -1, weight.shape[1] // groups)
+        grad_weight = by_tap.transpose(2, 3).reshape(weight.shape)
+        gradients = torch.ops.panoda.deform_bag_backward
+    inputs = _exact(x, offset, mask)
+    grad_x, grad_offset, grad_mask = gradients(
+        grad_columns.to(inputs[0].dtype), *inputs, groups, list(geometry), with_x
+    )
+    return grad_x, grad_offset, grad_mask, grad_weight.contiguous()
+
+
+def _columns(
+    x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]
+) -> tuple[bool, Tensor]:
+    """Whether few channels share positions, and the samples in the order that suits them."""
+    few = x.shape[1] // groups <= _FEW_CHANNELS
+    with without_autocast(x):
+        inputs = _exact(x, offset, mask)
+        if torch.compiler.is_exporting():
+            shape = Geometry.unpacked(geometry)
+            return few, (traced.gather if few else traced.bag)(*inputs, groups, shape)
+        return few, (sampling.gather if few else sampling.bag)(*inputs, groups, list(geometry))
+
+
+def _exact(x: Tensor, offset: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Values and positions in float32, or float64 where x has it."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.to(dtype), offset.to(dtype), None if mask is None else mask.to(dtype)
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    """(D, C, kh, kw) -> (D, G * K * C/G)."""
+    return weight.reshape(weight.shape[0], groups, -1, weight[0, 0].numel()).transpose(2, 3).flatten(1)
