@@ -31,7 +31,8 @@ _OLDEST = (8, 0)
 _WARM_UP, _ROUNDS = 2, 5
 
 _T = TypeVar("_T")
-_state: dict[str, str] = {"choice": "auto"}
+# plain until the kernels have been seen on a GPU: so far they ran in Triton's interpreter only.
+_state: dict[str, str] = {"choice": "plain"}
 # Answers: "fused" or "plain" per stage, shapes, types and device.
 _answers: dict[Hashable, str] = {}
 _said: set[str] = set()
@@ -43,7 +44,7 @@ def use_deform(choice: str) -> str:
     A graph that torch.compile has traced keeps the choice it was traced with.
 
     Args:
-        choice: ``auto``, ``fused`` or ``plain``; parameter ``runtime.deform`` of every stage.
+        choice: ``auto``, ``fused`` or ``plain``; a process begins with ``plain``.
 
     Raises:
         ValueError: an unknown choice.
