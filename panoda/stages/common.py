@@ -118,6 +118,7 @@ def save_training_result(
     history = pd.DataFrame(state.history or [{"step": 0.0}])
     history = history.groupby("step", as_index=False).first().astype({"step": int})
     history.to_csv(out / "history.csv", index=False, float_format="%.6g")
+    state.spikes.write(out / "loss_spikes.csv")
     write_json(out / "metrics.json", values)
     (out / "pictures").mkdir(exist_ok=True)
     for number, index in enumerate(picture_indices(len(split), PICTURES)):
