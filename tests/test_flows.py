@@ -73,7 +73,9 @@ def test_a_run_by_hand_has_its_own_folder_and_record(project: Path, store: str) 
     assert tracked.data.metrics == {"kept_share": 0.5}
 
 
-def test_a_killed_stage_goes_on_unless_something_changed(project: Path) -> None:
+def test_a_killed_stage_goes_on_unless_something_changed(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def attempt(job: Job = HERE, *, fail: bool = True) -> tuple[Any, list[str]]:
         with stage_run("pseudo_labels", job) as run:
             assert run.context.state_dir is not None
@@ -99,6 +101,10 @@ def test_a_killed_stage_goes_on_unless_something_changed(project: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         attempt()
     (project / "outputs" / "warmup" / "model.safetensors").write_text("another model")
+    assert attempt(fail=False)[1] == []
+    with pytest.raises(KeyboardInterrupt):
+        attempt()
+    monkeypatch.setattr(execution.runs, "code_digest", lambda module, registries: "another program")
     assert attempt(fail=False)[1] == []
 
 

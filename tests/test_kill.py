@@ -2,100 +2,91 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from small_data import prepared
 
+from benchmarks.kills import SETTINGS, STAGES, Killer, Result, table, torment
 from panoda.files import staged_directory, staged_file
 from panoda.training.checkpoint import resume_points
 
-HERE = Path(__file__).parent
-STEPS = 12
-# One stage, resumable at every step. Run with the number of threads of the test process: sums depend on it.
-SCRIPT = """
-import sys
-from pathlib import Path
-import torch
-from panoda.config import AugmentParams, ModelParams, OptimParams, PretrainParams, WarmupParams
-from panoda.stages.pretrain import pretrain
-from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext
-
-stage, root, here, steps, threads = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:])
-torch.set_num_threads(threads)
-common = dict(
-    source_train=root / "source/prepared/train",
-    out=here / "out",
-    seed=0,
-    context=RunContext(state_dir=here / "state"),
+SMALL = (
+    *SETTINGS,
+    "label_space=cs13",
+    "pretrain.iterations=8",
+    "pretrain.validate_every=4",
+    "pretrain.checkpoint_every=2",
+    "warmup.iterations=6",
+    "warmup.checkpoint_every=2",
+    "adapt.iterations=8",
+    "adapt.checkpoint_every=2",
+    "adapt.mpa.refresh_every=3",
+    *(
+        f"{s}.crop_{side}={size}"
+        for s in ("pretrain.augment", "warmup.augment_source", "adapt.augment_source")
+        for side, size in (("height", 32), ("width", 64))
+    ),
 )
-schedule = dict(iterations=steps, batch_size=2, optim=OptimParams(lr=1e-3), checkpoint_every=1, log_every=1)
-crop = AugmentParams(crop_height=32, crop_width=64)
-if stage == "pretrain":
-    params = PretrainParams(**schedule, augment=crop, validate_every=4)
-    pretrain(**common, source_val=root / "source/prepared/val", model=ModelParams(), params=params)
-else:
-    warmup(
-        **common,
-        checkpoint=root / "model.safetensors",
-        target_train=root / "target/prepared/train",
-        params=WarmupParams(**schedule, augment_source=crop),
-    )
-"""
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kill")
-    prepared(folder / "source", {"train": 4, "val": 2}, erp=False)
-    prepared(folder / "target", {"train": 3}, erp=True, labels=False, shade=-40)
-    return folder
+def killer(tmp_path_factory):
+    """Of a project whose stages have not run yet."""
+    root = tmp_path_factory.mktemp("kill") / "project"
+    for role, splits, labels in (
+        ("source", {"train": 4, "val": 2}, True),
+        ("target", {"train": 3}, False),
+        ("seen", {"test": 2}, True),
+    ):
+        made = prepared(root / role, splits, erp=role != "source", labels=labels, shade=-40)
+        shutil.copytree(
+            made, root / "data/prepared" / ("source" if role == "source" else "target"), dirs_exist_ok=True
+        )
+    (root / "outputs/weights").mkdir(parents=True)
+    (root / "outputs/weights/report.json").write_text("{}")
+    return Killer(root, SMALL)
 
 
-def _start(stage: str, root: Path, here: Path) -> subprocess.Popen:
-    words = [stage, str(root), str(here), str(STEPS), str(torch.get_num_threads())]
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stderr=subprocess.PIPE, text=True)
-
-
-def _finish(stage: str, root: Path, here: Path) -> dict[str, torch.Tensor]:
-    process = _start(stage, root, here)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return load_file(here / "out/model.safetensors")
-
-
-def _kill_somewhere(stage: str, root: Path, here: Path, chance: random.Random) -> None:
-    """Kill the stage a random moment after its next resume point."""
-    before = max(resume_points(here / "state"), default=0)
-    process = _start(stage, root, here)
-    while process.poll() is None and max(resume_points(here / "state"), default=0) == before:
-        time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.3))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "warmup"])
-def test_a_stage_killed_at_random_moments_ends_bit_identical(stage, root, tmp_path):
-    whole = _finish(stage, root, tmp_path / "whole")
-    if stage == "pretrain":
-        (root / "model.safetensors").write_bytes((tmp_path / "whole/out/model.safetensors").read_bytes())
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_killed_at_random_moments_ends_with_the_same_bytes(stage, killer, tmp_path):
+    seconds = killer.finish(stage, tmp_path / "whole")
     chance = random.Random(time.time_ns())
-    for _ in range(2):
-        _kill_somewhere(stage, root, tmp_path / "killed", chance)
-    resumed = _finish(stage, root, tmp_path / "killed")
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert {p.name for p in (tmp_path / "killed").iterdir()} == {"out", "state"}
-    points = {path.name for path in resume_points(tmp_path / "killed/state").values()}
-    assert {p.name for p in (tmp_path / "killed/state").iterdir()} == points
+    result = torment(killer, stage, tmp_path / "whole/out", seconds, tmp_path / "killed", 2, chance)
+    assert result.identical, table({stage: result})
+    assert result.files and len(result.kills) == 2
+    for state in (tmp_path / "killed").glob("*/state"):
+        points = {path.name for path in resume_points(state).values()}
+        left = {p.name for p in state.iterdir()} - points
+        assert left <= {"pieces", "round2"}, "weights of a validation, or a half-written point"
+    (tmp_path / "whole/out").rename(killer.root / "outputs" / stage)  # the next stage reads it
+
+
+def test_the_comparison_sees_one_bit(tmp_path):
+    """A harness that cannot fail proves nothing."""
+
+    class Careless(Killer):
+        def __init__(self):
+            self.runs = 0
+
+        def kill(self, stage, here, seconds):
+            return True
+
+        def finish(self, stage, here):
+            self.runs += 1
+            (here / "out").mkdir(parents=True, exist_ok=True)
+            (here / "out/model.safetensors").write_text(str(self.runs))
+            return 0.0
+
+    killer = Careless()
+    killer.finish("pretrain", tmp_path / "whole")
+    result = torment(killer, "pretrain", tmp_path / "whole/out", 1.0, tmp_path / "k", 1, random.Random(0))
+    assert not result.identical and "| NO |" in table({"pretrain": result})
+    assert "| yes |" in table({"pretrain": Result(1.0)})
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_folder_it_had_set_aside_comes_back(tmp_path):

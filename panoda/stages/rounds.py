@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,15 +65,18 @@ def rounds(
     with staged_directory(out) as folder:
         for number in range(2, rounds + 1):
             name = f"round{number}"
-            here = folder / name
+            here = context.state_dir / name / "done" if context.state_dir else folder / name
             labels, banks, result = here / "pseudo_labels", here / "prototypes", here / "adapt"
             common: dict[str, Any] = {"checkpoint": checkpoint, "target_train": target_train}
             state_dir = context.state_dir / name if context.state_dir else None
             logger = _LaterSteps(context.logger, (number - 2) * (adapt.iterations + 1))
             one = replace(context, state_dir=state_dir, logger=logger)
             values = {
-                "pseudo_labels": pseudo_labels_stage(**common, out=labels, params=pseudo_labels, context=one),
-                "prototypes": prototypes_stage(
+                "pseudo_labels": _once(
+                    pseudo_labels_stage, **common, out=labels, params=pseudo_labels, context=one
+                ),
+                "prototypes": _once(
+                    prototypes_stage,
                     **common,
                     **labelled,
                     pseudo_labels=labels,
@@ -78,7 +84,8 @@ def rounds(
                     params=prototypes,
                     context=one,
                 ),
-                "adapt": adapt_stage(
+                "adapt": _once(
+                    adapt_stage,
                     **common,
                     **labelled,
                     pseudo_labels=labels,
@@ -91,8 +98,25 @@ def rounds(
             }
             metrics |= {f"{name}/{s}/{k}": v for s, found in values.items() for k, v in found.items()}
             checkpoint = result / "model.safetensors"
+            if here != folder / name:
+                shutil.copytree(here, folder / name, copy_function=_link)
         write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def _once(stage: Callable[..., dict[str, float]], *, out: Path, **keywords: Any) -> dict[str, float]:
+    """The metrics of a stage, which runs unless a killed run of these rounds has finished it in ``out``."""
+    if (out / "metrics.json").is_file():
+        return dict(json.loads((out / "metrics.json").read_text(encoding="utf-8")))
+    return stage(out=out, **keywords)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file, or a copy on another file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 class _LaterSteps:

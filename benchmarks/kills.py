@@ -1,0 +1,255 @@
+"""kill -9 at random moments of every stage, again and again: does the result stay the same, byte for byte?
+
+``python -m benchmarks.kills`` renders a tiny embedded city, runs every stage once uninterrupted, then kills
+it at random moments, starts it again with the resume folder it left, and compares the results. CPU, float32.
+It prints a table and exits with 1 where a result differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from panoda.config import Params, load_params
+from panoda.pipeline import get_stage
+from panoda.training.checkpoint import resume_points
+
+STAGES = ("pretrain", "warmup", "pseudo_labels", "prototypes", "adapt", "rounds", "evaluate")
+SCENARIO = Path(__file__).parents[1] / "scenarios" / "city_small.yaml"
+SETTINGS = (
+    "pretrain.iterations=24",
+    "pretrain.swa={start: 0.5, every: 3, lr: null, bn_update_batches: 2}",
+    "pretrain.validate_every=8",
+    "pretrain.checkpoint_every=3",
+    "warmup.iterations=16",
+    "warmup.checkpoint_every=3",
+    "adapt.iterations=16",
+    "adapt.checkpoint_every=3",
+    "adapt.adversarial_weight=0.001",
+    "adapt.mpa.weight=0.01",
+    "adapt.mpa.refresh_every=5",
+    "rounds=2",
+)
+"""Every part that has a state: averages, validation, teacher, prototypes half collected, discriminator."""
+UNEQUAL = frozenset({"history.csv"})
+"""Holds steps per second."""
+
+
+@dataclass
+class Result:
+    """What became of one stage.
+
+    Attributes:
+        seconds: Length of the uninterrupted run.
+        kills: Seconds after the start at which a run was killed.
+        steps: Newest resume point, in steps, that each kill left (training stages).
+        identical: The result after the kills is that of the uninterrupted run.
+        files: Files compared.
+    """
+
+    seconds: float
+    kills: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    identical: bool = True
+    files: int = 0
+
+
+def run_stage(stage: str, root: Path, here: Path, settings: tuple[str, ...], threads: int) -> None:
+    """Run a stage on the project in ``root``; the result goes to ``here``/out, its state to ``here``/state.
+
+    ``root`` is laid out as a project; what earlier stages made lies in its ``outputs``.
+    """
+    import importlib
+
+    import torch
+
+    from panoda.training.context import RunContext
+
+    torch.set_num_threads(threads)
+    params = load_params(SCENARIO, settings)
+    inputs = {k: root / p for k, p in get_stage(stage).input_paths(params=params).items()}
+    function = getattr(importlib.import_module(f"panoda.stages.{stage}"), stage)
+    context = RunContext(state_dir=here / "state")
+    function(**_arguments(stage, params, inputs), out=here / "out", context=context)
+
+
+def _arguments(stage: str, params: Params, inputs: dict[str, Path]) -> dict[str, Any]:
+    own = getattr(params, stage)
+    if stage == "evaluate":
+        sets = {k: inputs.pop(k) for k in ("source_val", "target_test")}
+        inputs.pop("rounds")
+        return {"models": inputs, **sets, "params": own}
+    if stage == "rounds":
+        sections = ("rounds", "pseudo_labels", "prototypes", "adapt", "seed")
+        return {**inputs, **{name: getattr(params, name) for name in sections}}
+    if stage in ("pseudo_labels", "prototypes"):
+        return {**inputs, "params": own}
+    model = {"model": params.model} if stage == "pretrain" else {}
+    return {**inputs, **model, "params": own, "seed": params.seed}
+
+
+class Killer:
+    """Runs stages in processes of their own, and kills them.
+
+    The processes are copies of one that has loaded torch already, so that kills strike the work.
+    """
+
+    def __init__(self, root: Path, settings: tuple[str, ...] = SETTINGS, threads: int = 1) -> None:
+        """Of the project in ``root``."""
+        self.root, self.settings, self.threads = root, settings, threads
+        self._context: Any = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([f"panoda.stages.{stage}" for stage in STAGES])
+
+    def start(self, stage: str, here: Path) -> Any:
+        """A process that runs ``stage``."""
+        here.mkdir(parents=True, exist_ok=True)
+        words = (stage, self.root, here, self.settings, self.threads)
+        process = self._context.Process(target=run_stage, args=words)
+        process.start()
+        return process
+
+    def finish(self, stage: str, here: Path) -> float:
+        """Run ``stage`` to its end; returns the seconds it took."""
+        clock = time.monotonic()
+        process = self.start(stage, here)
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"stage {stage} ended with code {process.exitcode}; see above")
+        return time.monotonic() - clock
+
+    def kill(self, stage: str, here: Path, seconds: float) -> bool:
+        """Run ``stage`` and kill it after so long; False when it had ended before."""
+        process = self.start(stage, here)
+        process.join(seconds)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        if process.exitcode not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"stage {stage} ended with code {process.exitcode}; see above")
+        return bool(process.exitcode)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 of a result, without files that hold clock times."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in UNEQUAL
+    }
+
+
+def torment(
+    killer: Killer, stage: str, whole: Path, seconds: float, place: Path, kills: int, chance: random.Random
+) -> Result:
+    """Kill ``stage`` ``kills`` times and compare what it ends with to ``whole``.
+
+    Kills come at random moments of what is left of an uninterrupted run of ``seconds``. A run that ends
+    before its kill is compared at once, and the stage starts anew.
+    """
+    result, number = Result(seconds), 0
+    expected = digests(whole)
+    while len(result.kills) < kills:
+        here = place / f"{stage}-{number}"
+        number += 1
+        ended = False
+        while not ended and len(result.kills) < kills:
+            moment = chance.uniform(0.02, 1.0) * seconds
+            ended = not killer.kill(stage, here, moment)
+            if not ended:
+                result.kills.append(moment)
+                result.steps.append(_newest(here / "state"))
+        if not ended:
+            killer.finish(stage, here)
+        found = digests(here / "out")
+        result.identical &= found == expected
+        result.files = len(found)
+        left = {p.name for p in here.iterdir()} - {"out", "state"}
+        if left:
+            raise RuntimeError(f"{here}: {', '.join(sorted(left))} left over after stage {stage}")
+    return result
+
+
+def _newest(state: Path) -> int:
+    steps = [max(resume_points(folder), default=0) for folder in (state, *sorted(state.glob("round*")))]
+    return max(steps)
+
+
+def table(results: dict[str, Result]) -> str:
+    """Results as a Markdown table."""
+    lines = [
+        "| stage | uninterrupted, s | kills | at, s | newest resume point after each | files | identical |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for stage, r in results.items():
+        moments = ", ".join(f"{s:.1f}" for s in r.kills)
+        steps = ", ".join(map(str, r.steps)) if any(r.steps) else "pieces"
+        same = "yes" if r.identical else "NO"
+        lines.append(
+            f"| {stage} | {r.seconds:.1f} | {len(r.kills)} | {moments} | {steps} | {r.files} | {same} |"
+        )
+    return "\n".join(lines)
+
+
+def build_world(root: Path, params: Params) -> None:
+    """Render and prepare the tiny city below ``root``; no pretrained weights."""
+    from panoda.stages.download import download
+    from panoda.stages.preprocess import preprocess
+    from panoda.stages.weights import weights
+    from panoda.training.context import RunContext
+
+    for role, domain in params.data.domains.items():
+        raw = root / "data/raw" / role
+        download(role=role, dataset=domain.dataset, out=raw, progress=False)
+        preprocess(
+            role=role,
+            raw=raw,
+            out=root / "data/prepared" / role,
+            domain=domain,
+            label_space=params.label_space,
+            context=RunContext(),
+        )
+    (root / "data/weights").mkdir()
+    weights(
+        weights=root / "data/weights",
+        out=root / "outputs/weights",
+        model=params.model,
+        context=RunContext(),
+    )
+
+
+def main() -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
+    parser.add_argument("--kills", type=int, default=4, help="of each stage")
+    parser.add_argument("--seed", type=int, default=None, help="of the moments; default: the clock")
+    arguments = parser.parse_args()
+    seed = time.time_ns() if arguments.seed is None else arguments.seed
+    results: dict[str, Result] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "project"
+        build_world(root, load_params(SCENARIO, SETTINGS))
+        killer, chance = Killer(root), random.Random(seed)
+        for stage in STAGES:
+            whole = Path(folder) / "whole" / stage
+            seconds = killer.finish(stage, whole)
+            place = Path(folder) / "killed"
+            results[stage] = torment(killer, stage, whole / "out", seconds, place, arguments.kills, chance)
+            (root / "outputs").mkdir(exist_ok=True)
+            (whole / "out").rename(root / "outputs" / stage)
+            print(table({stage: results[stage]}).splitlines()[-1], file=sys.stderr, flush=True)
+    print(f"Seed {seed}, {sum(len(r.kills) for r in results.values())} kills.\n\n{table(results)}")
+    return 0 if all(r.identical for r in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
