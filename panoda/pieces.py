@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -66,6 +67,15 @@ class Compute(Protocol):
     @property
     def fan_out(self) -> Runner | None:
         """Who makes the pieces; None = this process, one after the other."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """``Compute`` for work that needs no device."""
+
+    state_dir: Path | None
+    progress: bool
+    fan_out: Runner | None
 
 
 @contextmanager

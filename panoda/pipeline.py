@@ -117,6 +117,7 @@ STAGES: dict[str, Stage] = {
             "data/prepared/{folder}",
             per_role=True,
             on_gpu=False,
+            in_pieces="all",
         ),
         Stage("weights", ("model",), {"weights": "data/weights"}, "outputs/weights", on_gpu=False),
         Stage(

@@ -16,12 +16,14 @@ pytest.importorskip("prefect")
 pytest.importorskip("prefect_dask")
 
 import torch
-from test_pieces import make_inputs, results, run_stages
+from raw_data import erp_item, run_prepare, write_pair
+from test_pieces import contents, make_inputs, results, run_stages
 
 from flows import fan_out
 from flows.fan_out import workers
 from flows.temporary_server import temporary_server
 from panoda.config import ClusterParams, ConfigError, RuntimeParams
+from panoda.data.dataset import DataError
 from panoda.pieces import Runner, Work, finish
 from panoda.training.context import RunContext
 
@@ -107,6 +109,29 @@ def test_what_may_pass_is_tried_again_and_bad_input_is_not(
     with pytest.raises(ValueError, match="piece 0: the image cannot be read"):
         finish(Flaky(tmp_path / "hopeless", hopeless=True), tmp_path / "hopeless", context)
     assert (tmp_path / "hopeless/attempts").read_text() == "x"
+
+
+def test_shards_prepared_by_workers_are_those_of_one_process(runner: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    pairs = [write_pair(raw, f"i{n}", size=(128, 256), seed=n) for n in range(7)]
+    items = [erp_item(*pair, split="val" if n == 3 else "train") for n, pair in enumerate(pairs)]
+    for codec in ("raw", "webp"):
+        run_prepare(items, tmp_path / "alone", codec=codec)
+        state, out = tmp_path / codec, tmp_path / "cluster"
+        run_prepare(items, out, codec=codec, state_dir=state, fan_out=runner)
+        assert contents(out) == contents(tmp_path / "alone")
+        made = sorted(path.parent.parent.name for path in state.glob("pieces/*/*/piece.json"))
+        assert made == ["preparing train"] * 3 + ["preparing val"]
+        # What is finished is not made again, by nobody.
+        run_prepare(items, out, codec=codec, state_dir=state, fan_out=nobody)
+    pairs[5][0].write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1 problem.*\n.*i5"):
+        run_prepare(items, out, state_dir=tmp_path / "other", fan_out=runner)
+    assert contents(out) == contents(tmp_path / "alone")
+
+
+def nobody(work: Work, folder: Path, numbers: list[int], done: Callable[[], None]) -> None:
+    raise AssertionError(f"{work.name}: {numbers} were to be made again")
 
 
 def test_without_a_scheduler_or_dask_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from panoda.data.contact_sheet import SheetRow, contact_sheet
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.item_table import ItemTable, SplitItems
 from panoda.data.prepare_item import ItemSpec
+from panoda.data.prepare_pieces import make_elsewhere
 from panoda.data.prepare_split import (
     How,
     Problems,
@@ -32,6 +33,7 @@ from panoda.data.space import check_space, foresee, megabytes
 from panoda.data.statistics import write_statistics
 from panoda.files import staged_directory, write_json
 from panoda.labels import LabelSpace, get_label_space, remap_table
+from panoda.pieces import Runner, Sharing
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -50,6 +52,7 @@ def prepare(
     limit: Mapping[str, int] | None = None,
     state_dir: Path | None = None,
     workers: int | None = None,
+    fan_out: Runner | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Decode, crop, resize, store and count every item; the same input gives the same bytes.
@@ -70,6 +73,7 @@ def prepare(
         limit: Split name -> at most so many of its items, spread evenly over it; others stay whole.
         state_dir: Folder where finished shards wait for a killed run to go on; None to keep none.
         workers: Images worked on at a time; None = every core this process may use.
+        fan_out: Who makes the shards; None = this process.
         say: Told the space it will take, before the work starts.
 
     Returns:
@@ -105,6 +109,9 @@ def prepare(
             "codec": codec,
             "splits": {},
         }
+        if fan_out is not None:
+            for work in works:
+                make_elsewhere(work, Sharing(state_dir, progress, fan_out))
         with staged_directory(out) as staged:
             _write(works, staged, summary, space, progress=progress)
     return summary

@@ -89,6 +89,10 @@ class SplitWork:
         """Number of items of one shard."""
         return min(self.how.shard_images, len(self.items) - number * self.how.shard_images)
 
+    def look_again(self, number: int) -> None:
+        """A shard was made elsewhere: see whether it is finished now."""
+        self.shards[number] = self._look(number)
+
     def _look(self, number: int) -> _Shard:
         if self.waiting is None:
             return _Shard(number, "", None)
@@ -149,7 +153,16 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
                 done = finished.load(place, shard.number)
                 bar.advance(task, work.length(shard.number))
             else:
-                made = _make(work, shard.number, place, results, problems, lambda: bar.advance(task))
+                made = make_shard(
+                    results,
+                    place,
+                    work.how,
+                    number=shard.number,
+                    length=work.length(shard.number),
+                    labelled=work.items[0].label is not None,
+                    problems=problems,
+                    advance=lambda: bar.advance(task),
+                )
                 if made is None:
                     if problems.full:
                         break
@@ -174,27 +187,40 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
     }
 
 
-def _make(
-    work: SplitWork,
-    number: int,
-    place: Path,
+def make_shard(
     results: Iterator[Result | DataError],
+    place: Path,
+    how: How,
+    *,
+    number: int,
+    length: int,
+    labelled: bool,
     problems: Problems,
-    advance: Callable[[], None],
+    advance: Callable[[], None] = lambda: None,
 ) -> Finished | None:
-    """Write one shard from the next results; None when there is a problem, here or before."""
-    how = work.how
+    """Write one shard from the next results; None when there is a problem, here or before.
+
+    Args:
+        results: Prepared items; the shard's are the next ones.
+        place: Folder of the shard.
+        how: Sizes and codec.
+        number: Number of the shard.
+        length: Its number of items.
+        labelled: Items have labels.
+        problems: Collects bad items.
+        advance: Called after each item.
+    """
     # Another run's result may have this name for the same bytes: never write into them.
     (place / shard_name(number)).unlink(missing_ok=True)
     columns: dict[str, tuple[int, ...]] = {"image": (3, how.spec.height, how.spec.width)}
-    if work.items[0].label is not None:
+    if labelled:
         columns["label"] = (how.spec.height, how.spec.width)
     rows: list[dict[str, Any]] = []
     counts = Counts()
     with ShardWriter(
         place, columns=columns, rows_per_shard=how.shard_images, codec=how.codec, first=number
     ) as writer:
-        for result in islice(results, work.length(number)):
+        for result in islice(results, length):
             advance()
             if isinstance(result, DataError):
                 problems.add(str(result))

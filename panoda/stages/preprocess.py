@@ -50,6 +50,7 @@ def preprocess(
             limit=domain.prepare.limit,
             state_dir=context.state_dir,
             progress=context.progress,
+            fan_out=context.fan_out,
             say=print if context.progress else None,
         )
     except DataError as error:
