@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -160,6 +161,7 @@ def test_a_request_to_stop_saves_one_step_and_the_run_goes_on(tmp_path):
     done = max(resume_points(tmp_path))
     assert done > 3 and {position(tmp_path, rank) for rank in range(2)} == {done - 1}
     steps = done + 2
+    copy = shutil.copytree(tmp_path, tmp_path / "copy")
     numbers = Numbers()
     found = launch(
         linger,
@@ -169,6 +171,9 @@ def test_a_request_to_stop_saves_one_step_and_the_run_goes_on(tmp_path):
     assert [step for step, _ in numbers.rows] == [done + 1, done + 2] and found["steps"] == steps
     alone = linger(folder=tmp_path, steps=steps, context=RunContext())
     assert found == pytest.approx(alone, rel=1e-5)
+    # What two processes began, one can end.
+    ended = linger(folder=tmp_path, steps=steps, context=RunContext(state_dir=copy))
+    assert ended == pytest.approx(alone, rel=1e-5)
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):

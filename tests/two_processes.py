@@ -184,5 +184,5 @@ def linger(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]
         context=context,
         description="linger",
     )
-    weights = {f"weight{i}": float(v) for i, v in enumerate(task.trained.weight.flatten())}
+    weights = {f"weight{i}": v for i, v in enumerate(task.trained.weight.detach().flatten().tolist())}
     return {"steps": float(len(state.history)), **weights}

@@ -121,8 +121,9 @@ def take_part(components: Mapping[str, Stateful]) -> None:
 
 
 def _blocks(model: nn.Module) -> Iterable[nn.Module]:
-    """Transformer blocks: what timm's networks and ours keep under ``blocks``."""
-    for name, module in model.named_modules():
+    """Transformer blocks: what timm's networks and ours keep in the encoder under ``block...``."""
+    # Not the decoder's: one that gives a view of its tensor would lose FSDP's hook to what follows in place.
+    for name, module in getattr(model, "encoder", model).named_modules():
         if name.rpartition(".")[2].startswith("block") and isinstance(module, nn.ModuleList | nn.Sequential):
             yield from module.children()
 
