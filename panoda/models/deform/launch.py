@@ -209,15 +209,16 @@ def _configs(inner: str) -> list[triton.Config]:
     ]
 
 
-def _pruned(configs: list[triton.Config], arguments: dict[str, Any], **_: Any) -> list[triton.Config]:
+def _pruned(
+    configs: list[triton.Config], arguments: dict[str, Any], *, GEOMETRY: tuple[int, ...], **_: Any
+) -> list[triton.Config]:
     """Without blocks that are mostly padding; the first of them remains for the smallest layers."""
     pixels = arguments["out_height"] * arguments["out_width"]
-    each, slots = arguments["each"], arguments["groups"]
+    inner = {"BLOCK_C": arguments["each"], "BLOCK_R": max(16, arguments["groups"] * GEOMETRY[0])}
 
     def fits(config: triton.Config) -> bool:
-        sizes = config.kwargs
-        inner = sizes["BLOCK_C"] < 2 * each if "BLOCK_C" in sizes else sizes["BLOCK_R"] < 2 * max(slots, 16)
-        return inner and sizes["BLOCK_P"] < 2 * pixels
+        sizes = {"BLOCK_P": pixels, **inner}
+        return all(block < 2 * sizes[name] for name, block in config.kwargs.items())
 
     return [config for config in configs if fits(config)] or configs[:1]
 
