@@ -20,7 +20,7 @@ import re
 import resource
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -116,8 +116,8 @@ def measure(
     device: str = "cpu",
     threads: int | None = None,
     progress: bool = False,
-) -> list[Row]:
-    """One row per pair.
+) -> Iterator[Row]:
+    """One row per pair, as it is measured.
 
     Args:
         chosen: Encoders and decoders.
@@ -131,11 +131,9 @@ def measure(
     Raises:
         ValueError: names that do not exist or do not fit.
     """
-    rows = []
     for encoder, decoder in track(list(chosen), "measuring models", enabled=progress):
         row = count(encoder, decoder, sizes, num_classes=num_classes)
-        rows.append(row if fast else _timed(row, num_classes=num_classes, device=device, threads=threads))
-    return rows
+        yield row if fast else _timed(row, num_classes=num_classes, device=device, threads=threads)
 
 
 # --- counting ------------------------------------------------------------------------------------------

@@ -117,17 +117,22 @@ def models_command(
 
     sizes = [table.parse_size(text) for text in size or ("512x1024", "400x2048")]
     pairs = table.pairs(encoder or [], decoder or [])
-    rows = table.measure(
-        pairs, sizes, num_classes=classes, fast=fast, device=device, threads=threads, progress=True
-    )
     machine = table.machine(device, threads)
+    rows: list[table.Row] = []
+
+    def write() -> None:
+        """What is measured so far: an interrupted table keeps its rows."""
+        if json_file is not None:
+            write_json(json_file, {"machine": machine, "rows": [row.model_dump(mode="json") for row in rows]})
+        if markdown is not None:
+            with staged_file(markdown) as aside:
+                text = f"{table.as_markdown(rows, sizes, fast=fast)}\n{table.footnote(machine, fast=fast)}\n"
+                aside.write_text(text, encoding="utf-8")
+
+    for row in table.measure(
+        pairs, sizes, num_classes=classes, fast=fast, device=device, threads=threads, progress=True
+    ):
+        rows.append(row)
+        write()
     Console().print(table.as_rich(rows, sizes, fast=fast))
     typer.echo(table.footnote(machine, fast=fast))
-    if json_file is not None:
-        write_json(json_file, {"machine": machine, "rows": [row.model_dump(mode="json") for row in rows]})
-    if markdown is not None:
-        with staged_file(markdown) as aside:
-            text = (
-                table.as_markdown(rows, sizes, fast=fast) + "\n" + table.footnote(machine, fast=fast) + "\n"
-            )
-            aside.write_text(text, encoding="utf-8")

@@ -44,6 +44,7 @@ LEVELS = (
     ("stages",),
     ("pipeline", "runs", "tracking"),
     ("cli", "bench_cli", "data_cli", "models_cli", "weights_cli"),
+    ("__main__",),
 )
 
 

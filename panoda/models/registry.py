@@ -9,6 +9,7 @@ from typing import Any
 from panoda.models.decoders import DECODERS, create_decoder
 from panoda.models.encoders import create_encoder
 from panoda.models.neck import PyramidNeck
+from panoda.models.products import quicken
 from panoda.models.segmenter import Segmenter
 
 PUBLISHED: dict[str, tuple[str, str]] = {
@@ -68,6 +69,7 @@ def create_model(
         auxiliary_weights=auxiliary_weights,
     )
     model = Segmenter(encoder, built, neck=neck, name=chosen)
+    quicken(model)
     model.arguments = {
         "num_classes": num_classes,
         "decoder": head,

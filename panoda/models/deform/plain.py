@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from panoda.models import sampling, traced
 from panoda.models.layers import without_autocast
+from panoda.models.products import linear, matmul
 from panoda.models.sampling import Geometry
 
 # Up to here gathering single values beats reading rows (measured on a CPU with AVX-512).
@@ -34,11 +34,11 @@ def forward(
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         columns = columns.to(weight.dtype)
     size = offset.shape[2:]
-    if few:  # (N, C * K, Ho * Wo); bmm, because matmul would fold the batch into a copy of the columns
-        out = torch.bmm(weight.flatten(1).expand(x.shape[0], -1, -1), columns).unflatten(2, size)
+    if few:  # (N, C * K, Ho * Wo)
+        out = matmul(weight.flatten(1), columns).unflatten(2, size)
         return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
     # (N, Ho * Wo, G * K * C/G)
-    return F.linear(columns, _by_group(weight, groups), bias).transpose(1, 2).unflatten(2, size).contiguous()
+    return linear(columns, _by_group(weight, groups), bias).transpose(1, 2).unflatten(2, size).contiguous()
 
 
 def backward(

@@ -1,0 +1,5 @@
+"""``python -m panoda``: the command line."""
+
+from panoda.cli import main
+
+main()
