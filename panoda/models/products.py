@@ -31,7 +31,7 @@ _AVAILABLE = available()
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Product of x (..., C) and weight (D, C) transposed, plus bias (D,); see ``F.linear``."""
-    if not _suits(x, weight, x.numel() * weight.shape[0]):
+    if not _suits(x, weight):
         return F.linear(x, weight, bias)
     result: Tensor = _Linear.apply(x, weight, bias)
     return result
@@ -39,7 +39,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Product of a (M, K) and every b (N, K, P): (N, M, P)."""
-    if not _suits(b, a, b.numel() * a.shape[0]):
+    if not _suits(b, a):
         return torch.bmm(a.expand(b.shape[0], -1, -1), b)  # torch.matmul would copy b
     result: Tensor = _Matmul.apply(a, b)
     return result
@@ -60,16 +60,16 @@ def quicken(model: nn.Module) -> None:
             module.__class__ = Linear
 
 
-def _suits(x: Tensor, weight: Tensor, work: int) -> bool:
+def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
         _AVAILABLE
         and x.device.type == "cpu"
         and x.dtype is weight.dtype is torch.float32
-        and work >= _LEAST
         and type(weight) in (Tensor, nn.Parameter)  # parts of several processes know other operators
         and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and not torch.compiler.is_compiling()  # nor exporting, where sizes are symbols
+        and x.numel() * weight.shape[0] >= _LEAST
     )
 
 
