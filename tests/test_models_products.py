@@ -3,10 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from panoda.models import products
-from panoda.models.registry import create_model
 
 wanted = pytest.mark.skipif(not products.available(), reason="this PyTorch has no oneDNN operator")
 
@@ -80,21 +78,3 @@ def test_small_products_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_LEAST", 1 << 24)
     x, weight = torch.randn(4, 8, requires_grad=True), torch.randn(3, 8)
     assert "_Linear" not in str(products.linear(x, weight).grad_fn)
-
-
-def test_every_plain_linear_of_a_model_is_quick_and_keeps_its_name() -> None:
-    model = create_model("trans4pass_nano", num_classes=3)
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    assert linears and all(type(m) is products.Linear for m in linears)
-    assert "decoder.blocks.0.mix.weight" in model.state_dict()
-
-
-@wanted
-def test_a_model_gives_the_same_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    model, image = create_model("trans4pass_nano", num_classes=3).eval(), torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        quick = model(image)
-        monkeypatch.setattr(products, "_AVAILABLE", False)
-        plain = model(image)
-    _near(quick, plain)

@@ -5,6 +5,7 @@ Source: AdaptSegNet (Tsai et al. 2018) as used by Trans4PASS for its adversarial
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,4 +28,5 @@ class Discriminator(nn.Sequential):
         """
         if min(probs.shape[2], probs.shape[3]) < 32:
             raise ValueError(f"maps of {probs.shape[2]}x{probs.shape[3]} are too small; at least 32x32")
-        return super().forward(probs)
+        # Convolutions are faster on channels-last maps, the copy included.
+        return super().forward(probs.contiguous(memory_format=torch.channels_last))

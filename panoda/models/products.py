@@ -31,7 +31,7 @@ _AVAILABLE = available()
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Product of x (..., C) and weight (D, C) transposed, plus bias (D,); see ``F.linear``."""
-    if not _suits(x, weight):
+    if not suits(x, weight):
         return F.linear(x, weight, bias)
     result: Tensor = _Linear.apply(x, weight, bias)
     return result
@@ -39,28 +39,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Product of a (M, K) and every b (N, K, P): (N, M, P)."""
-    if not _suits(b, a):
+    if not suits(b, a):
         return torch.bmm(a.expand(b.shape[0], -1, -1), b)  # torch.matmul would copy b
     result: Tensor = _Matmul.apply(a, b)
     return result
 
 
-class Linear(nn.Linear):
-    """``torch.nn.Linear`` through ``linear``."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., C) -> (..., D)."""
-        return linear(input, self.weight, self.bias)
-
-
-def quicken(model: nn.Module) -> None:
-    """Let every plain ``nn.Linear`` of a model compute by ``linear``; names and parameters stay."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear
-
-
-def _suits(x: Tensor, weight: Tensor) -> bool:
+def suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product of these is computed by oneDNN here."""
     return (
         _AVAILABLE
         and x.device.type == "cpu"

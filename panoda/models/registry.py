@@ -9,7 +9,7 @@ from typing import Any
 from panoda.models.decoders import DECODERS, create_decoder
 from panoda.models.encoders import create_encoder
 from panoda.models.neck import PyramidNeck
-from panoda.models.products import quicken
+from panoda.models.quick import quicken
 from panoda.models.segmenter import Segmenter
 
 PUBLISHED: dict[str, tuple[str, str]] = {
