@@ -24,7 +24,11 @@ from panoda.config import Params, load_params
 from panoda.pipeline import get_stage
 from panoda.training.checkpoint import resume_points
 
-STAGES = ("pretrain", "warmup", "pseudo_labels", "prototypes", "adapt", "rounds", "evaluate")
+DATA = tuple(f"{stage}@{role}" for stage in ("download", "preprocess") for role in ("source", "target"))
+MODELS = ("pretrain", "warmup", "pseudo_labels", "prototypes", "adapt", "rounds", "evaluate")
+TRAINING = ("pretrain", "warmup", "adapt", "rounds")
+STAGES = (*DATA, *MODELS, "report")
+"""In the order in which they run; stage weights copies nothing here."""
 SCENARIO = Path(__file__).parents[1] / "scenarios" / "city_small.yaml"
 SETTINGS = (
     "pretrain.iterations=24",
@@ -39,6 +43,8 @@ SETTINGS = (
     "adapt.mpa.weight=0.01",
     "adapt.mpa.refresh_every=5",
     "rounds=2",
+    "data.source.prepare.shard_images=2",
+    "data.target.prepare.shard_images=2",
 )
 """Every part that has a state: averages, validation, teacher, prototypes half collected, discriminator."""
 UNEQUAL = frozenset({"history.csv"})
@@ -64,10 +70,11 @@ class Result:
     files: int = 0
 
 
-def run_stage(stage: str, root: Path, here: Path, settings: tuple[str, ...], threads: int) -> None:
+def run_stage(label: str, root: Path, here: Path, settings: tuple[str, ...], threads: int) -> None:
     """Run a stage on the project in ``root``; the result goes to ``here``/out, its state to ``here``/state.
 
-    ``root`` is laid out as a project; what earlier stages made lies in its ``outputs``.
+    ``root`` is laid out as a project; what earlier stages made lies there. ``label`` may have a role:
+    download@source.
     """
     import importlib
 
@@ -76,14 +83,24 @@ def run_stage(stage: str, root: Path, here: Path, settings: tuple[str, ...], thr
     from panoda.training.context import RunContext
 
     torch.set_num_threads(threads)
+    stage, _, role = label.partition("@")
     params = load_params(SCENARIO, settings)
-    inputs = {k: root / p for k, p in get_stage(stage).input_paths(params=params).items()}
+    inputs = {k: root / p for k, p in get_stage(stage).input_paths(role or None, params).items()}
     function = getattr(importlib.import_module(f"panoda.stages.{stage}"), stage)
-    context = RunContext(state_dir=here / "state")
-    function(**_arguments(stage, params, inputs), out=here / "out", context=context)
+    given = _arguments(stage, role, params, inputs)
+    if stage not in ("download", "report"):
+        given["context"] = RunContext(state_dir=here / "state")
+    function(**given, out=here / "out")
 
 
-def _arguments(stage: str, params: Params, inputs: dict[str, Path]) -> dict[str, Any]:
+def _arguments(stage: str, role: str, params: Params, inputs: dict[str, Path]) -> dict[str, Any]:
+    if stage == "download":
+        return {"role": role, "dataset": params.data.domains[role].dataset, "progress": False}
+    if stage == "preprocess":
+        domain = params.data.domains[role]
+        return {**inputs, "role": role, "domain": domain, "label_space": params.label_space}
+    if stage == "report":
+        return {**inputs, "params": params.model_dump(mode="json"), "provenance": {"git_commit": "none"}}
     own = getattr(params, stage)
     if stage == "evaluate":
         sets = {k: inputs.pop(k) for k in ("source_val", "target_test")}
@@ -108,7 +125,7 @@ class Killer:
         """Of the project in ``root``."""
         self.root, self.settings, self.threads = root, settings, threads
         self._context: Any = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([f"panoda.stages.{stage}" for stage in STAGES])
+        self._context.set_forkserver_preload([f"panoda.stages.{label.partition('@')[0]}" for label in STAGES])
 
     def start(self, stage: str, here: Path) -> Any:
         """A process that runs ``stage``."""
@@ -187,44 +204,29 @@ def _newest(state: Path) -> int:
 def table(results: dict[str, Result]) -> str:
     """Results as a Markdown table."""
     lines = [
-        "| stage | uninterrupted, s | kills | at, s | newest resume point after each | files | identical |",
+        "| stage | uninterrupted, s | kills | at, s | kept for the next start | files | same bytes |",
         "|---|---|---|---|---|---|---|",
     ]
     for stage, r in results.items():
-        moments = ", ".join(f"{s:.1f}" for s in r.kills)
-        steps = ", ".join(map(str, r.steps)) if any(r.steps) else "pieces"
+        moments = ", ".join(f"{s:.2f}" for s in r.kills)
+        name = stage.partition("@")[0]
+        kept = {"download": "nothing", "preprocess": "shards", "report": "nothing"}.get(name, "pieces")
+        steps = "step " + ", ".join(map(str, r.steps)) if name in TRAINING else kept
         same = "yes" if r.identical else "NO"
         lines.append(
-            f"| {stage} | {r.seconds:.1f} | {len(r.kills)} | {moments} | {steps} | {r.files} | {same} |"
+            f"| {stage} | {r.seconds:.2f} | {len(r.kills)} | {moments} | {steps} | {r.files} | {same} |"
         )
     return "\n".join(lines)
 
 
-def build_world(root: Path, params: Params) -> None:
-    """Render and prepare the tiny city below ``root``; no pretrained weights."""
-    from panoda.stages.download import download
-    from panoda.stages.preprocess import preprocess
+def no_weights(root: Path, params: Params) -> None:
+    """What stage weights leaves in ``root`` when no published weights are asked for."""
     from panoda.stages.weights import weights
     from panoda.training.context import RunContext
 
-    for role, domain in params.data.domains.items():
-        raw = root / "data/raw" / role
-        download(role=role, dataset=domain.dataset, out=raw, progress=False)
-        preprocess(
-            role=role,
-            raw=raw,
-            out=root / "data/prepared" / role,
-            domain=domain,
-            label_space=params.label_space,
-            context=RunContext(),
-        )
-    (root / "data/weights").mkdir()
-    weights(
-        weights=root / "data/weights",
-        out=root / "outputs/weights",
-        model=params.model,
-        context=RunContext(),
-    )
+    (root / "data/weights").mkdir(parents=True)
+    given = {"weights": root / "data/weights", "model": params.model}
+    weights(**given, out=root / "outputs/weights", context=RunContext())
 
 
 def main() -> int:
@@ -237,15 +239,17 @@ def main() -> int:
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "project"
-        build_world(root, load_params(SCENARIO, SETTINGS))
+        no_weights(root, load_params(SCENARIO, SETTINGS))
         killer, chance = Killer(root), random.Random(seed)
         for stage in STAGES:
             whole = Path(folder) / "whole" / stage
             seconds = killer.finish(stage, whole)
             place = Path(folder) / "killed"
             results[stage] = torment(killer, stage, whole / "out", seconds, place, arguments.kills, chance)
-            (root / "outputs").mkdir(exist_ok=True)
-            (whole / "out").rename(root / "outputs" / stage)
+            name, _, role = stage.partition("@")
+            result = root / get_stage(name).out_path(role or None)
+            result.parent.mkdir(parents=True, exist_ok=True)
+            (whole / "out").rename(result)
             print(table({stage: results[stage]}).splitlines()[-1], file=sys.stderr, flush=True)
     print(f"Seed {seed}, {sum(len(r.kills) for r in results.values())} kills.\n\n{table(results)}")
     return 0 if all(r.identical for r in results.values()) else 1

@@ -35,11 +35,13 @@ def _aside(path: Path, kind: str) -> Path:
     A folder that a process killed between the two renames of ``staged_directory`` had set aside comes back.
     """
     host = socket.gethostname().replace(".", "-")
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*"):
+    name, own = glob.escape(path.name), f"{glob.escape(host)}.*"
+    # The second pattern: something was staged in a folder that was staged itself.
+    for left in (*path.parent.glob(f".{name}.{own}"), *path.parent.glob(f"..{name}.{own}.{own}")):
         number, suffix = left.name.split(".")[-2:]
         if not number.isdigit() or suffix not in ("tmp", "old") or _alive(int(number)):
             continue
-        if suffix == "old" and not path.exists():
+        if suffix == "old" and not path.exists() and not left.name.startswith(".."):
             os.replace(left, path)
         elif left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

@@ -11,7 +11,7 @@ import time
 import pytest
 from small_data import prepared
 
-from benchmarks.kills import SETTINGS, STAGES, Killer, Result, table, torment
+from benchmarks.kills import MODELS, SETTINGS, Killer, Result, table, torment
 from panoda.files import staged_directory, staged_file
 from panoda.training.checkpoint import resume_points
 
@@ -52,7 +52,7 @@ def killer(tmp_path_factory):
     return Killer(root, SMALL)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", MODELS)
 def test_a_stage_killed_at_random_moments_ends_with_the_same_bytes(stage, killer, tmp_path):
     seconds = killer.finish(stage, tmp_path / "whole")
     chance = random.Random(time.time_ns())
@@ -113,6 +113,13 @@ with files.staged_directory(out) as folder:
         assert (out / "old").read_text() == "old"
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    nested = script.replace("(out)", "(out) as outer, files.staged_directory(outer)")
+    done = subprocess.run([sys.executable, "-c", nested, str(out)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len([p for p in tmp_path.iterdir() if p.name.startswith(".")]) >= 2
+    with pytest.raises(RuntimeError), staged_directory(out):
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (out / "old").read_text() == "old"
     other = tmp_path / f".out.elsewhere.{os.getpid()}.tmp"  # another machine's: not ours to judge
     other.write_text("x")
     with staged_file(tmp_path / "out.json") as aside:

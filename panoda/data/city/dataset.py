@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def _run(jobs: list[WorldJob], workers: int) -> Iterable[list[dict[str, str]]]:
         return
     # spawn: a forked child of a process with torch threads can hang.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_one_thread) as pool:
+    with context.Pool(workers, initializer=_begin_worker) as pool:
         yield from pool.imap(render_job, jobs)
 
 
@@ -138,8 +139,17 @@ def _serial(jobs: list[WorldJob]) -> Iterator[list[dict[str, str]]]:
         torch.set_num_threads(threads)
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed must not leave a process that writes where the next run cleans up."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def render_job(job: WorldJob) -> list[dict[str, str]]:
