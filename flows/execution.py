@@ -113,6 +113,8 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             progress=True,
             keep_checkpoints=params.runtime.keep_checkpoints,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
+            on_oom=params.runtime.on_oom,
+            deterministic=params.runtime.deterministic,
             devices=devices,
             shard=params.runtime.shard == "fsdp",
             fan_out=stack.enter_context(_fan_out(stage, params.runtime)),
@@ -220,13 +222,14 @@ def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.devi
     """The device and how many processes train on such ones; GPUs are held against other stages."""
     import torch
 
-    from panoda.training.context import resolve_device, resolve_devices, set_threads
+    from panoda.training.context import resolve_device, resolve_devices, set_deterministic, set_threads
 
     runtime = params.runtime
     set_threads(runtime.threads)
+    set_deterministic(runtime.deterministic)
     elsewhere = runtime.cluster is not None and runtime.cluster.address and stage.in_pieces == "all"
     device = resolve_device(runtime.device if stage.on_gpu and not elsewhere else "cpu")
-    count = resolve_devices(runtime.devices, device, batch_size=_batch(stage, params)) if stage.trains else 1
+    count = resolve_devices(runtime.devices, device, **_shared(stage, params)) if stage.trains else 1
     if device.type == "cuda":
         # One order for all stages: two that want the same GPUs never hold one each.
         for gpu in [device] if count == 1 else [torch.device("cuda", i) for i in range(count)]:
@@ -238,6 +241,12 @@ def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.devi
 
 def _batch(stage: Stage, params: Params) -> int:
     return int(getattr(params, stage.trains).batch_size)
+
+
+def _shared(stage: Stage, params: Params) -> dict[str, int]:
+    """What divides between processes."""
+    own = getattr(params, stage.trains)
+    return {"batch_size": own.batch_size, "accumulate": own.accumulate}
 
 
 def _sharing(stage: Stage, params: Params, devices: int) -> dict[str, Any]:

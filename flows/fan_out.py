@@ -2,13 +2,13 @@
 
 Every piece is a Prefect task with retries; Dask gives the pieces of a lost worker to another one. Workers
 write to the folder of the stage's resume state, so the project has to lie on a file system that all of them
-share, under one path. docs/cluster.md says how to start a cluster and why it is Dask.
+share, under one path. docs/running.md says how to start a cluster, why it is Dask and whom it has to trust:
+work travels by Dask's own transport, and who reaches a scheduler can run anything on its workers.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
         ConfigError: Dask is not installed, or nothing answers at the address.
     """
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, Security
         from prefect_dask import DaskTaskRunner  # noqa: F401
     except ImportError as error:
         raise ConfigError(
@@ -54,8 +54,10 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
     if cluster.address is None:
         keywords: dict[str, Any] = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
         logging.getLogger("distributed").setLevel(logging.ERROR)
-        with LocalCluster(n_workers=cluster.workers, silence_logs=logging.ERROR, **keywords) as local:
-            yield _Dask(local.scheduler_address, cluster.retries, compute)
+        # Keys of this cluster alone: its port is open to everybody who works on this machine.
+        keywords |= {"silence_logs": logging.ERROR, "security": Security.temporary()}
+        with LocalCluster(n_workers=cluster.workers, **keywords) as local:
+            yield _Dask(local.scheduler_address, cluster.retries, compute, local.security)
         return
     try:
         Client(cluster.address, timeout=ANSWER_WITHIN, set_as_default=False).close()
@@ -76,6 +78,14 @@ class Compute:
     threads: int
 
 
+class Order:
+    """Work and how to compute it. No dataclass: Prefect would search it for futures, piece by piece."""
+
+    def __init__(self, work: Work, compute: Compute) -> None:
+        """Of one stage."""
+        self.work, self.compute = work, compute
+
+
 @dataclass(frozen=True)
 class _Dask:
     """Makes pieces on a Dask cluster."""
@@ -83,19 +93,20 @@ class _Dask:
     address: str
     retries: int
     compute: Compute
+    security: Any = None
 
     def __call__(self, work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], None]) -> None:
         """Submit every piece and wait for all."""
         from prefect_dask import DaskTaskRunner
 
-        # Bytes: Prefect would look for futures inside of anything else.
-        payload = pickle.dumps((work, self.compute))
+        order = Order(work, self.compute)
         piece = make.with_options(retries=self.retries, task_run_name=f"{work.name} {{number}}")
 
         pending: deque[PrefectFuture[Any]] = deque()
-        with DaskTaskRunner(address=self.address) as runner:
+        own = {"security": self.security}  # None: what Dask's own configuration says
+        with DaskTaskRunner(address=self.address, client_kwargs=own) as runner:
             for number in numbers:
-                parameters = {"payload": payload, "folder": str(folder), "number": number}
+                parameters = {"order": order, "folder": str(folder), "number": number}
                 pending.append(runner.submit(piece, parameters))
                 if len(pending) >= AHEAD:
                     pending.popleft().result()
@@ -123,16 +134,15 @@ def _worth_retrying(task: Any, run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def make(payload: bytes, folder: str, number: int) -> None:
+def make(order: Order, folder: str, number: int) -> None:
     """Make one piece; runs on a worker.
 
     Args:
-        payload: Pickled work and ``Compute``.
+        order: What is made, and how.
         folder: Folder of the work's pieces.
         number: Number of the piece.
     """
-    work, compute = pickle.loads(payload)
-    make_piece(work, _context(compute), Path(folder), number)
+    make_piece(order.work, _context(order.compute), Path(folder), number)
 
 
 @cache

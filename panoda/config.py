@@ -456,6 +456,12 @@ class SwaParams(Section):
     """Training batches over which the batch norms' statistics are taken anew; 0 = keep the last ones."""
 
 
+def check_accumulate(batch_size: int, parts: int) -> None:
+    """ValueError when a batch does not split into so many equal micro-batches."""
+    if batch_size % parts:
+        raise ValueError(f"accumulate {parts} does not divide batch_size {batch_size}; set it to a divisor")
+
+
 class PretrainParams(Section):
     """Supervised source training."""
 
@@ -463,6 +469,8 @@ class PretrainParams(Section):
     """Optimiser steps."""
     batch_size: Annotated[int, Field(ge=1)]
     """Images per step."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
     optim: OptimParams
     """Optimiser."""
     augment: AugmentParams = AugmentParams()
@@ -485,6 +493,11 @@ class PretrainParams(Section):
     """Steps between logged metrics."""
 
     @model_validator(mode="after")
+    def _divided(self) -> PretrainParams:
+        check_accumulate(self.batch_size, self.accumulate)
+        return self
+
+    @model_validator(mode="after")
     def _averaged(self) -> PretrainParams:
         if self.swa and int(self.swa.start * self.iterations) + self.swa.every > self.iterations:
             raise ValueError(
@@ -501,6 +514,8 @@ class WarmupParams(Section):
     """Optimiser steps."""
     batch_size: Annotated[int, Field(ge=1)]
     """Images per step and domain."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
     optim: OptimParams
     """Optimiser of the segmentation model."""
     discriminator_lr: Positive = 1e-4
@@ -519,6 +534,11 @@ class WarmupParams(Section):
     """Steps between resume points."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between logged metrics."""
+
+    @model_validator(mode="after")
+    def _divided(self) -> WarmupParams:
+        check_accumulate(self.batch_size, self.accumulate)
+        return self
 
 
 class PseudoLabelParams(Section):
@@ -590,6 +610,8 @@ class AdaptParams(Section):
     """Optimiser steps; 0 passes the model through."""
     batch_size: Annotated[int, Field(ge=1)]
     """Images per step and domain."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
     optim: OptimParams
     """Optimiser."""
     source_weight: NonNegative = 1.0
@@ -624,6 +646,11 @@ class AdaptParams(Section):
     """Steps between resume points."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between logged metrics."""
+
+    @model_validator(mode="after")
+    def _divided(self) -> AdaptParams:
+        check_accumulate(self.batch_size, self.accumulate)
+        return self
 
     @model_validator(mode="after")
     def _keep(self) -> AdaptParams:
@@ -702,6 +729,11 @@ class RuntimeParams(Section):
     """Resume points kept; a damaged one falls back to the one before."""
     checkpoint_minutes: NonNegative = 10.0
     """Minutes after which training stages write a resume point, whatever checkpoint_every says; 0 = off."""
+    on_oom: Literal["fail", "accumulate"] = "fail"
+    """When a training step runs out of memory: fail and say what to lower, or accumulate: halve the
+    micro-batches until it fits and keep the batch (one process; batch norms then see micro-batches)."""
+    deterministic: bool = False
+    """The same bits every time on the same device, at a price; an error where an operator cannot."""
 
 
 class TrackingParams(Section):

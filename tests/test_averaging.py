@@ -18,9 +18,9 @@ from panoda.config import AugmentParams, ModelParams, OptimParams, PretrainParam
 from panoda.models import create_model
 from panoda.stages import pretrain as stage
 from panoda.stages.pretrain import pretrain
-from panoda.training import loop
 from panoda.training.averaging import WeightAverage, recompute_batch_norm
 from panoda.training.context import RunContext
+from panoda.training.step import Stepper
 
 SWA = {"start": 0.5, "every": 2, "lr": 1e-3, "bn_update_batches": 3}
 
@@ -92,14 +92,14 @@ def test_a_norm_that_sees_no_batch_keeps_its_statistics():
 
 def test_pretrain_keeps_the_mean_of_what_it_visited(data, tmp_path, monkeypatch):
     visited = []
-    original = loop._train_step
+    original = Stepper.__call__
 
-    def watching(task, step, *rest):
-        values = original(task, step, *rest)
-        visited.append({k: v.detach().clone() for k, v in task.trained.named_parameters()})
+    def watching(stepper, step, batch):
+        values = original(stepper, step, batch)
+        visited.append({k: v.detach().clone() for k, v in stepper.task.trained.named_parameters()})
         return values
 
-    monkeypatch.setattr(loop, "_train_step", watching)
+    monkeypatch.setattr(Stepper, "__call__", watching)
     metrics = train(data, tmp_path / "out")
     assert metrics["swa/kept"] == 1 and metrics["swa/models"] == 2
     assert metrics["swa/miou/source_val"] == metrics["miou/source_val"]
@@ -138,15 +138,15 @@ def test_worse_averages_are_not_kept(data, tmp_path, monkeypatch):
 
 def test_a_killed_run_resumes_bit_identical(data, tmp_path, monkeypatch):
     whole = train(data, tmp_path / "whole")
-    original = loop._train_step
+    original = Stepper.__call__
 
-    def dying(task, at, *rest):
+    def dying(stepper, at, batch):
         if at == 7:  # between the two weights that are averaged
             raise KeyboardInterrupt
-        return original(task, at, *rest)
+        return original(stepper, at, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train_step", dying)
+        patch.setattr(Stepper, "__call__", dying)
         with pytest.raises(KeyboardInterrupt):
             train(data, tmp_path / "out", state=tmp_path / "state")
     assert train(data, tmp_path / "out", state=tmp_path / "state") == whole

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -81,7 +84,7 @@ def test_one_of_two_workers_killed_half_way_changes_no_byte(runner: Any, tmp_pat
         def after() -> None:
             pieces.append(work.name)
             if len(pieces) == 2:
-                with Client(runner.address, set_as_default=False) as client:
+                with Client(runner.address, security=runner.security, set_as_default=False) as client:
                     ids = client.run(os.getpid)
                 assert len(ids) == 2
                 killed.append(sorted(ids.values())[0])
@@ -132,6 +135,20 @@ def test_shards_prepared_by_workers_are_those_of_one_process(runner: Any, tmp_pa
 
 def nobody(work: Work, folder: Path, numbers: list[int], done: Callable[[], None]) -> None:
     raise AssertionError(f"{work.name}: {numbers} were to be made again")
+
+
+def test_the_cluster_of_a_stage_takes_nobody_without_its_keys(runner: Any) -> None:
+    """Others on this machine see its port, and who talks to a scheduler can have anything run."""
+    place = urlsplit(runner.address)
+    assert (place.scheme, place.hostname) == ("tls", "127.0.0.1")
+    stranger = ssl.create_default_context()
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection((place.hostname, place.port), timeout=10) as plain,
+        stranger.wrap_socket(plain) as link,
+        pytest.raises(ssl.SSLError, match="certificate required"),
+    ):
+        link.recv(1)
 
 
 def test_without_a_scheduler_or_dask_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

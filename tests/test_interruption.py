@@ -28,7 +28,7 @@ from panoda.training.preemption import EXIT_CODE
 
 pytestmark = pytest.mark.pipeline
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 24
+STEPS = 40
 SETTINGS = [
     "label_space=cs13",
     f"pretrain.iterations={STEPS}",
@@ -77,12 +77,24 @@ def _steps(project: Path) -> list[int]:
     return [point.step for point in client.get_metric_history(runs[0].info.run_id, "loss/total")]
 
 
-def test_a_preempted_flow_saves_says_so_and_goes_on_in_the_same_run(project: Path) -> None:
-    process = _start("runs/stopped")
+def _wait_for(process: subprocess.Popen[str], step: int) -> None:
+    """Until a stage has saved step ``step``, which is a validated one."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and not list(Path(".panoda/state").glob("pretrain-*/best.safetensors")):
-        assert time.monotonic() < deadline
+    while not list(Path(".panoda/state").glob(f"pretrain-*/resume-{step:08d}.pt")):
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_killed_and_then_preempted_flow_goes_on_in_the_same_run(project: Path) -> None:
+    process = _start("runs/killed")
+    _wait_for(process, 8)
+    process.kill()
+    process.communicate(timeout=120)
+    killed = json.loads(Path("runs/killed/run.json").read_text())
+    assert killed["status"] == "running" and not Path("runs/killed/model.safetensors").exists()
+
+    process = _start("runs/stopped")
+    _wait_for(process, 16)
     for _ in range(2):  # one to the process, one to its group, as schedulers do
         process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
@@ -91,16 +103,16 @@ def test_a_preempted_flow_saves_says_so_and_goes_on_in_the_same_run(project: Pat
     assert not Path("runs/stopped/model.safetensors").exists()
     stopped = json.loads(Path("runs/stopped/run.json").read_text())
     assert stopped["status"] == "failed" and "SIGTERM" in stopped["error"]
-    logged = _steps(project)
-    assert 8 <= len(logged) < STEPS and logged == sorted(set(logged))
+    logged = _steps(project)  # also those that the killed process had not sent yet, and none of them twice
+    assert 16 <= len(logged) < STEPS and sorted(logged) == [*range(1, len(logged) + 1)]
 
     params = load_params(Path("params.yaml"), SETTINGS)
     arguments = {"model": params.model, "params": params.pretrain, "seed": params.seed}
     with stage_run("pretrain", Job(overrides=SETTINGS, out="runs/again")) as run:
         stage(**run.inputs, **arguments, out=run.out, context=run.context)
-    assert _steps(project) == list(range(1, STEPS + 1))
+    assert sorted(_steps(project)) == list(range(1, STEPS + 1))
     record = json.loads(Path("runs/again/run.json").read_text())
-    assert record["mlflow_run_id"] == stopped["mlflow_run_id"]
+    assert record["mlflow_run_id"] == stopped["mlflow_run_id"] == killed["mlflow_run_id"]
     assert (
         connect(os.environ["MLFLOW_TRACKING_URI"]).get_run(record["mlflow_run_id"]).info.status == "FINISHED"
     )

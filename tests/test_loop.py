@@ -41,7 +41,12 @@ class _Task:
 
 
 def _run(
-    task: _Task, folder: Path | None, steps: int = 20, validate=None, minutes: float = 10.0
+    task: _Task,
+    folder: Path | None,
+    steps: int = 20,
+    validate=None,
+    minutes: float = 10.0,
+    on_oom: str = "fail",
 ) -> LoopState:
     optimizer = build_optimizer(task.trained, name="adamw", lr=0.01, weight_decay=0.1)
     scheduler = build_scheduler(optimizer, horizon=steps, warmup_iterations=2, poly_power=0.9)
@@ -54,7 +59,7 @@ def _run(
         clip_norm=1.0,
         checkpoint_every=4,
         log_every=5,
-        context=RunContext(state_dir=folder, checkpoint_minutes=minutes),
+        context=RunContext(state_dir=folder, checkpoint_minutes=minutes, on_oom=on_oom),
         description="test",
         validate=validate,
         validate_every=10,

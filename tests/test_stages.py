@@ -146,7 +146,7 @@ def test_pretrain_writes_what_it_promises_and_keeps_the_best(world):
 
 
 def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
-    from panoda.training import loop
+    from panoda.training.step import Stepper
 
     keywords = {
         "source_train": world.source / "train",
@@ -157,18 +157,18 @@ def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
         "seed": 0,
         "context": RunContext(state_dir=tmp_path / "state"),
     }
-    original = loop._train_step
+    original = Stepper.__call__
 
-    def dying(task, step, *rest):
+    def dying(stepper, step, batch):
         if step == 17:
             raise KeyboardInterrupt
-        return original(task, step, *rest)
+        return original(stepper, step, batch)
 
-    monkeypatch.setattr(loop, "_train_step", dying)
+    monkeypatch.setattr(Stepper, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
         pretrain(**keywords)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(loop, "_train_step", original)
+    monkeypatch.setattr(Stepper, "__call__", original)
     pretrain(**keywords)
     assert _same_weights(tmp_path / "out/model.safetensors", world.checkpoint)
 
@@ -278,21 +278,21 @@ def test_the_control_does_not_see_the_target(world, tmp_path):
 
 
 def test_adapt_is_deterministic_and_resumes(world, tmp_path, monkeypatch):
-    from panoda.training import loop
+    from panoda.training.step import Stepper
 
     _adapt(world, tmp_path / "whole", adapt_params())
-    original = loop._train_step
+    original = Stepper.__call__
 
-    def dying(task, step, *rest):
+    def dying(stepper, step, batch):
         if step == 3:
             raise KeyboardInterrupt
-        return original(task, step, *rest)
+        return original(stepper, step, batch)
 
     context = RunContext(state_dir=tmp_path / "state")
-    monkeypatch.setattr(loop, "_train_step", dying)
+    monkeypatch.setattr(Stepper, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
         _adapt(world, tmp_path / "killed", adapt_params(), context=context)
-    monkeypatch.setattr(loop, "_train_step", original)
+    monkeypatch.setattr(Stepper, "__call__", original)
     _adapt(world, tmp_path / "killed", adapt_params(), context=context)
     for name in ("model.safetensors", "prototypes.safetensors"):
         assert _same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)

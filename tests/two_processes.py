@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from panoda.training.context import RunContext
 from panoda.training.distributed import meet
+from panoda.training.messages import launchable
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "nano": {"drop_path": 0.2},
@@ -105,6 +106,7 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
     )
 
 
+@launchable
 def train_both(*, roots: dict[str, Path], name: str, context: RunContext) -> dict[str, float]:
     """``train`` of every model; several processes keep the weights of the vision transformer in parts."""
     found = {}
@@ -123,6 +125,7 @@ class _Prefixed(Numbers):
         self.logger.log_metrics({f"{self.prefix}/{k}": v for k, v in metrics.items()}, step)
 
 
+@launchable
 def fail_alone(*, context: RunContext) -> dict[str, float]:
     """The second process finds something wrong while the first waits for it."""
     if context.rank == 1:
@@ -131,6 +134,7 @@ def fail_alone(*, context: RunContext) -> dict[str, float]:
     return {}
 
 
+@launchable
 def vanish(*, context: RunContext) -> dict[str, float]:
     """The second process is killed while the first waits for it."""
     if context.rank == 1:
@@ -147,26 +151,28 @@ class Endless:
         self.trained = torch.nn.Linear(3, 1)
         self.folder, self.rank, self.world = folder, rank, world
 
-    def batches(self, start_step: int) -> Iterator[int]:
-        return iter(range(start_step, 10**6))
+    def batches(self, start_step: int) -> Iterator[torch.Tensor]:
+        for step in range(start_step, 10**6):
+            whole = torch.rand(4, 3, generator=torch.Generator().manual_seed(step))
+            yield whole.chunk(self.world)[self.rank]
 
-    def losses(self, step: int, batch: int) -> dict[str, torch.Tensor]:
+    def losses(self, step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         (self.folder / f"pid{self.rank}").write_text(f"{os.getpid()} {step}")
         time.sleep(0.02 * (1 + self.rank))
-        x = torch.rand(4, 3, generator=torch.Generator().manual_seed(step)).chunk(self.world)[self.rank]
-        return {"loss/total": self.trained(x).square().mean()}
+        return {"loss/total": self.trained(batch).square().mean()}
 
     def after_step(self, step: int) -> dict[str, torch.Tensor]:
         return {}
 
-    def describe(self, batch: int) -> str:
-        return str(batch)
+    def describe(self, batch: torch.Tensor) -> str:
+        return str(len(batch))
 
     def components(self) -> dict[str, Any]:
         return {"model": self.trained}
 
 
-def linger(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
+@launchable
+def linger(*, folder: Path, steps: int, context: RunContext, accumulate: int = 1) -> dict[str, float]:
     """Train for ``steps`` steps."""
     from panoda.training.loop import run_loop
 
@@ -183,6 +189,7 @@ def linger(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]
         log_every=1,
         context=context,
         description="linger",
+        accumulate=accumulate,
     )
     weights = {f"weight{i}": v for i, v in enumerate(task.trained.weight.detach().flatten().tolist())}
     return {"steps": float(len(state.history)), **weights}

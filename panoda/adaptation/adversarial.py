@@ -42,6 +42,28 @@ class Adversary:
         return loss.detach()
 
 
+class Outputs:
+    """Outputs of a step, micro-batch by micro-batch, until the discriminator takes its own step on them."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def keep(self, source_logits: Tensor, target_logits: Tensor) -> None:
+        """Keep those of a micro-batch; a rehearsal without gradients starts a step anew and is not kept."""
+        if torch.is_grad_enabled():
+            self._pairs.append((source_logits.detach(), target_logits.detach()))
+        else:
+            self._pairs.clear()
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Source and target logits of the whole step, which are forgotten here."""
+        pairs, self._pairs = self._pairs, []
+        if len(pairs) == 1:
+            return pairs[0]
+        return torch.cat([source for source, _ in pairs]), torch.cat([target for _, target in pairs])
+
+
 def _bce(score: Tensor, value: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(
         score.float(), torch.full_like(score, value, dtype=torch.float32)

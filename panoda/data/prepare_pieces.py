@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from panoda.data import finished
 from panoda.data.dataset import RawItem
+from panoda.data.item_lists import read_items, write_items
 from panoda.data.prepare_split import How, Problems, SplitWork, cores, make_shard, prepare_items
 from panoda.data.shards import shard_name
 from panoda.files import staged_file, take_over
@@ -34,8 +34,8 @@ def make_elsewhere(work: SplitWork, compute: Compute) -> None:
     place = compute.state_dir / "pieces"
     lists = (place / f"items-{work.name}").absolute()
     for shard in missing:
-        with staged_file(lists / str(shard.number)) as aside:
-            aside.write_bytes(pickle.dumps(list(_absolute(work.items_of(shard.number)))))
+        with staged_file(lists / f"{shard.number}.json") as aside:
+            write_items(aside, _absolute(work.items_of(shard.number)))
     recipes = tuple((shard.number, shard.recipe) for shard in missing)
     shards = ShardWork(work.name, lists, work.how, recipes)
     work.waiting.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ class ShardWork(Work):
 
     Attributes:
         split: Name of the split.
-        lists: Folder with the items of every shard, pickled, under its number.
+        lists: Folder with the items of every shard (``panoda.data.item_lists``), under its number.
         how: Sizes, labels and codec.
         shards: Number and recipe of every shard.
     """
@@ -81,7 +81,7 @@ class ShardWork(Work):
 
         def make(piece: int, folder: Path) -> None:
             number, recipe = self.shards[piece]
-            items: list[RawItem] = pickle.loads((self.lists / str(number)).read_bytes())
+            items = read_items(self.lists / f"{number}.json")
             problems = Problems()
             with closing(prepare_items(items, how)) as results:
                 made = make_shard(

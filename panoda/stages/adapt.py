@@ -101,6 +101,7 @@ def adapt(
                 clip_norm=params.optim.clip_norm,
                 checkpoint_every=params.checkpoint_every,
                 log_every=params.log_every,
+                accumulate=params.accumulate,
                 context=context,
                 description="adapt",
             )

@@ -126,6 +126,7 @@ def pretrain(
             clip_norm=params.optim.clip_norm,
             checkpoint_every=params.checkpoint_every,
             log_every=params.log_every,
+            accumulate=params.accumulate,
             context=context,
             description="pretrain",
             validate=keeper,

@@ -123,6 +123,7 @@ def _align(
             clip_norm=params.optim.clip_norm,
             checkpoint_every=params.checkpoint_every,
             log_every=params.log_every,
+            accumulate=params.accumulate,
             context=context,
             description="warm-up",
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from panoda.adaptation.adversarial import Adversary
+from panoda.adaptation.adversarial import Adversary, Outputs
 from panoda.adaptation.mixing import colour_transfer
 from panoda.data.loader import Batch
 from panoda.data.transforms import normalise
@@ -41,7 +41,7 @@ class AlignmentTask:
         self.adversarial_weight = adversarial_weight
         self.colour_transfer = colour_transfer
         self.device = device
-        self._outputs: tuple[Tensor, Tensor] | None = None
+        self._outputs = Outputs()
 
     def batches(self, start_step: int) -> Iterator[tuple[Batch, Batch]]:
         """Pairs of (source, target)."""
@@ -59,7 +59,7 @@ class AlignmentTask:
         label = source["label"].to(self.device, non_blocking=True)
         ce = cross_entropy(source_logits, label, self.weight)
         adversarial = self.adversary.generator_loss(target_logits)
-        self._outputs = (source_logits.detach(), target_logits.detach())
+        self._outputs.keep(source_logits, target_logits)
         values = {
             "loss/total": ce + self.adversarial_weight * adversarial,
             "loss/source_ce": ce,
@@ -72,11 +72,7 @@ class AlignmentTask:
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         """One discriminator update on the outputs of this step."""
-        if self._outputs is None:
-            return {}
-        loss = self.adversary.step(*self._outputs)
-        self._outputs = None
-        return {"loss/discriminator": loss}
+        return {"loss/discriminator": self.adversary.step(*self._outputs.take())}
 
     def describe(self, batch: tuple[Batch, Batch]) -> str:
         """Sample ids of both domains."""

@@ -61,6 +61,8 @@ class RunContext:
         fan_out: Who makes the pieces of the stages that work in pieces; None = this process.
         keep_checkpoints: Resume points kept.
         checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
+        on_oom: When a training step runs out of memory: fail, or accumulate over more micro-batches.
+        deterministic: torch's deterministic mode, for the processes that this one starts.
         devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
         rank: Number of this process among those that train one model, from 0; the first one writes.
         world: Number of processes that train one model.
@@ -76,6 +78,8 @@ class RunContext:
     fan_out: Runner | None = None
     keep_checkpoints: int = 2
     checkpoint_minutes: float = 10.0
+    on_oom: Literal["fail", "accumulate"] = "fail"
+    deterministic: bool = False
     devices: int = 1
     rank: int = 0
     world: int = 1
@@ -112,7 +116,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_devices(wanted: int | Literal["auto"], device: torch.device, *, batch_size: int) -> int:
+def resolve_devices(
+    wanted: int | Literal["auto"], device: torch.device, *, batch_size: int, accumulate: int = 1
+) -> int:
     """Number of processes that train a model on batches of ``batch_size`` images.
 
     Args:
@@ -120,6 +126,7 @@ def resolve_devices(wanted: int | Literal["auto"], device: torch.device, *, batc
             cuda:N.
         device: What ``resolve_device`` found.
         batch_size: Images of a step, over all processes.
+        accumulate: Micro-batches that every process computes its share in.
 
     Raises:
         ValueError: more than the visible GPUs, more than one with cuda:N, or the batch does not divide.
@@ -127,28 +134,30 @@ def resolve_devices(wanted: int | Literal["auto"], device: torch.device, *, batc
     named = device.type == "cuda" and device.index is not None
     visible = torch.cuda.device_count() if device.type == "cuda" and not named else 1
     if wanted == "auto":
-        return max(n for n in range(1, visible + 1) if batch_size % n == 0)
+        return max(n for n in range(1, visible + 1) if batch_size % (n * accumulate) == 0)
     if device.type == "cuda" and wanted > visible:
         raise ValueError(
             f"runtime.devices is {wanted}, but runtime.device {device} is one GPU; set it to cuda"
             if named
             else f"runtime.devices is {wanted}, but {visible} GPU(s) are visible; use auto"
         )
-    check_shares(batch_size, wanted)
+    check_shares(batch_size, wanted, accumulate=accumulate)
     return wanted
 
 
-def check_shares(batch_size: int, count: int) -> None:
-    """Refuse a batch that does not split into ``count`` equal shares.
+def check_shares(batch_size: int, count: int, *, accumulate: int = 1) -> None:
+    """Refuse a batch that does not split into ``count`` equal shares, of ``accumulate`` micro-batches each.
 
     Raises:
         ValueError: it does not.
     """
-    if batch_size % count:
-        fitting = [str(n) for n in range(1, count) if batch_size % n == 0]
+    if batch_size % (count * accumulate):
+        fitting = [str(n) for n in range(1, count) if batch_size % (n * accumulate) == 0]
+        parts = f", in {accumulate} micro-batches each (accumulate)" if accumulate > 1 else ""
         raise ValueError(
-            f"batch_size {batch_size} does not divide by the {count} processes of runtime.devices; it is the "
-            f"whole batch of a step: set it to a multiple of {count}, or devices to {' or '.join(fitting)}"
+            f"batch_size {batch_size} does not divide by the {count} processes of runtime.devices{parts}; it "
+            f"is the whole batch of a step: set it to a multiple of {count * accumulate}, or devices to "
+            f"{' or '.join(fitting)}"
         )
 
 
@@ -160,6 +169,19 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float16
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def set_deterministic(on: bool) -> None:
+    """The same bits every time on the same device, or torch's fastest ways; of the whole process.
+
+    Operators that have no deterministic way raise an error (``panoda.training.failures``). Call it before
+    the GPU is first used: cuBLAS reads its workspace from the environment.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = False
 
 
 def set_threads(count: int) -> None:

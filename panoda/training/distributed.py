@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -149,6 +149,19 @@ class Team:
                     stack.callback(handle.remove)
             yield
             self._gradients = None
+
+    @property
+    def own_share(self) -> Share:
+        """Of this process."""
+        return self._share
+
+    def whole_draws(self, trained: nn.Module) -> AbstractContextManager[None]:
+        """Inside, layers of ``trained`` that draw do so for the whole batch, whatever it is split into."""
+        if self.world > 1:
+            return nullcontext()  # ``training`` has seen to it
+        from panoda.training.synchronised import synchronised
+
+        return synchronised(trained, norms=False)
 
     @contextmanager
     def share(self) -> Iterator[None]:

@@ -12,25 +12,26 @@ The workers (``panoda.training.worker``) compute. Each is connected to it by a s
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
-import pickle
 import secrets
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Listener, wait
 from pathlib import Path
 from typing import IO, Any, ParamSpec
 
 import torch
 
-from panoda.training.context import NullLogger, RunContext, check_shares
+from panoda.training.context import RunContext, check_shares
+from panoda.training.messages import launchable, pack_call, receive, send, unpack_error, unpack_image
 from panoda.training.preemption import StopRequest, stop_requests
 
 P = ParamSpec("P")
@@ -39,23 +40,6 @@ log = logging.getLogger("panoda")
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
 """For the others to say why they end, after the first has failed."""
-
-
-@dataclass(frozen=True)
-class WorkerJob:
-    """What a worker is told.
-
-    Attributes:
-        address: Socket of the process that started it.
-        key: Password of the socket.
-        threads: CPU threads of each worker.
-        call: Pickled (stage function, keywords).
-    """
-
-    address: str
-    key: bytes
-    threads: int
-    call: bytes
 
 
 def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
@@ -72,18 +56,20 @@ def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
         alone = context.devices == 1 or context.world > 1
         if alone or not getattr(params, "iterations", 1):
             return stage(*args, **keywords)
-        check_shares(getattr(params, "batch_size", 1), context.devices)
+        own = getattr(params, "accumulate", 1)
+        check_shares(getattr(params, "batch_size", 1), context.devices, accumulate=own)
         return launch(run, keywords, context)
 
-    return run
+    return launchable(run)
 
 
 def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: RunContext) -> Metrics:
     """Call ``function`` in ``context.devices`` processes; returns what the first one returns.
 
     Args:
-        function: Importable by name; takes ``context``, which it gets with its own rank and device.
-        keywords: Its other arguments; anything that pickles.
+        function: Importable by name and marked by ``launchable``; takes ``context``, which it gets with its
+            own rank and device.
+        keywords: Its other arguments (``panoda.training.messages`` says which types).
         context: Of this process; its logger receives what the first process logs.
 
     Raises:
@@ -91,15 +77,16 @@ def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: 
         Preempted: asked to stop; everything is saved.
         ChildProcessError: the workers ended without a word, such as after SIGKILL.
     """
-    inner = replace(context, logger=NullLogger())
-    call = pickle.dumps((function, {**keywords, "context": inner}))
+    call = pack_call(function, {k: v for k, v in keywords.items() if k != "context"}, context)
     cores = max(1, torch.get_num_threads() // context.devices)
     if context.device.type == "cuda":
         torch.cuda.empty_cache()  # the first worker has the same GPU
     with tempfile.TemporaryDirectory(prefix="panoda-") as folder:
         address, key = str(Path(folder, "socket")), secrets.token_bytes(32)
         path = Path(folder, "job")
-        path.write_bytes(pickle.dumps(WorkerJob(address, key, cores, call)))
+        # The folder is this user's alone, and so is the key.
+        job = {"address": address, "key": key.hex(), "threads": cores, "call": call}
+        path.write_text(json.dumps(job), encoding="utf-8")
         with (
             Listener(address, "AF_UNIX", backlog=context.devices, authkey=key) as listener,
             _torchrun(context.devices, path, cores) as process,
@@ -182,22 +169,31 @@ class _Conversation:
     def _tell_all(self, word: str) -> bool:
         for link in list(self.links):
             with suppress(OSError):  # it ends by itself
-                link.send(word)
+                send(link, word)
         return True
 
     def _hear(self, link: Connection) -> None:
         try:
-            kind, *rest = link.recv()
+            kind, values = receive(link)
         except (EOFError, ConnectionError):
             self.links.remove(link)
             return
-        if kind == "log":
-            name, arguments = rest
-            getattr(self.context.logger, name)(*arguments)
-        elif kind == "result":
-            self.results.append(rest[0])
+        if kind == "result":
+            self.results.append(values["metrics"])
         elif kind == "error":
-            self.errors.append((rest[0], rest[1]))
+            error = unpack_error(values["error"], f"in process {values['rank']} of {self.context.devices}")
+            self.errors.append((values["at"], error))
+        else:
+            self._log(kind, values)
+
+    def _log(self, kind: str, values: Mapping[str, Any]) -> None:
+        logger = self.context.logger
+        if kind == "metrics":
+            logger.log_metrics(values["metrics"], values["step"])
+        elif kind == "image":
+            logger.log_image(values["key"], unpack_image(values["image"]), values["step"])
+        elif kind == "artifact":
+            logger.log_artifact(Path(values["path"]))
 
     def _welcome(self) -> None:
         try:

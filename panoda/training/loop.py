@@ -10,46 +10,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from panoda.progress import progress_bar
 from panoda.training.checkpoint import Stateful, load_resume, save_resume
 from panoda.training.context import RunContext
 from panoda.training.distributed import Team, gather
 from panoda.training.guard import StepGuard, TrainingDiverged
-from panoda.training.optim import gradient_norm
 from panoda.training.preemption import stop_requests
-from panoda.training.seeds import stream_seed
 from panoda.training.sharding import take_part, whole_states
 from panoda.training.spikes import LossSpikes
+from panoda.training.step import Stepper, Task
 
 __all__ = ["LoopState", "Task", "TrainingDiverged", "run_loop"]
-
-
-class Task(Protocol):
-    """What the loop trains."""
-
-    @property
-    def trained(self) -> nn.Module:
-        """The module whose parameters the optimiser moves."""
-
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """Batches from ``start_step`` on; batch k depends on the seed and k alone."""
-
-    def losses(self, step: int, batch: Any) -> dict[str, Tensor]:
-        """Named scalar losses of one step; ``loss/total`` is minimised."""
-
-    def after_step(self, step: int) -> dict[str, Tensor]:
-        """Update what follows the model (teacher, prototypes, discriminator); more named values."""
-
-    def describe(self, batch: Any) -> str:
-        """Sample ids of a batch, for error messages."""
-
-    def components(self) -> dict[str, Stateful]:
-        """Everything that must survive a restart, besides optimiser and scheduler."""
 
 
 @dataclass
@@ -85,6 +60,7 @@ def run_loop(
     description: str,
     validate: Callable[[LoopState], dict[str, float]] | None = None,
     validate_every: int = 0,
+    accumulate: int = 1,
 ) -> LoopState:
     """Train for ``num_steps`` optimiser steps, resuming from ``context.state_dir`` when it holds a point.
 
@@ -98,12 +74,15 @@ def run_loop(
         checkpoint_every: Steps between resume points.
         log_every: Steps between logged rows.
         context: Device, precision, logger.
-        description: Progress bar text.
+        description: Progress bar text: the stage's name, perhaps with hyphens.
         validate: Called every ``validate_every`` steps (when above 0) and at the end.
         validate_every: See ``validate``.
+        accumulate: Micro-batches that a batch is computed in (``panoda.training.accumulation``).
 
     Raises:
         TrainingDiverged: a loss or gradient is not finite; the last resume point is from before it.
+        OutOfMemory: a step does not fit; the message says what to lower.
+        NotDeterministic: deterministic mode, and an operator that knows none.
         Preempted: SIGTERM or ctrl-C; the step in hand was finished and saved.
     """
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
@@ -121,6 +100,19 @@ def run_loop(
         step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0), spikes
     )
     guard = StepGuard(lag=context.device.type == "cuda", scaler=scaler, spikes=spikes)
+    team = Team(context)
+    take_step = Stepper(
+        task,
+        optimizer,
+        scaler,
+        team,
+        guard,
+        context,
+        seed=seed,
+        clip_norm=clip_norm,
+        name=description.replace("-", ""),
+        parts=_parts(accumulate, extra, context),
+    )
     saved = time.monotonic()
 
     def save() -> None:
@@ -130,7 +122,12 @@ def run_loop(
         if context.state_dir is not None and not context.main:
             take_part(components)
             return
-        extra = {"history": state.history, "best": state.best, "validated": state.validated}
+        extra = {
+            "history": state.history,
+            "best": state.best,
+            "validated": state.validated,
+            "parts": take_step.parts,
+        }
         save_resume(
             context.state_dir,
             step=state.step,
@@ -151,20 +148,19 @@ def run_loop(
         save()
         return True
 
-    team = Team(context)
     with (
         progress_bar(enabled=context.progress) as bar,
         stop_requests() as stop,
         team.training(task.trained, optimizer, components, state.step),
     ):
         line = bar.add_task(description, total=num_steps, completed=state.step)
+        for row in state.history:  # a killed process may not have sent them; who has some skips them
+            context.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
         if state.step:
             validate_when_due()  # a run that was killed while it validated
         clock, clock_step = time.perf_counter(), state.step
         for batch in _take(task, state.step, num_steps):
-            values = _train_step(
-                task, state.step, batch, optimizer, scaler, seed, clip_norm, context, team, guard
-            )
+            values = take_step(state.step, batch)
             state.step += 1
             last = state.step == num_steps
             if state.step % log_every == 0 or last:
@@ -172,6 +168,8 @@ def run_loop(
                 row = team.mean(values)
                 row["lr"] = float(max(scheduler.get_last_lr()))
                 row["steps_per_second"] = (state.step - clock_step) / (time.perf_counter() - clock)
+                if take_step.parts > 1:
+                    row["micro_batches"] = float(take_step.parts)
                 clock, clock_step = time.perf_counter(), state.step
                 state.history.append({"step": float(state.step), **row})
                 context.logger.log_metrics(row, state.step)
@@ -190,32 +188,14 @@ def run_loop(
     return state
 
 
+def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
+    """Micro-batches to begin with: those of a killed run that had run out of memory, if it may again."""
+    if context.on_oom == "fail" or context.world > 1:
+        return accumulate
+    return max(accumulate, extra.get("parts", 1))
+
+
 def _take(task: Task, start: int, stop: int) -> Iterator[Any]:
     if start < stop:
         for _, batch in zip(range(start, stop), task.batches(start), strict=False):
             yield batch
-
-
-def _train_step(
-    task: Task,
-    step: int,
-    batch: Any,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    seed: int,
-    clip_norm: float,
-    context: RunContext,
-    team: Team,
-    guard: StepGuard,
-) -> dict[str, Tensor]:
-    torch.manual_seed(stream_seed(seed, "step", step))
-    optimizer.zero_grad(set_to_none=True)
-    with context.autocast(), team.share():
-        values = task.losses(step, batch)
-    team.backward(scaler.scale(values["loss/total"]))
-    scaler.unscale_(optimizer)
-    values["grad_norm"] = gradient_norm(task.trained.parameters(), clip_norm)
-    guard.add(step + 1, task.describe(batch), values)
-    scaler.step(optimizer)
-    scaler.update()
-    return {k: v.detach() for k, v in {**values, **task.after_step(step)}.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from panoda.adaptation.adversarial import Adversary
+from panoda.adaptation.adversarial import Adversary, Outputs
 from panoda.adaptation.mixing import (
     class_colour_transfer,
     class_mix_mask,
@@ -75,7 +75,7 @@ class SelfTrainingTask:
         if params.teacher.enabled:
             average = over_own_parts(get_ema_multi_avg_fn(params.teacher.ema_momentum))
             self.teacher = AveragedModel(model, multi_avg_fn=average, use_buffers=True).eval()
-        self._outputs: tuple[Tensor, Tensor] | None = None
+        self._outputs = Outputs()
 
     def batches(self, start_step: int) -> Iterator[tuple[Batch, Batch]]:
         """Pairs of (source, target)."""
@@ -113,7 +113,8 @@ class SelfTrainingTask:
             total = total + self._target_terms(
                 values, target_logits, target_features, student_label, features, label
             )
-            self._outputs = (logits.detach(), target_logits.detach())
+            if self.adversary is not None:
+                self._outputs.keep(logits, target_logits)
         values["loss/total"] = total
         return values
 
@@ -124,9 +125,8 @@ class SelfTrainingTask:
             self.teacher.update_parameters(self.trained)
         if self.params.mpa.weight > 0 and (step + 1) % self.params.mpa.refresh_every == 0:
             self.bank.refresh()
-        if self.adversary is not None and self._outputs is not None:
-            values["loss/discriminator"] = self.adversary.step(*self._outputs)
-        self._outputs = None
+        if self.adversary is not None:
+            values["loss/discriminator"] = self.adversary.step(*self._outputs.take())
         return values
 
     def result(self) -> Segmenter:

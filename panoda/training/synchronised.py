@@ -82,11 +82,13 @@ class SharedDropout2d(nn.Dropout2d):
 
 
 @contextmanager
-def synchronised(model: nn.Module) -> Iterator[None]:
-    """Inside, the layers of ``model`` that depend on the batch see all of it."""
+def synchronised(model: nn.Module, *, norms: bool = True) -> Iterator[None]:
+    """Inside, layers of ``model`` that depend on the batch see all of it; ``norms=False``: all but norms."""
     changed: list[tuple[nn.Module, type[nn.Module]]] = []
     for module in model.modules():
         to = _counterpart(module)
+        if not norms and to is not None and issubclass(to, nn.SyncBatchNorm):
+            continue
         if to is not None:
             changed.append((module, type(module)))
             module.__class__ = to

@@ -5,14 +5,14 @@ Started by ``panoda.training.launch``, which says how the two talk.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.connection import Client, Connection
@@ -22,39 +22,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from panoda.training.context import MetricLogger, NullLogger, RunContext
+from panoda.training.context import MetricLogger, NullLogger, RunContext, set_deterministic
 from panoda.training.distributed import process_group
-from panoda.training.launch import WorkerJob
+from panoda.training.messages import pack_error, pack_image, receive, send, unpack_call
 from panoda.training.preemption import sigterm_ends
 
 
 def main(path: Path) -> None:
     """Call the stage and send its result, or its error, to whoever started this process."""
-    job: WorkerJob = pickle.loads(path.read_bytes())
-    link = Client(job.address, "AF_UNIX", authkey=job.key)
+    job = json.loads(path.read_text(encoding="utf-8"))
+    link = Client(job["address"], "AF_UNIX", authkey=bytes.fromhex(job["key"]))
     threading.Thread(target=_follow, args=(link,), daemon=True).start()
     logging.basicConfig(level=logging.WARNING if _rank() == 0 else logging.ERROR, format="%(message)s")
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(job["threads"])
     try:
-        function, keywords = pickle.loads(job.call)
-        context = _own(keywords["context"], link)
+        function, keywords, told = unpack_call(job["call"])
+        context = _own(told, link, path.parent)
+        set_deterministic(context.deterministic)
         with sigterm_ends(), process_group(context.device) as (rank, world):
-            result = function(**{**keywords, "context": replace(context, rank=rank, world=world)})
+            result = function(**keywords, context=replace(context, rank=rank, world=world))
         if rank == 0:
-            link.send(("result", result))
+            send(link, "result", metrics={name: float(value) for name, value in result.items()})
     except BaseException as error:
-        link.send(("error", time.monotonic(), _portable(error)))
+        send(link, "error", at=time.monotonic(), rank=_rank(), error=pack_error(error))
         sys.stderr.flush()
         # At once: leaving the group in order would wait for the others, who wait for this process.
         os._exit(1)
 
 
-def _own(context: RunContext, link: Connection) -> RunContext:
+def _own(context: RunContext, link: Connection, folder: Path) -> RunContext:
     """The context of this process: its GPU, and a logger and a progress bar in the first alone."""
     device = context.device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    logger: MetricLogger = DistantLogger(link) if _rank() == 0 else NullLogger()
+    logger: MetricLogger = DistantLogger(link, folder) if _rank() == 0 else NullLogger()
     return replace(context, device=device, logger=logger, progress=context.progress and _rank() == 0)
 
 
@@ -65,48 +66,37 @@ def _rank() -> int:
 class DistantLogger:
     """Sends what is logged to the process that holds the real logger."""
 
-    def __init__(self, link: Connection) -> None:
-        """Send through ``link``."""
-        self._link = link
+    def __init__(self, link: Connection, folder: Path) -> None:
+        """Send through ``link``; figures wait as files in ``folder``, which the other side removes."""
+        self._link, self._folder = link, folder
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log many values of one step."""
-        self._send("log_metrics", dict(metrics), step)
+        send(self._link, "metrics", metrics={k: float(v) for k, v in metrics.items()}, step=int(step))
 
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         """Log a picture."""
-        self._send("log_image", key, image, step)
+        send(self._link, "image", key=key, image=pack_image(image), step=int(step))
 
     def log_figure(self, name: str, figure: Any) -> None:
-        """Log a figure."""
-        self._send("log_figure", name, figure)
+        """Log a figure, drawn here, in the folder ``figures``."""
+        place = Path(tempfile.mkdtemp(dir=self._folder), "figures", name)
+        place.parent.mkdir(parents=True)
+        figure.savefig(place)
+        self.log_artifact(place.parent)
 
     def log_artifact(self, path: Path) -> None:
         """Log a file or folder."""
-        self._send("log_artifact", path)
-
-    def _send(self, method: str, *arguments: Any) -> None:
-        self._link.send(("log", method, arguments))
+        send(self._link, "artifact", path=str(Path(path).absolute()))
 
 
 def _follow(link: Connection) -> None:
     """Stop when told, and end with the process that started this one: with it the lock of the GPU goes."""
     try:
-        while link.recv() == "stop":
+        while receive(link)[0] == "stop":
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
         os._exit(1)
-
-
-def _portable(error: BaseException) -> BaseException:
-    """``error`` with its traceback as a note; one that does not pickle becomes a RuntimeError."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        found: BaseException = pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a foreign exception's constructor raises
-        found = RuntimeError(f"{type(error).__name__}: {error}")
-    found.add_note(f"in process {_rank()} of {os.environ['WORLD_SIZE']}:\n{text}")
-    return found
 
 
 if __name__ == "__main__":

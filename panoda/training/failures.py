@@ -1,0 +1,54 @@
+"""What torch reports in its own words, said so that one knows what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+_MEMORY = ("can't allocate memory", "CUDA out of memory", "ALLOC_FAILED")
+"""RuntimeErrors that are no torch.OutOfMemoryError: of the CPU's allocator, of cuBLAS and cuDNN."""
+_NOT_DETERMINISTIC = "does not have a deterministic implementation"
+
+
+class OutOfMemory(ValueError):
+    """A step does not fit into memory."""
+
+
+class NotDeterministic(ValueError):
+    """Deterministic mode is on, and an operator has no deterministic way."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MEMORY)
+
+
+@contextmanager
+def explained(what: Callable[[], str], advice: Callable[[], str]) -> Iterator[None]:
+    """Turn a failed allocation and a missing deterministic operator into errors that say what to do.
+
+    Args:
+        what: What was computed; both are asked for only when it failed.
+        advice: What to lower.
+
+    Raises:
+        OutOfMemory: names both.
+        NotDeterministic: names the operator.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"out of memory: {what()} ({reason}). {advice()}") from error
+        if _NOT_DETERMINISTIC in str(error):
+            raise NotDeterministic(
+                f"runtime.deterministic is on, but {reason.split(_NOT_DETERMINISTIC)[0].strip()} "
+                f"{_NOT_DETERMINISTIC} on this device: compute on the CPU (runtime.device: cpu), or set "
+                "runtime.deterministic to false"
+            ) from error
+        raise
