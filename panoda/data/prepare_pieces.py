@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +17,7 @@ from panoda.data.dataset import RawItem
 from panoda.data.item_lists import read_items, write_items
 from panoda.data.prepare_split import How, Problems, SplitWork, cores, make_shard, prepare_items
 from panoda.data.shards import shard_name
-from panoda.files import staged_file, take_over
+from panoda.files import staged_directory, take_over, write_json
 from panoda.pieces import Compute, Work, finish
 
 
@@ -33,34 +35,41 @@ def make_elsewhere(work: SplitWork, compute: Compute) -> None:
         raise ValueError("shards made by a cluster need a state folder that all workers share")
     place = compute.state_dir / "pieces"
     lists = (place / f"items-{work.name}").absolute()
-    for shard in missing:
-        with staged_file(lists / f"{shard.number}.json") as aside:
-            write_items(aside, _absolute(work.items_of(shard.number)))
-    recipes = tuple((shard.number, shard.recipe) for shard in missing)
-    shards = ShardWork(work.name, lists, work.how, recipes)
+    recipes = hashlib.sha256()
+    with staged_directory(lists) as folder:
+        for piece, shard in enumerate(missing):
+            write_items(folder / f"{piece}.json", _absolute(work.items_of(shard.number)))
+            write_json(folder / f"{piece}.shard.json", {"number": shard.number, "recipe": shard.recipe})
+            recipes.update(f"{shard.number} {shard.recipe}\n".encode())
+    shards = ShardWork(work.name, lists, work.how, len(missing), recipes.hexdigest())
     work.waiting.mkdir(parents=True, exist_ok=True)
-    for (number, _), piece in zip(recipes, finish(shards, place, compute), strict=True):
-        for name in (shard_name(number), f"{shard_name(number)}.json"):
+    for shard, made in zip(missing, finish(shards, place, compute), strict=True):
+        for name in (shard_name(shard.number), f"{shard_name(shard.number)}.json"):
             (work.waiting / name).unlink(missing_ok=True)
-            take_over(piece / name, work.waiting)
-        work.look_again(number)
+            take_over(made / name, work.waiting)
+        work.look_again(shard.number)
 
 
 @dataclass(frozen=True)
 class ShardWork(Work):
     """Some shards of a split; a piece holds a shard and the note that ``panoda.data.finished`` reads.
 
+    It goes to the workers with every piece, so it has the same size for any number of shards.
+
     Attributes:
         split: Name of the split.
-        lists: Folder with the items of every shard (``panoda.data.item_lists``), under its number.
+        lists: Folder with items (``panoda.data.item_lists``), number and recipe of every shard, under the
+            piece's number.
         how: Sizes, labels and codec.
-        shards: Number and recipe of every shard.
+        count: Number of shards.
+        recipes: SHA-256 over numbers and recipes of all.
     """
 
     split: str
     lists: Path
     how: How
-    shards: tuple[tuple[int, str], ...]
+    count: int
+    recipes: str
 
     @property
     def name(self) -> str:
@@ -69,19 +78,20 @@ class ShardWork(Work):
 
     def identity(self) -> dict[str, Any]:
         """The recipes cover items, files and settings."""
-        return {"shards": self.shards}
+        return {"shards": self.recipes}
 
     def __len__(self) -> int:
         """Number of pieces."""
-        return len(self.shards)
+        return self.count
 
     def open(self, compute: Any) -> Callable[[int, Path], None]:
         """Nothing to open: a piece reads its own items."""
         how = dataclasses.replace(self.how, workers=cores())
 
         def make(piece: int, folder: Path) -> None:
-            number, recipe = self.shards[piece]
-            items = read_items(self.lists / f"{number}.json")
+            shard = json.loads((self.lists / f"{piece}.shard.json").read_text(encoding="utf-8"))
+            number, recipe = int(shard["number"]), str(shard["recipe"])
+            items = read_items(self.lists / f"{piece}.json")
             problems = Problems()
             with closing(prepare_items(items, how)) as results:
                 made = make_shard(
