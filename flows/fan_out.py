@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_API_URL
 
 from panoda.config import ClusterParams, ConfigError, RuntimeParams
 from panoda.pieces import Runner, Work, make_piece
@@ -40,7 +42,7 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
     """Connect to the cluster, or start one on this machine for as long as the stage runs.
 
     Raises:
-        ConfigError: Dask is not installed, or nothing answers at the address.
+        ConfigError: Dask is not installed, nothing answers at the address, or workers do not reach Prefect.
     """
     try:
         from distributed import Client, LocalCluster, Security
@@ -60,13 +62,42 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
             yield _Dask(local.scheduler_address, cluster.retries, compute, local.security)
         return
     try:
-        Client(cluster.address, timeout=ANSWER_WITHIN, set_as_default=False).close()
+        client = Client(cluster.address, timeout=ANSWER_WITHIN, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"runtime.cluster.address {cluster.address}: no Dask scheduler answers ({error}); start one with "
             "`dask scheduler`, or set it to null for workers on this machine"
         ) from error
+    with client:
+        _check_workers(client)
     yield _Dask(cluster.address, cluster.retries, compute)
+
+
+def _check_workers(client: Any) -> None:
+    """A stage that was started without a lasting server has one that only this machine sees."""
+    url = PREFECT_API_URL.value()
+    try:
+        reached = client.run(_reaches, url)
+    except ImportError as error:
+        raise ConfigError(
+            f"the Dask workers cannot import the project ({error}); start them with its environment and with "
+            "PYTHONPATH set to the checkout"
+        ) from error
+    lost = sorted(worker for worker, found in reached.items() if not found)
+    if lost:
+        raise ConfigError(
+            f"{len(lost)} of {len(reached)} Dask workers, such as {lost[0]}, cannot reach Prefect at {url}; "
+            "run `prefect server start --host 0.0.0.0` and set PREFECT_API_URL to an address that they reach"
+        )
+
+
+def _reaches(url: str) -> bool:
+    """Whether Prefect's server answers; runs on a worker."""
+    try:
+        with urlopen(f"{url}/health", timeout=ANSWER_WITHIN) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)

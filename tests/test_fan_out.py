@@ -23,6 +23,7 @@ pytest.importorskip("prefect_dask")
 
 import dask
 import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from raw_data import erp_item, run_prepare, write_pair
 from test_pieces import contents, make_inputs, results, run_stages
 
@@ -266,6 +267,22 @@ def test_the_cluster_of_a_stage_takes_nobody_without_its_keys(runner: Any) -> No
         pytest.raises(ssl.SSLError, match="certificate required"),
     ):
         link.recv(1)
+
+
+def test_workers_elsewhere_have_to_reach_prefect(runner: Any) -> None:
+    cluster = ClusterParams(address=runner.address)
+    own = runner.security
+    keys = {"ca-file": own.tls_ca_file, "client.cert": own.tls_client_cert, "client.key": own.tls_client_key}
+    with dask.config.set({f"distributed.comm.tls.{name}": key for name, key in keys.items()}):
+        with workers(RUNTIME, cluster) as found:
+            assert found == runner.__class__(runner.address, cluster.retries, runner.compute)
+        lost = "2 of 2 Dask workers.*cannot reach Prefect.*PREFECT_API_URL"
+        with (
+            temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+            pytest.raises(ConfigError, match=lost),
+            workers(RUNTIME, cluster),
+        ):
+            pass
 
 
 def test_without_a_scheduler_or_dask_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
