@@ -1,3 +1,4 @@
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -151,3 +152,15 @@ def test_gradients_that_stay_infinite_stop_a_half_precision_run():
             context=RunContext(dtype=torch.float16),
             description="test",
         )
+
+
+def test_the_share_of_waiting_for_data_is_reported(tmp_path: Path) -> None:
+    class Slow(_Task):
+        def batches(self, start_step: int) -> Iterator[torch.Tensor]:
+            for batch in super().batches(start_step):
+                time.sleep(0.02)
+                yield batch
+
+    waiting, working = _run(Slow(), None, steps=8), _run(_Task(), None, steps=8)
+    assert all(0.5 < row["data_wait_share"] <= 1 for row in waiting.history)
+    assert all(0 <= row["data_wait_share"] < 0.5 for row in working.history)

@@ -159,7 +159,8 @@ def run_loop(
         if state.step:
             validate_when_due()  # a run that was killed while it validated
         clock, clock_step = time.perf_counter(), state.step
-        for batch in _take(task, state.step, num_steps):
+        batches = _Waits(_take(task, state.step, num_steps))
+        for batch in batches:
             values = take_step(state.step, batch)
             state.step += 1
             last = state.step == num_steps
@@ -167,7 +168,9 @@ def run_loop(
                 guard.check()
                 row = team.mean(values)
                 row["lr"] = float(max(scheduler.get_last_lr()))
-                row["steps_per_second"] = (state.step - clock_step) / (time.perf_counter() - clock)
+                passed = time.perf_counter() - clock
+                row["steps_per_second"] = (state.step - clock_step) / passed
+                row["data_wait_share"] = batches.waited() / passed
                 if take_step.parts > 1:
                     row["micro_batches"] = float(take_step.parts)
                 clock, clock_step = time.perf_counter(), state.step
@@ -181,7 +184,7 @@ def run_loop(
                 save()
             asked.obey(f"step {state.step} of {num_steps}")
             if validate_when_due():
-                clock, clock_step = time.perf_counter(), state.step
+                clock, clock_step, _ = time.perf_counter(), state.step, batches.waited()
             bar.update(line, completed=state.step)
             asked.obey(f"step {state.step} of {num_steps}")
     spikes.rows = sorted(sum(gather(spikes.rows, context), []), key=lambda row: row["step"])
@@ -193,6 +196,28 @@ def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
     if context.on_oom == "fail" or context.world > 1:
         return accumulate
     return max(accumulate, extra.get("parts", 1))
+
+
+class _Waits:
+    """Batches, and how long the loop waits for them."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches, self._seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._seconds += time.perf_counter() - start
+
+    def waited(self) -> float:
+        """Seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 def _take(task: Task, start: int, stop: int) -> Iterator[Any]:
