@@ -122,7 +122,8 @@ def ohem_cross_entropy(
         ranked = gathered(torch.where(labelled, true_prob, torch.full_like(true_prob, 2.0)).flatten())
         ranked = ranked.sort().values
         kept = (summed(labelled.sum()) * min_kept).long().clamp(min=1, max=ranked.numel())
-        limit = torch.maximum(ranked[kept - 1], ranked.new_tensor(threshold))
+        # take, because an index that is a scalar tensor is read back by the host.
+        limit = ranked.take(kept - 1).clamp(min=threshold)
         hard = labelled & (true_prob <= limit)
         target = torch.where(hard, label, torch.full_like(label, IGNORE_INDEX))
     return cross_entropy(logits, target, weight, label_smoothing=label_smoothing)
