@@ -114,6 +114,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             keep_checkpoints=params.runtime.keep_checkpoints,
             checkpoint_minutes=params.runtime.checkpoint_minutes,
             on_oom=params.runtime.on_oom,
+            compile=params.runtime.compile,
             deterministic=params.runtime.deterministic,
             devices=devices,
             shard=params.runtime.shard == "fsdp",

@@ -732,6 +732,9 @@ class RuntimeParams(Section):
     on_oom: Literal["fail", "accumulate"] = "fail"
     """When a training step runs out of memory: fail and say what to lower, or accumulate: halve the
     micro-batches until it fits and keep the batch (one process; batch norms then see micro-batches)."""
+    compile: bool = False
+    """Compile models for training with torch.compile: a step costs less, the first ones minutes; needs a
+    C++ compiler. docs/benchmarks.md says where it pays."""
     deterministic: bool = False
     """The same bits every time on the same device, at a price; an error where an operator cannot."""
 

@@ -48,6 +48,7 @@ def _run(
     validate=None,
     minutes: float = 10.0,
     on_oom: str = "fail",
+    compile: bool = False,
 ) -> LoopState:
     optimizer = build_optimizer(task.trained, name="adamw", lr=0.01, weight_decay=0.1)
     scheduler = build_scheduler(optimizer, horizon=steps, warmup_iterations=2, poly_power=0.9)
@@ -60,7 +61,7 @@ def _run(
         clip_norm=1.0,
         checkpoint_every=4,
         log_every=5,
-        context=RunContext(state_dir=folder, checkpoint_minutes=minutes, on_oom=on_oom),
+        context=RunContext(state_dir=folder, checkpoint_minutes=minutes, on_oom=on_oom, compile=compile),
         description="test",
         validate=validate,
         validate_every=10,
@@ -164,3 +165,35 @@ def test_the_share_of_waiting_for_data_is_reported(tmp_path: Path) -> None:
     waiting, working = _run(Slow(), None, steps=8), _run(_Task(), None, steps=8)
     assert all(0.5 < row["data_wait_share"] <= 1 for row in waiting.history)
     assert all(0 <= row["data_wait_share"] < 0.5 for row in working.history)
+
+
+def test_steps_are_compiled_and_validation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Counted(_Task):
+        def losses(self, step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+            calls.append("step")
+            return super().losses(step, batch)
+
+    def compile_(model: nn.Module, **options: object) -> None:
+        def call(x: torch.Tensor) -> torch.Tensor:
+            calls.append("compiled")
+            return model.forward(x)
+
+        model._compiled_call_impl = call
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    task = Counted()
+
+    def validate(state: LoopState) -> dict[str, float]:
+        task.trained(torch.zeros(1, 4))
+        return {"score": 0.0}
+
+    _run(task, None, steps=3, validate=validate, compile=True)
+    assert calls == ["step", "compiled"] * 3
+    assert task.trained._compiled_call_impl is None
+    plain = _Task()
+    _run(plain, None, steps=3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.trained.parameters(), task.trained.parameters(), strict=True)
+    )

@@ -62,6 +62,7 @@ class RunContext:
         keep_checkpoints: Resume points kept.
         checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
         on_oom: When a training step runs out of memory: fail, or accumulate over more micro-batches.
+        compile: Compile what is trained with torch.compile.
         deterministic: torch's deterministic mode, for the processes that this one starts.
         devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
         rank: Number of this process among those that train one model, from 0; the first one writes.
@@ -79,6 +80,7 @@ class RunContext:
     keep_checkpoints: int = 2
     checkpoint_minutes: float = 10.0
     on_oom: Literal["fail", "accumulate"] = "fail"
+    compile: bool = False
     deterministic: bool = False
     devices: int = 1
     rank: int = 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from panoda.progress import progress_bar
 from panoda.training.checkpoint import Stateful, load_resume, save_resume
@@ -113,6 +114,7 @@ def run_loop(
         name=description.replace("-", ""),
         parts=_parts(accumulate, extra, context),
     )
+    compiled = _Compiled(task.trained, context.compile)
     saved = time.monotonic()
 
     def save() -> None:
@@ -161,7 +163,8 @@ def run_loop(
         clock, clock_step = time.perf_counter(), state.step
         batches = _Waits(_take(task, state.step, num_steps))
         for batch in batches:
-            values = take_step(state.step, batch)
+            with compiled:
+                values = take_step(state.step, batch)
             state.step += 1
             last = state.step == num_steps
             if state.step % log_every == 0 or last:
@@ -196,6 +199,25 @@ def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
     if context.on_oom == "fail" or context.world > 1:
         return accumulate
     return max(accumulate, extra.get("parts", 1))
+
+
+class _Compiled:
+    """Inside, a model is compiled, if that is wanted; torch keeps what it compiled for later runs.
+
+    Validation, whose images have other sizes, is outside: every size would be compiled anew.
+    """
+
+    def __init__(self, model: nn.Module, wanted: bool) -> None:
+        self._model, self._call = model, None
+        if wanted:
+            model.compile(dynamic=False)
+            self._call, model._compiled_call_impl = model._compiled_call_impl, None
+
+    def __enter__(self) -> None:
+        self._model._compiled_call_impl = self._call
+
+    def __exit__(self, *_: object) -> None:
+        self._model._compiled_call_impl = None
 
 
 class _Waits:
