@@ -86,6 +86,8 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
 
     Raises:
         ValueError: parameters, inputs or the output folder do not fit; nothing was changed then.
+        OutOfMemory: the message says what to lower.
+        NotDeterministic: deterministic mode, and an operator that knows none.
         Preempted: SIGTERM, or ctrl-C while a model trained; the resume state is kept.
     """
     stage = get_stage(name)
@@ -96,6 +98,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
     mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
     # Imported here: what is wrong above is reported before torch loads.
     from panoda.training.context import RunContext, resolve_precision
+    from panoda.training.failures import explained
     from panoda.training.preemption import sigterm_ends
 
     with ExitStack() as stack:
@@ -122,6 +125,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
         )
         run = StageRun(params, inputs, out, context, record)
         stack.enter_context(_recorded(run, job, out))
+        stack.enter_context(explained(lambda: f"stage {stage.name}, on {device}", lambda: _smaller(stage)))
         yield run
         _log_results(stage, run)
 
@@ -248,6 +252,16 @@ def _shared(stage: Stage, params: Params) -> dict[str, int]:
     """What divides between processes."""
     own = getattr(params, stage.trains)
     return {"batch_size": own.batch_size, "accumulate": own.accumulate}
+
+
+def _smaller(stage: Stage) -> str:
+    """What to lower when memory runs out outside of a training step, which has a message of its own."""
+    if stage.trains:
+        return f"Lower {stage.trains}.batch_size"
+    if not stage.on_gpu:
+        return "Free some memory, or use a machine that has more"
+    advice = f"Lower {stage.name}.batch_size or the largest of {stage.name}.scales"
+    return f"{advice}, or set evaluate.sliding" if stage.name == "evaluate" else advice
 
 
 def _sharing(stage: Stage, params: Params, devices: int) -> dict[str, Any]:

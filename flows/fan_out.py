@@ -52,7 +52,7 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
             f"runtime.cluster needs Dask and prefect-dask ({error}); install panoda[cluster], or set "
             "runtime.cluster to null"
         ) from error
-    compute = Compute(runtime.device, runtime.precision, runtime.threads)
+    compute = Compute(runtime.device, runtime.precision, runtime.threads, runtime.deterministic)
     if cluster.address is None:
         keywords: dict[str, Any] = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
         logging.getLogger("distributed").setLevel(logging.ERROR)
@@ -107,6 +107,7 @@ class Compute:
     device: str
     precision: str
     threads: int
+    deterministic: bool
 
 
 class Order:
@@ -178,8 +179,15 @@ def make(order: Order, folder: str, number: int) -> None:
 
 @cache
 def _context(compute: Compute) -> RunContext:
-    from panoda.training.context import RunContext, resolve_device, resolve_precision, set_threads
+    from panoda.training.context import (
+        RunContext,
+        resolve_device,
+        resolve_precision,
+        set_deterministic,
+        set_threads,
+    )
 
     set_threads(compute.threads)
+    set_deterministic(compute.deterministic)
     device = resolve_device(compute.device)
     return RunContext(device=device, dtype=resolve_precision(compute.precision, device))

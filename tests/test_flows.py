@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,29 @@ def test_a_run_by_hand_has_its_own_folder_and_record(project: Path, store: str) 
     assert tracked.data.tags["origin"] == "hand" and tracked.data.tags["scenario"] == "city_small"
     assert [d.dataset.name for d in tracked.inputs.dataset_inputs] == ["target_train"]
     assert tracked.data.metrics == {"kept_share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"),
+            "out of memory: stage pseudo_labels, on cpu (CUDA out of memory. Tried to allocate 9 GiB). Lower "
+            "pseudo_labels.batch_size or the largest of pseudo_labels.scales",
+        ),
+        (
+            RuntimeError("histc_cuda does not have a deterministic implementation, but you set"),
+            "runtime.deterministic is on, but histc_cuda does not have a deterministic implementation",
+        ),
+    ],
+)
+def test_what_torch_reports_is_said_with_what_to_change(
+    project: Path, error: Exception, message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)), stage_run("pseudo_labels", HERE):
+        raise error
+    found = json.loads(next(Path("runs").glob("*/run.json")).read_text())
+    assert found["status"] == "failed" and found["error"].startswith(message)
 
 
 def test_a_killed_stage_goes_on_unless_something_changed(
