@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,9 @@ def finish(work: Work, place: Path, compute: Compute) -> list[Path]:
     folder, made_from = (place / work.name).absolute(), recipe(work)
     folder.mkdir(parents=True, exist_ok=True)
     folders = [piece_folder(folder, number) for number in range(len(work))]
-    missing = [number for number, piece in enumerate(folders) if not _kept(piece, made_from)]
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter free
+        kept = list(pool.map(lambda piece: _kept(piece, made_from), folders))
+    missing = [number for number, found in enumerate(kept) if not found]
     run = compute.fan_out or _Here(compute)
     with progress_bar(enabled=compute.progress) as bar:
         task = bar.add_task(work.name, total=len(work), completed=len(work) - len(missing))

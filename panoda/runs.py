@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -41,9 +42,12 @@ def digest(path: Path) -> str:
         ValueError: nothing there.
     """
     if path.is_dir():
-        entries = [
-            {"md5": _md5(file), "relpath": file.relative_to(path).as_posix()} for file in _files_below(path)
-        ]
+        files = list(_files_below(path))
+        with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter free
+            entries = [
+                {"md5": md5, "relpath": file.relative_to(path).as_posix()}
+                for md5, file in zip(pool.map(_md5, files), files, strict=True)
+            ]
         entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
         return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
     if path.is_file():
