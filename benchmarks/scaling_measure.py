@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.growth import _memory, _start
-from benchmarks.scaling import RESULT, SCENARIO, Launches, count
+from benchmarks.scaling_costs import RESULT, SCENARIO, Launches, count
 from benchmarks.timing import _cpu_name
 from panoda import pieces
 from panoda.config import PseudoLabelParams, load_params
@@ -93,27 +94,23 @@ def preparing(like: Path, root: Path, images: int) -> Figures:
     yield "raw_bytes_per_image", statistics.mean(path.stat().st_size for path in files)
     for codec in CODECS:
         out = root / codec
-        seconds = _seconds(
-            lambda codec=codec, out=out: prepare(  # type: ignore[misc]
-                list(_items(files, images)),
-                out,
-                height=HEIGHT,
-                width=WIDTH,
-                label_space_from=None,
-                label_space_to="cs19",
-                shard_images=SHARD,
-                codec=codec,
-                workers=1,
-                progress=False,
-            )
+        write = partial(
+            prepare,
+            list(_items(files, images)),
+            out,
+            height=HEIGHT,
+            width=WIDTH,
+            label_space_from=None,
+            label_space_to="cs19",
+            shard_images=SHARD,
+            codec=codec,
+            workers=1,
+            progress=False,
         )
+        yield f"prepare_{codec}_seconds_per_image", _seconds(write) / images
         split = PreparedSplit(out / "train")
-        yield f"prepare_{codec}_seconds_per_image", seconds / images
         yield f"shard_{codec}_bytes_per_image", _size(out / "train", "*.arrow") / images
-        yield (
-            f"read_{codec}_seconds_per_image",
-            _seconds(lambda s=split: [s[i] for i in range(images)]) / images,
-        )  # type: ignore[misc]
+        yield f"read_{codec}_seconds_per_image", _seconds(partial(list, split)) / images
 
 
 def labelling(root: Path) -> Figures:
@@ -163,7 +160,11 @@ class Nothing(pieces.Work):
 
     def open(self, compute: Any) -> Callable[[int, Path], None]:
         """Make a piece of one small file."""
-        return lambda number, folder: (folder / "nothing").write_text("") and None
+
+        def make(number: int, folder: Path) -> None:
+            (folder / "nothing").touch()
+
+        return make
 
 
 def fan_out(root: Path, count: int) -> Figures:
@@ -208,8 +209,8 @@ def opening(root: Path, rows: int) -> Figures:
     """An index of many rows: bytes, seconds and memory of a process that opens it."""
     folder, shards = root / "index", []
     folder.mkdir()
-    row = PreparedSplit(root / "raw/train").index.iloc[0].to_dict()
-    row |= {"label_sha256": None, "class_pixels": None}
+    first = PreparedSplit(root / "raw/train").index.iloc[0]
+    row = {str(key): value for key, value in first.items()} | {"label_sha256": None, "class_pixels": None}
     for number in range(rows // 64):
         name = f"shard-{number:05d}.arrow"
         (folder / name).write_bytes(b"0")
@@ -273,10 +274,8 @@ def hashing(root: Path) -> Figures:
     path.write_bytes(os.urandom(2**20) * 2**9)
     for name in ("md5", "sha256"):
         with path.open("rb") as file:
-            yield (
-                f"{name}_bytes_per_second",
-                size / _seconds(lambda f=file, n=name: hashlib.file_digest(f, n)),
-            )  # type: ignore[misc]
+            seconds = _seconds(partial(hashlib.file_digest, file, name))
+        yield f"{name}_bytes_per_second", size / seconds
     path.unlink()
 
 
@@ -319,10 +318,17 @@ def predicting() -> Figures:
 
 def _items(files: Sequence[Path], images: int) -> Iterator[RawItem]:
     for n in range(images):
-        sphere = {"projection": "erp", "fov_x_deg": 360.0, "lat_top_deg": 35.0, "lat_bottom_deg": -35.0}
         yield RawItem(
-            id=f"{n:08d}", split="train", group="", image=files[n % len(files)], label=None, **sphere
-        )  # type: ignore[arg-type]
+            id=f"{n:08d}",
+            split="train",
+            group="",
+            image=files[n % len(files)],
+            label=None,
+            projection="erp",
+            fov_x_deg=360.0,
+            lat_top_deg=35.0,
+            lat_bottom_deg=-35.0,
+        )
 
 
 def _seconds(action: Callable[[], object]) -> float:

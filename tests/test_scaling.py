@@ -9,17 +9,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import scaling
-from benchmarks.scaling import (
+from benchmarks.scaling import breaking, cluster, filled, render, stored
+from benchmarks.scaling_costs import (
+    CHANNELS,
     Cost,
     Inputs,
     Launches,
     Task,
-    breaking,
-    cluster,
     discriminator,
-    filled,
-    render,
-    stored,
+    size_of,
+    tasks,
     views,
 )
 from panoda.config import PseudoLabelParams
@@ -86,13 +85,13 @@ def test_operations_are_counted(inputs: Inputs) -> None:
     with FlopCounterMode(display=False) as flop_counter:
         Discriminator(19)(torch.zeros(1, 19, 64, 96))
     assert discriminator(19, (64, 96)) == Cost(flop_counter.get_total_flops(), 9)
-    tasks = {task.name: task for task in scaling.tasks(inputs)}
+    stages = {task.name: task for task in tasks(inputs)}
     flops, launches = inputs.counted["512x512"]
-    assert tasks["pretrain"].cost == Cost(3 * 4 * flops, 3 * launches)
-    both = tasks["warmup"], tasks["adapt"]
+    assert stages["pretrain"].cost == Cost(3 * 4 * flops, 3 * launches)
+    both = stages["warmup"], stages["adapt"]
     assert both[0].cost.flops == 2 * both[1].cost.flops  # 4 + 4 images and 2 + 2
     model = create_model("trans4pass_t", decoder="dmlp", num_classes=19).eval()
-    assert model.feature_channels == scaling.CHANNELS
+    assert model.feature_channels == CHANNELS
     # Implementations change; where they do more than that, --count is due.
     assert operations(model, (512, 512)) == pytest.approx(flops, rel=0.05)
     with torch.no_grad(), Launches() as counter:
@@ -101,7 +100,7 @@ def test_operations_are_counted(inputs: Inputs) -> None:
 
 
 def test_measured_bytes_are_those_of_the_formats(inputs: Inputs) -> None:
-    height, width = scaling._size(inputs.params, "target")
+    height, width = size_of(inputs.params, "target")
     measured, pixels = inputs.measured, height * width
     assert measured["shard_raw_bytes_per_image"] == pytest.approx(3 * pixels, rel=0.01)
     assert measured["label_bytes_per_image"] == pytest.approx(2 * pixels, rel=0.01)
