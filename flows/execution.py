@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pydantic import Field
 
@@ -302,7 +303,10 @@ def _tracked(stage: Stage, params: Params, record: dict[str, Any], state: Path) 
     from panoda import tracking
 
     note = state / "mlflow.json"
-    earlier = json.loads(note.read_text(encoding="utf-8")).get("run_id") if note.is_file() else None
+    earlier = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    # Noted before there is a run: who is killed right after opening one finds it again.
+    start = earlier.get("start") or uuid4().hex
+    write_json(note, {**earlier, "start": start})
     data = {k: v for k, v in record["inputs"].items() if not v["path"].endswith(".safetensors")}
     parents = [v["run"] for v in record["inputs"].values() if v["run"]]
     with tracking.start_run(
@@ -322,13 +326,15 @@ def _tracked(stage: Stage, params: Params, record: dict[str, Any], state: Path) 
             "parent_run": parents[0] if parents else None,
             "origin": "pipeline" if record["pipeline"] else "hand",
             "processes": record.get("processes"),
+            "start": start,
         },
         datasets=[tracking.DatasetRecord(k, v["digest"], v["path"]) for k, v in data.items()],
-        run_id=earlier,
+        run_id=earlier.get("run_id"),
+        start=earlier.get("start"),
         warn=log.warning,
     ) as logger:
         record["mlflow_run_id"] = logger.run_id
-        write_json(note, {"run_id": logger.run_id})
+        write_json(note, {"start": start, "run_id": logger.run_id})
         yield logger
 
 

@@ -213,6 +213,7 @@ def start_run(
     tags: Mapping[str, Any],
     datasets: Sequence[DatasetRecord] = (),
     run_id: str | None = None,
+    start: str | None = None,
     root: Path = Path(),
     warn: Callable[[str], None] = log.warning,
 ) -> Iterator[MLflowLogger]:
@@ -227,6 +228,7 @@ def start_run(
         tags: More tags; None is left out.
         datasets: Data sets the stage reads.
         run_id: Run of a killed stage to go on with, if it still exists.
+        start: Without ``run_id``: tag ``start`` of a run that a stage may have opened right before it died.
         root: Project root; artifacts of a sqlite store lie in its ``mlruns``.
         warn: Receives warnings.
 
@@ -236,7 +238,7 @@ def start_run(
     client = connect(uri)
     all_tags = {"stage": stage, **{k: v for k, v in tags.items() if v is not None}}
     try:
-        resumed = _resume(client, run_id)
+        resumed = _resume(client, run_id or _opened(client, experiment, start))
         opened = resumed or _create(client, uri, experiment, name, all_tags, root)
         _describe(client, opened, params, datasets)
     except TrackingError:
@@ -278,6 +280,15 @@ def register(client: MlflowClient, run_id: str, name: str, file: str = "model.sa
     version = client.create_model_version(name, source=source, run_id=run_id)
     client.set_registered_model_alias(name, ALIAS, version.version)
     return str(version.version)
+
+
+def _opened(client: MlflowClient, experiment: str, start: str | None) -> str | None:
+    """The run with that tag ``start``, if there is one."""
+    found = client.get_experiment_by_name(experiment) if start else None
+    if found is None:
+        return None
+    runs = client.search_runs([found.experiment_id], filter_string=f"tags.start = '{start}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
 
 
 def _resume(client: MlflowClient, run_id: str | None) -> str | None:

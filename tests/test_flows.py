@@ -132,6 +132,32 @@ def test_a_killed_stage_goes_on_unless_something_changed(
     assert attempt(fail=False)[1] == []
 
 
+def test_a_stage_killed_right_after_it_opened_its_run_finds_it_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    def runs() -> set[str]:
+        client = connect(store)
+        experiment = client.get_experiment_by_name("city_small")
+        found = client.search_runs([experiment.experiment_id]) if experiment else []
+        return {run.info.run_id for run in found}
+
+    before, write = runs(), execution.write_json
+
+    def die(path: Path, value: Any) -> None:
+        if "run_id" in value:
+            raise KeyboardInterrupt
+        write(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(execution, "write_json", die)
+        with stage_run("pseudo_labels", Job(overrides=["pseudo_labels.cap=0.7"])):
+            pytest.fail("the run was not noted")
+    (opened,) = runs() - before
+    with stage_run("pseudo_labels", Job(overrides=["pseudo_labels.cap=0.7"])) as run:
+        assert run.record["mlflow_run_id"] == opened
+    assert runs() - before == {opened}
+
+
 def test_flow_parameters_win_over_the_file(project: Path) -> None:
     section = PseudoLabelParams(quantile=0.1)
     with stage_run("pseudo_labels", HERE, pseudo_labels=section, runtime=None) as run:
