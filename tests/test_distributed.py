@@ -27,6 +27,7 @@ from panoda.training.preemption import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("pretrain", "warmup", "adapt")
+TIMES = ("steps_per_second", "data_wait_share")
 
 
 @pytest.fixture(scope="module", autouse=True)
