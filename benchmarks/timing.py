@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,11 +99,23 @@ def count_flops(function: Callable[[], object]) -> int:
     does the same mathematics.
     """
     operators = torch.ops.torchvision
-    known = {operators.deform_conv2d: _deform_flops, operators._deform_conv2d_backward: _deform_flops_back}
+    known = {
+        operators.deform_conv2d: _deform_flops,
+        operators._deform_conv2d_backward: _deform_flops_back,
+        torch.ops.aten.convolution_backward: _conv_flops_back,
+    }
     counter = FlopCounterMode(display=False, custom_mapping=known)
     with counter:
         function()
     return int(counter.get_total_flops())
+
+
+def _conv_flops_back(
+    grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **__: object
+) -> int:
+    """As many as forward for each gradient that is asked for; torch's own count ignores groups."""
+    wanted = rest[-1]
+    return 2 * math.prod(weight) * grad[0] * math.prod(grad[2:]) * (int(wanted[0]) + int(wanted[1]))
 
 
 def _deform_flops(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import panoda.bench_cli
@@ -103,3 +104,11 @@ def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(panoda.bench_cli, "CHECKOUT", tmp_path)
     result = CliRunner().invoke(app, ["bench", "deform"])
     assert isinstance(result.exception, ValueError) and "from a checkout" in str(result.exception)
+
+
+def test_operations_of_grouped_convolutions_are_counted_both_ways() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    image = torch.randn(2, 8, 4, 6, requires_grad=True)
+    forward = 2 * 8 * 9 * 2 * 4 * 6
+    assert count_flops(lambda: conv(image)) == forward
+    assert count_flops(lambda: conv(image).sum().backward()) == 3 * forward
