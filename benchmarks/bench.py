@@ -14,6 +14,7 @@ from benchmarks.timing import Results, Settings, machine, markdown
 
 BENCHMARKS = {
     "deform": "benchmarks.deform",
+    "layers": "benchmarks.layers",
     "mpa-step": "benchmarks.mpa_step",
     "pseudo-labels": "benchmarks.pseudo_labels",
     "loader": "benchmarks.loader",
