@@ -119,6 +119,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             checkpoint_minutes=params.runtime.checkpoint_minutes,
             on_oom=params.runtime.on_oom,
             compile=params.runtime.compile,
+            deform=params.runtime.deform,
             deterministic=params.runtime.deterministic,
             devices=devices,
             shard=params.runtime.shard == "fsdp",
@@ -228,11 +229,13 @@ def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.devi
     """The device and how many processes train on such ones; GPUs are held against other stages."""
     import torch
 
+    from panoda.models.deform.choice import use_deform
     from panoda.training.context import resolve_device, resolve_devices, set_deterministic, set_threads
 
     runtime = params.runtime
     set_threads(runtime.threads)
     set_deterministic(runtime.deterministic)
+    use_deform(runtime.deform)
     elsewhere = runtime.cluster is not None and runtime.cluster.address and stage.in_pieces == "all"
     device = resolve_device(runtime.device if stage.on_gpu and not elsewhere else "cpu")
     count = resolve_devices(runtime.devices, device, **_shared(stage, params)) if stage.trains else 1

@@ -12,7 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,8 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
             f"runtime.cluster needs Dask and prefect-dask ({error}); install panoda[cluster], or set "
             "runtime.cluster to null"
         ) from error
-    compute = Compute(runtime.device, runtime.precision, runtime.threads, runtime.deterministic)
+    names = (field.name for field in fields(Compute))
+    compute = Compute(**{name: getattr(runtime, name) for name in names})
     if cluster.address is None:
         keywords: dict[str, Any] = {"threads_per_worker": 1, "processes": True, "dashboard_address": None}
         logging.getLogger("distributed").setLevel(logging.ERROR)
@@ -107,6 +108,7 @@ class Compute:
     device: str
     precision: str
     threads: int
+    deform: str
     deterministic: bool
 
 
@@ -179,6 +181,7 @@ def make(order: Order, folder: str, number: int) -> None:
 
 @cache
 def _context(compute: Compute) -> RunContext:
+    from panoda.models.deform.choice import use_deform
     from panoda.training.context import (
         RunContext,
         resolve_device,
@@ -189,5 +192,6 @@ def _context(compute: Compute) -> RunContext:
 
     set_threads(compute.threads)
     set_deterministic(compute.deterministic)
+    use_deform(compute.deform)
     device = resolve_device(compute.device)
     return RunContext(device=device, dtype=resolve_precision(compute.precision, device))

@@ -146,6 +146,17 @@ def test_half_precision_sums_in_float32(name: str, dtype: torch.dtype) -> None:
     _close([t.float() for t in own], exact, rtol=2 * rounding, atol=2 * rounding)
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_auto_finds_the_kernels_right(name: str, dtype: torch.dtype) -> None:
+    x, offset, weight, bias, mask = _inputs(name)[0]
+    inputs = [x.to(dtype), offset, weight.to(dtype), bias.to(dtype), mask]
+    own, other = (_results(operator, inputs, _inputs(name)[1]) for operator in (deform_conv2d, _plain))
+    assert switch._disagreement(own, other) is None
+    own[1] = own[1].roll(1)
+    assert switch._disagreement(own, other) is not None
+
+
 @pytest.mark.parametrize("name", ["project", "mlp"])
 def test_autocast_gives_the_types_of_the_plain_operator(name: str) -> None:
     inputs, geometry = _inputs(name)

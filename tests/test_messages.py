@@ -48,7 +48,12 @@ def through(value: Any) -> Any:
 def test_every_scenarios_calls_come_back_as_they_were(path: Path) -> None:
     params = load_params(path)
     context = RunContext(
-        dtype=torch.bfloat16, state_dir=Path("state"), devices=2, deterministic=True, on_oom="accumulate"
+        dtype=torch.bfloat16,
+        state_dir=Path("state"),
+        devices=2,
+        deterministic=True,
+        deform="auto",
+        on_oom="accumulate",
     )
     for stage in (pretrain, warmup, adapt):
         keywords = {

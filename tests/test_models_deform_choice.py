@@ -127,6 +127,33 @@ def test_auto_keeps_plain_where_plain_is_faster(calls: list[str]) -> None:
     assert calls == ["time plain", "time fused"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rounding", "mistake"), [(torch.float32, 1e-6, 1e-3), (torch.bfloat16, 5e-3, 0.2)]
+)
+def test_auto_keeps_plain_where_the_kernels_give_other_numbers(
+    dtype: torch.dtype,
+    rounding: float,
+    mistake: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    times = iter([1.0, 2.0] * 2)
+    monkeypatch.setattr(switch, "_milliseconds", lambda function, device: next(times))
+    right = torch.linspace(-3, 3, 1000).to(dtype)
+
+    def run(key: str, fused: torch.Tensor) -> torch.Tensor:
+        return switch.run("backward", "auto", key, lambda: (fused, right), lambda: (right, right), CPU)[0]
+
+    near = right * (1 + rounding)
+    assert run("near", near) is near
+    assert not _warnings(caplog)
+    assert run("far", right * (1 + mistake)) is right
+    (said,) = _warnings(caplog)
+    assert "other numbers, backward:" in said and "away from numbers of size 54" in said
+    assert run("broken", right * torch.nan) is right
+    assert run("broken", near) is right  # for good
+
+
 def test_fused_is_not_measured(calls: list[str]) -> None:
     assert switch.run("forward", "fused", "a", lambda: "fused", lambda: "plain", CPU) == "fused"
     assert not calls

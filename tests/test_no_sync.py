@@ -1,26 +1,16 @@
-"""No step reads a value back from the device: proved without one.
-
-The tensors of model, prototypes and batch are fakes, which have a size and a type and no values. Whatever
-would make the host wait for a device (``item``, ``bool``, ``tolist``, indexing by mask) raises an error.
-"""
+"""A training step reads nothing back from the device and mixes no devices or types: proved without one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    FakeTensor,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from imaginary import HostWaitsError, ImaginaryDevice
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
 from panoda.adaptation.adversarial import Adversary
 from panoda.adaptation.prototypes import PrototypeBank
@@ -29,78 +19,20 @@ from panoda.data.loader import Batch
 from panoda.models.discriminator import Discriminator
 from panoda.models.registry import create_model
 from panoda.training.alignment import AlignmentTask
-from panoda.training.context import RunContext
-from panoda.training.distributed import Team
-from panoda.training.guard import StepGuard
-from panoda.training.optim import build_optimizer
 from panoda.training.self_training import SelfTrainingTask
-from panoda.training.spikes import LossSpikes
-from panoda.training.step import Stepper
 from panoda.training.supervised import SupervisedTask
 
-CLASSES, SIZE = 5, (32, 64)
-CPU = torch.device("cpu")
-ON_THE_HOST = {"n_averaged"}
-"""Counts of torch's AveragedModel, which makes it there and leaves it there."""
+CLASSES = 5
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+PLACES = [(CPU, None), (GPU, None), (GPU, torch.bfloat16), (GPU, torch.float16)]
+everywhere = pytest.mark.parametrize(
+    ("device", "dtype"), PLACES, ids=["cpu", "cuda", "cuda-bfloat16", "cuda-float16"]
+)
 
 
-class _HostIsReal(TorchDispatchMode):
-    """What the host draws and decides by itself (no fake takes part) is computed."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs or {}))):
-            return func(*args, **(kwargs or {}))
-        with unset_fake_temporarily():
-            return func(*args, **(kwargs or {}))
-
-
-class _Device:
-    """An imaginary device: what is moved to it has no values."""
-
-    def __init__(self) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def tensor(self, value: Tensor) -> Tensor:
-        return self.mode.from_tensor(value)
-
-    def module(self, module: nn.Module) -> None:
-        for part in module.modules():
-            for name, value in list(part._parameters.items()):
-                if value is not None:
-                    fake = nn.Parameter(self.tensor(value.detach()), requires_grad=value.requires_grad)
-                    part._parameters[name] = fake
-            for name, buffer in list(part._buffers.items()):
-                if buffer is not None and name not in ON_THE_HOST:
-                    part._buffers[name] = self.tensor(buffer)
-
-    def batch(self) -> Batch:
-        return Batch(
-            image=self.tensor(torch.zeros(2, 3, *SIZE, dtype=torch.uint8)),
-            label=self.tensor(torch.zeros(2, *SIZE, dtype=torch.int64)),
-            valid=self.tensor(torch.ones(2, *SIZE, dtype=torch.bool)),
-            ids=["a", "b"],
-            indices=torch.arange(2),
-        )
-
-
-def _take_steps(device: _Device, task: Any, batch: Any) -> dict[str, Tensor]:
-    """Two steps as the training loop takes them; returns the values of the last."""
-    for part in task.components().values():
-        if isinstance(part, nn.Module):
-            device.module(part)
-    context = RunContext(device=CPU, dtype=None)
-    with device.mode, _HostIsReal():
-        optimizer = build_optimizer(task.trained, name="adamw", lr=0.01, weight_decay=0.1)
-        if getattr(task, "adversary", None) is not None:
-            task.adversary.optimizer = torch.optim.Adam(task.adversary.discriminator.parameters())
-        # As on a GPU: values are looked at later, together.
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        guard = StepGuard(lag=True, scaler=scaler, spikes=LossSpikes())
-        take = Stepper(
-            task, optimizer, scaler, Team(context), guard, context, seed=0, clip_norm=1.0, name="pretrain"
-        )
-        take(0, batch)
-        return take(1, batch)
+@pytest.fixture
+def place(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> ImaginaryDevice:
+    return ImaginaryDevice(device, monkeypatch)
 
 
 def _batches(step: int) -> Iterator[Batch]:
@@ -112,11 +44,14 @@ def _model() -> Any:
     return create_model("trans4pass_nano", num_classes=CLASSES)
 
 
+@everywhere
 @pytest.mark.parametrize("scenario", ["city", "cs2dp"])
-def test_an_adaptation_step_reads_nothing_back(scenario: str) -> None:
+def test_an_adaptation_step_reads_nothing_back(
+    scenario: str, place: ImaginaryDevice, dtype: torch.dtype | None
+) -> None:
     """With everything that the recipe of the scenario switches on: teacher, mixing, prototypes, adversary."""
     params = load_params(Path(__file__).parents[1] / "scenarios" / f"{scenario}.yaml").adapt
-    device, model = _Device(), _model()
+    model = _model()
     bank = PrototypeBank(
         torch.zeros(CLASSES, model.feature_channels),
         torch.ones(CLASSES, dtype=torch.bool),
@@ -129,26 +64,28 @@ def test_an_adaptation_step_reads_nothing_back(scenario: str) -> None:
         _batches,
         _batches,
         params=params,
-        weight=device.tensor(torch.ones(CLASSES)),
+        weight=place.tensor(torch.ones(CLASSES)),
         adversary=adversary,
         warp=None,
-        device=CPU,
+        device=place.device,
     )
-    values = _take_steps(device, task, (device.batch(), device.batch()))
+    values = place.take_steps(task, (place.batch(), place.batch()), dtype=dtype)
     assert {"loss/total", "loss/mpa_source", "loss/mpa_target", "grad_norm"} <= set(values)
     assert all(isinstance(value, FakeTensor) for value in values.values())
 
 
+@everywhere
 @pytest.mark.parametrize("ohem", [None, (0.7, 0.1)])
-def test_a_supervised_step_reads_nothing_back(ohem: tuple[float, float] | None) -> None:
-    device = _Device()
-    task = SupervisedTask(_model(), _batches, weight=None, ohem=ohem, device=CPU)
-    values = _take_steps(device, task, device.batch())
+def test_a_supervised_step_reads_nothing_back(
+    ohem: tuple[float, float] | None, place: ImaginaryDevice, dtype: torch.dtype | None
+) -> None:
+    task = SupervisedTask(_model(), _batches, weight=None, ohem=ohem, device=place.device)
+    values = place.take_steps(task, place.batch(), dtype=dtype)
     assert isinstance(values["loss/total"], FakeTensor)
 
 
-def test_a_warmup_step_reads_nothing_back() -> None:
-    device = _Device()
+@everywhere
+def test_a_warmup_step_reads_nothing_back(place: ImaginaryDevice, dtype: torch.dtype | None) -> None:
     task = AlignmentTask(
         _model(),
         Adversary(Discriminator(CLASSES), lr=1e-4),
@@ -157,20 +94,48 @@ def test_a_warmup_step_reads_nothing_back() -> None:
         weight=None,
         adversarial_weight=0.001,
         colour_transfer=0.5,
-        device=CPU,
+        device=place.device,
     )
-    values = _take_steps(device, task, (device.batch(), device.batch()))
+    values = place.take_steps(task, (place.batch(), place.batch()), dtype=dtype)
     assert isinstance(values["loss/discriminator"], FakeTensor)
 
 
-def test_the_proof_can_fail() -> None:
-    class Reads(SupervisedTask):
-        def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
-            values = super().losses(step, batch)
-            if values["loss/total"] > 10:
-                raise RuntimeError("diverged")
-            return values
+def _after(task: SupervisedTask, then: Callable[[dict[str, Tensor]], object]) -> SupervisedTask:
+    """The task, doing something more with its losses."""
+    losses = task.losses
 
-    device = _Device()
-    with pytest.raises(DataDependentOutputException):
-        _take_steps(device, Reads(_model(), _batches, weight=None, ohem=None, device=CPU), device.batch())
+    def more(step: int, batch: Batch) -> dict[str, Tensor]:
+        values = losses(step, batch)
+        then(values)
+        return values
+
+    task.losses = more  # type: ignore[method-assign]
+    return task
+
+
+@pytest.mark.parametrize(
+    ("then", "error"),
+    [
+        (lambda loss: loss > 10 or 1, DataDependentOutputException),
+        (lambda loss: loss.cpu(), HostWaitsError),
+        (lambda loss: torch.tensor([1.0, 2.0], device=loss.device), HostWaitsError),
+        (lambda loss: loss[None] + torch.ones(1), RuntimeError),
+        (lambda loss: loss[None] @ loss[None].half(), RuntimeError),
+    ],
+    ids=["reads", "fetches", "sends", "mixes devices", "mixes types"],
+)
+@pytest.mark.parametrize("device", [GPU], ids=["cuda"])
+def test_the_proof_can_fail(
+    then: Callable[[Tensor], object], error: type[Exception], place: ImaginaryDevice
+) -> None:
+    task = SupervisedTask(_model(), _batches, weight=None, ohem=None, device=place.device)
+    losses = task.losses
+
+    def more(step: int, batch: Batch) -> dict[str, Tensor]:
+        values = losses(step, batch)
+        then(values["loss/total"])
+        return values
+
+    task.losses = more
+    with pytest.raises(error):
+        place.take_steps(task, place.batch())

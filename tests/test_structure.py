@@ -23,6 +23,7 @@ SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
 # Who may import whom: a file imports from its own level and from those above it in this list.
 LEVELS = (
     (
+        "channels",
         "config",
         "labels",
         "label_spaces",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from panoda.channels import per_channel
 from panoda.labels import IGNORE_INDEX
 from panoda.shares import rows
 
@@ -114,8 +115,8 @@ def _chosen(image: Tensor, probability: float) -> Tensor:
 
 
 def _grey(image: Tensor) -> Tensor:
-    weight = torch.tensor((0.299, 0.587, 0.114), device=image.device, dtype=image.dtype)
-    return (image * weight.view(3, 1, 1)).sum(dim=1, keepdim=True)
+    weight = per_channel((0.299, 0.587, 0.114), image).to(image.dtype)
+    return (image * weight).sum(dim=1, keepdim=True)
 
 
 def class_mix_mask(label: Tensor) -> Tensor:

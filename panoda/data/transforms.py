@@ -16,11 +16,10 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
+from panoda.channels import IMAGENET_MEAN, IMAGENET_STD, per_channel
 from panoda.data.prepared import Sample
 from panoda.labels import IGNORE_INDEX
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _FILL = tuple(round(255 * m) for m in IMAGENET_MEAN)
 _DISPLAY_GAMMA = 2.2
 
@@ -36,8 +35,7 @@ def normalise(image: Tensor) -> Tensor:
     Returns:
         float32 of the same shape on the same device.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=image.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=image.device).view(3, 1, 1)
+    mean, std = per_channel(IMAGENET_MEAN, image), per_channel(IMAGENET_STD, image)
     scaled = image if image.is_floating_point() else image.float() / 255
     return (scaled - mean) / std
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from panoda.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.files import staged_file
 from panoda.labels import get_label_space
 from panoda.models.errors import CheckpointError, MissingCheckpointError
@@ -26,8 +27,6 @@ from panoda.models.registry import create_model
 from panoda.models.segmenter import Segmenter
 
 FORMAT = "panoda-model-1"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ModelCard(BaseModel):

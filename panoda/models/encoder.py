@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from functools import cached_property
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
+from panoda.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.models.deformable import DeformableConv
 from panoda.models.layers import PVT_LAST, PVT_MATCHER, layer_numbers, look_up, without_decay
 
@@ -49,7 +49,7 @@ class Encoder(nn.Module):
     """
 
     strides = (4, 8, 16, 32)
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(
         self,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from panoda.channels import IMAGENET_MEAN, IMAGENET_STD, per_channel
 from panoda.models.head import Decoder
 from panoda.models.neck import PyramidNeck
 
 MIN_SIZE = 32
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 Auxiliary = list[tuple[float, Tensor]]
 
 
@@ -117,8 +117,7 @@ class Segmenter(nn.Module):
         if self._foreign is None:
             return x
         (mean, std), (own_mean, own_std) = (
-            tuple(torch.tensor(v, device=x.device, dtype=torch.float32).view(3, 1, 1) for v in pair)
-            for pair in (_IMAGENET, self._foreign)
+            tuple(per_channel(v, x) for v in pair) for pair in (_IMAGENET, self._foreign)
         )
         return (x * (std / own_std) + (mean - own_mean) / own_std).to(x.dtype)
 

@@ -63,7 +63,8 @@ class RunContext:
         checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
         on_oom: When a training step runs out of memory: fail, or accumulate over more micro-batches.
         compile: Compile what is trained with torch.compile.
-        deterministic: torch's deterministic mode, for the processes that this one starts.
+        deform: Which deformable convolution, for the processes that this one starts.
+        deterministic: torch's deterministic mode, for those too.
         devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
         rank: Number of this process among those that train one model, from 0; the first one writes.
         world: Number of processes that train one model.
@@ -81,6 +82,7 @@ class RunContext:
     checkpoint_minutes: float = 10.0
     on_oom: Literal["fail", "accumulate"] = "fail"
     compile: bool = False
+    deform: str = "plain"
     deterministic: bool = False
     devices: int = 1
     rank: int = 0

@@ -13,7 +13,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from panoda.adaptation.adversarial import Adversary, Outputs
 from panoda.adaptation.mixing import (
@@ -34,7 +33,7 @@ from panoda.losses import auxiliary_cross_entropy, cross_entropy
 from panoda.models.segmenter import Segmenter
 from panoda.shares import rows
 from panoda.training.checkpoint import Stateful
-from panoda.training.sharding import over_own_parts
+from panoda.training.teacher import Teacher
 
 Warp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -71,10 +70,8 @@ class SelfTrainingTask:
         self.trained, self.bank, self.adversary, self.warp = model, bank, adversary, warp
         self.source, self.target = source, target
         self.params, self.weight, self.device = params, weight, device
-        self.teacher: AveragedModel | None = None
-        if params.teacher.enabled:
-            average = over_own_parts(get_ema_multi_avg_fn(params.teacher.ema_momentum))
-            self.teacher = AveragedModel(model, multi_avg_fn=average, use_buffers=True).eval()
+        momentum = params.teacher.ema_momentum
+        self.teacher = Teacher(model, momentum=momentum) if params.teacher.enabled else None
         self._outputs = Outputs()
 
     def batches(self, start_step: int) -> Iterator[tuple[Batch, Batch]]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from panoda.models.deform.choice import use_deform
 from panoda.training.context import MetricLogger, NullLogger, RunContext, set_deterministic
 from panoda.training.distributed import process_group
 from panoda.training.messages import pack_error, pack_image, receive, send, unpack_call
@@ -39,6 +40,7 @@ def main(path: Path) -> None:
         function, keywords, told = unpack_call(job["call"])
         context = _own(told, link, path.parent)
         set_deterministic(context.deterministic)
+        use_deform(context.deform)
         with sigterm_ends(), process_group(context.device) as (rank, world):
             result = function(**keywords, context=replace(context, rank=rank, world=world))
         if rank == 0:

@@ -2,8 +2,9 @@
 
 - ``plain``: columns, then a matrix product (``panoda.models.deform.plain``). Always on a CPU.
 - ``fused``: Triton kernels (``panoda.models.deform.fused``) on a GPU that can run them.
-- ``auto``: on such a GPU both are timed at the first use of a shape and the faster one is kept, forward
-  and backward each for itself. Later calls of that shape only look the answer up: nothing synchronises.
+- ``auto``: on such a GPU both run at the first use of a shape. If they agree, both are timed and the faster
+  one is kept, forward and backward each for itself; if not, plain is kept and a warning gives the distance.
+  Later calls of that shape only look the answer up: nothing synchronises.
 
 Where the kernels cannot run, plain runs in their place and one warning says why. Deterministic mode
 (``torch.use_deterministic_algorithms``) always takes plain: the kernels add gradients atomically. Since
@@ -21,6 +22,7 @@ from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ CHOICES: tuple[str, ...] = get_args(DeformChoice)
 # Tensor cores that multiply bfloat16.
 _OLDEST = (8, 0)
 _WARM_UP, _ROUNDS = 2, 5
+# Limit of ||fused - plain|| / ||plain||: far above rounding, far below a mistake.
+_AGREE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_AGREE_TF32 = 1e-2
 
 _T = TypeVar("_T")
 # plain until the kernels have been seen on a GPU: so far they ran in Triton's interpreter only.
@@ -123,7 +128,15 @@ def warn_once(reason: str) -> None:
 def _measured(
     stage: str, key: Hashable, fused: Callable[[], object], plain: Callable[[], object], device: torch.device
 ) -> str:
-    """Time both, remember the faster; the only place that synchronises."""
+    """Compare both, time both, remember the faster; the only place that synchronises."""
+    try:
+        apart = _disagreement(fused(), plain())
+    except torch.OutOfMemoryError:  # of the columns, or both results at once; see below
+        apart = None
+    if apart is not None:
+        warn_once(f"the kernels gave other numbers, {stage}: {apart}")
+        _answers[key] = "plain"
+        return "plain"
     times = {"fused": _milliseconds(fused, device)}
     try:
         times["plain"] = _milliseconds(plain, device)
@@ -135,6 +148,25 @@ def _measured(
         stage, answer, times["fused"], times["plain"], key,
     )  # fmt: skip
     return answer
+
+
+def _disagreement(fused: object, plain: object) -> str | None:
+    """How far the results lie apart, if that is more than rounding; values that are not finite are."""
+    leaves = zip(tree_leaves(fused), tree_leaves(plain), strict=True)
+    pairs = [(f, p) for f, p in leaves if isinstance(f, Tensor) and p.numel()]
+    coarse = max((_tolerance(p.dtype) for _, p in pairs), default=0.0)
+    for found, expected in pairs:
+        found, expected = found.float(), expected.float()
+        distance = float(torch.linalg.vector_norm(found - expected))
+        size = float(torch.linalg.vector_norm(expected))
+        if not distance <= coarse * size:
+            return f"{distance:.3g} away from numbers of size {size:.3g} (Euclidean norms)"
+    return None
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return _AGREE_TF32 if tf32 else _AGREE[dtype]
 
 
 def _milliseconds(function: Callable[[], object], device: torch.device) -> float:
