@@ -44,6 +44,8 @@ class ImaginaryDevice:
         self.device = device
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         if device.type == "cuda":
+            if torch.version.cuda is None:
+                pytest.skip("torch is built without CUDA")
             monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
             monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
 

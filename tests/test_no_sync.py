@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from imaginary import HostWaitsError, ImaginaryDevice
+from imaginary import SIZE, HostWaitsError, ImaginaryDevice
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
@@ -18,6 +19,7 @@ from panoda.config import load_params
 from panoda.data.loader import Batch
 from panoda.models.discriminator import Discriminator
 from panoda.models.registry import create_model
+from panoda.stages.adapt import _warp
 from panoda.training.alignment import AlignmentTask
 from panoda.training.self_training import SelfTrainingTask
 from panoda.training.supervised import SupervisedTask
@@ -25,6 +27,10 @@ from panoda.training.supervised import SupervisedTask
 CLASSES = 5
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PLACES = [(CPU, None), (GPU, None), (GPU, torch.bfloat16), (GPU, torch.float16)]
+SOURCE: Any = SimpleNamespace(projection="pinhole", fov_x_deg=90.0, width=SIZE[1])
+TARGET: Any = SimpleNamespace(
+    projection="erp", full_circle=True, height=SIZE[0], width=SIZE[1], lat_top_deg=35.0, lat_bottom_deg=-35.0
+)
 everywhere = pytest.mark.parametrize(
     ("device", "dtype"), PLACES, ids=["cpu", "cuda", "cuda-bfloat16", "cuda-float16"]
 )
@@ -52,6 +58,7 @@ def test_an_adaptation_step_reads_nothing_back(
     """With everything that the recipe of the scenario switches on: teacher, mixing, prototypes, adversary."""
     params = load_params(Path(__file__).parents[1] / "scenarios" / f"{scenario}.yaml").adapt
     model = _model()
+    params = params.model_copy(update={"erp_warp": 1.0})
     bank = PrototypeBank(
         torch.zeros(CLASSES, model.feature_channels),
         torch.ones(CLASSES, dtype=torch.bool),
@@ -66,7 +73,7 @@ def test_an_adaptation_step_reads_nothing_back(
         params=params,
         weight=place.tensor(torch.ones(CLASSES)),
         adversary=adversary,
-        warp=None,
+        warp=_warp(SOURCE, TARGET, params),
         device=place.device,
     )
     values = place.take_steps(task, (place.batch(), place.batch()), dtype=dtype)

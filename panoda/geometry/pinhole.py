@@ -56,7 +56,7 @@ def pinhole_pixel_rays(
     focal = focal_length(width, fov_x)
     rays = torch.stack(((x - 0.5 * width) / focal, (y - 0.5 * height) / focal, torch.ones_like(x)), dim=-1)
     rays = rays / rays.norm(dim=-1, keepdim=True)
-    return rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays).T
+    return rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays, non_blocking=True).T
 
 
 def pinhole_rays(
@@ -125,7 +125,7 @@ def rays_to_pinhole(
         ValueError: fov_x outside (0, pi).
     """
     focal = focal_length(width, fov_x)
-    local = rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays)
+    local = rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays, non_blocking=True)
     ahead = local[..., 2] > 1e-6
     depth = torch.where(ahead, local[..., 2], torch.ones_like(local[..., 2]))
     x = local[..., 0] / depth * focal + 0.5 * width
