@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from panoda.data.transforms import normalise
@@ -179,19 +180,27 @@ def resize_linear(x: Tensor, size: tuple[int, int], *, wrap: bool, rows: range |
     Returns:
         (B, C, rows or height, width).
     """
-    wanted = rows if rows is not None else range(size[0])
-    if size[0] != x.shape[-2]:
-        x = _lerp(x, -2, size[0], wanted, wrap=False)
-    elif rows is not None:
-        x = x[..., rows.start : rows.stop, :]
-    return x if size[1] == x.shape[-1] else _lerp(x, -1, size[1], range(size[1]), wrap=wrap)
+    if rows is not None:
+        x = _lerp(x, -2, size[0], torch.arange(rows.start, rows.stop, device=x.device), wrap=False)
+        size = (x.shape[-2], size[1])
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    result = interpolate(x, size=size, mode="bilinear", align_corners=False)
+    old, new = x.shape[-1], size[1]
+    if wrap and old != new:
+        # PyTorch clamps the columns; those that lie between the last and the first are computed again.
+        ends = math.ceil(new / old / 2)
+        columns = torch.arange(-ends, ends, device=x.device) % new
+        seam = _lerp(x, -1, new, columns, wrap=True)
+        seam = interpolate(seam, size=(size[0], 2 * ends), mode="bilinear", align_corners=False)
+        result.index_copy_(-1, columns, seam)
+    return result
 
 
-def _lerp(x: Tensor, dim: int, size: int, wanted: range, *, wrap: bool) -> Tensor:
+def _lerp(x: Tensor, dim: int, size: int, wanted: Tensor, *, wrap: bool) -> Tensor:
+    """Rows or columns ``wanted`` of ``x`` at a new size."""
     old = x.shape[dim]
-    # float64: in float32 positions past a few thousand pixels lose the last bits of the weight.
-    place = torch.arange(wanted.start, wanted.stop, dtype=torch.float64, device=x.device)
-    place = (place + 0.5) * old / size - 0.5
+    place = (wanted.to(torch.float64) + 0.5) * old / size - 0.5
     low = place.floor()
     weight = (place - low).to(x.dtype)
     first, second = low.long(), low.long() + 1

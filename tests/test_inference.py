@@ -162,6 +162,23 @@ def test_resize_is_torch_interpolate():
         )
 
 
+@pytest.mark.parametrize("size", [(18, 28), (7, 11), (9, 40), (9, 14), (5, 14), (9, 3), (4, 200)])
+def test_periodic_resize_is_that_of_the_panorama_beside_itself(size):
+    x = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0))
+    thrice = nn.functional.interpolate(
+        torch.cat([x, x, x], dim=-1), (size[0], 3 * size[1]), mode="bilinear", align_corners=False
+    )
+    wanted = thrice[..., size[1] : 2 * size[1]]
+    torch.testing.assert_close(resize_linear(x, size, wrap=True), wanted, atol=1e-5, rtol=0)
+    found = resize_linear(x, size, wrap=True, rows=range(1, 3))
+    torch.testing.assert_close(found, wanted[..., 1:3, :], atol=1e-5, rtol=0)
+
+
+def test_periodic_resize_of_one_column_is_constant():
+    x = torch.tensor([0.0, 4.0]).view(1, 1, 2, 1)
+    assert resize_linear(x, (2, 3), wrap=True).flatten().tolist() == [0, 0, 0, 4, 4, 4]
+
+
 def test_periodic_resize_by_hand():
     x = torch.tensor([0.0, 4.0]).view(1, 1, 1, 2)
     # Centres at 0.25, 0.75, 1.25, 1.75 of pixels centred at 0.5 and 1.5, period 2.
