@@ -150,7 +150,7 @@ def _unpack(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "section" in value:
-        section = getattr(config, value["section"])
+        section = getattr(config, value["section"], None)
         if not (isinstance(section, type) and issubclass(section, Section)):
             raise ValueError(f"panoda.config has no section {value['section']}")
         return section.model_validate(value["values"])

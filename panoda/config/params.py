@@ -1,0 +1,129 @@
+"""The whole tree, and reading it from YAML."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from panoda.config.adaptation import AdaptParams, PrototypeParams, PseudoLabelParams
+from panoda.config.domains import DataParams
+from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
+from panoda.config.section import ConfigError, Count, Section, SourceWeights
+from panoda.config.training import ModelParams, PretrainParams, WarmupParams
+from panoda.labels import SPACES, get_label_space, is_space_file
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    scenario: str
+    """Name of this scenario."""
+    seed: Count = 0
+    """Seed of every random generator."""
+    label_space: str
+    """Classes that are trained and evaluated: a built-in label space, or the path of a YAML file."""
+    rounds: Annotated[int, Field(ge=1)] = 1
+    """Rounds of pseudo-labels and adaptation."""
+    data: DataParams
+    """The domains."""
+    sources: SourceWeights = {"source": 1.0}
+    """Labelled source -> its share of the training samples, relative to the others'."""
+    model: ModelParams
+    """The model."""
+    pretrain: PretrainParams
+    """Stage pretrain."""
+    warmup: WarmupParams
+    """Stage warmup."""
+    pseudo_labels: PseudoLabelParams = PseudoLabelParams()
+    """Stage pseudo_labels."""
+    prototypes: PrototypeParams = PrototypeParams()
+    """Stage prototypes."""
+    adapt: AdaptParams
+    """Stage adapt."""
+    evaluate: EvaluateParams = EvaluateParams()
+    """Stage evaluate."""
+    runtime: RuntimeParams = RuntimeParams()
+    """Device and precision."""
+    tracking: TrackingParams = TrackingParams()
+    """MLflow."""
+
+    @model_validator(mode="after")
+    def _known_space(self) -> Params:
+        if is_space_file(self.label_space):
+            get_label_space(self.label_space)
+        elif self.label_space not in SPACES:
+            raise ValueError(f"label_space {self.label_space!r} is unknown; known: {', '.join(SPACES)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weighted_sources(self) -> Params:
+        labelled = set(self.data.domains) - {"target"}
+        if set(self.sources) != labelled:
+            raise ValueError(
+                f"sources weighs {', '.join(sorted(self.sources)) or 'nothing'}; it must name every labelled "
+                f"source of data and nothing else: {', '.join(sorted(labelled))}"
+            )
+        return self
+
+
+def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ()) -> Params:
+    """Read and validate a params file.
+
+    Args:
+        path: YAML file.
+        overrides: ``section.key=value`` strings; the value is YAML.
+
+    Raises:
+        ConfigError: unreadable file, malformed override, unknown key or a value out of range.
+    """
+    return parse_params(read_tree(path, overrides), str(path))
+
+
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The raw mapping of a params file with overrides applied, not yet validated."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; run in the project root or name a params file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    tree = copy.deepcopy(tree)
+    for override in overrides:
+        _apply(tree, override)
+    return tree
+
+
+def parse_params(tree: dict[str, Any], where: str = "params") -> Params:
+    """Validate a mapping; ConfigError lists every problem on its own line."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg']}"
+            + ("" if e["type"] in ("missing", "value_error") else f" (found {e['input']!r})")
+            for e in error.errors()
+        ]
+        raise ConfigError(f"{where}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    path = key.strip().split(".")
+    if not sep or not all(path):
+        raise ConfigError(f"--set {override!r}: expected section.key=value")
+    node: Any = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is not a section")
+    try:
+        node[path[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error

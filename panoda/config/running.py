@@ -1,0 +1,101 @@
+"""Sections of evaluation, of where and how to compute, and of tracking."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from panoda.config.section import Count, NonNegative, Positive, Section
+
+
+class SlidingParams(Section):
+    """Prediction in square windows, averaged where they overlap."""
+
+    window: Annotated[int, Field(ge=32)] = 512
+    """Side of a window in pixels, as a rule that of the training crops."""
+    stride: Annotated[int, Field(ge=1)] = 341
+    """Pixels from one window to the next."""
+
+    @model_validator(mode="after")
+    def _gaps(self) -> SlidingParams:
+        if self.stride > self.window:
+            raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window} pixels")
+        return self
+
+
+class EvaluateParams(Section):
+    """Evaluation of every model on source val and target test."""
+
+    scales: tuple[Positive, ...] = (1.0,)
+    """Image scales whose logits are averaged."""
+    flip: bool = False
+    """Also average the mirrored image."""
+    sliding: SlidingParams | None = None
+    """Predict in windows of every scaled image, around the circle of panoramas; null = whole images."""
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    """Images per forward pass."""
+    piece_images: Annotated[int, Field(ge=1)] = 64
+    """Images per piece of work: what a killed run loses at most, and what a worker of a cluster takes at a
+    time."""
+    latitude_bands: Annotated[int, Field(ge=1)] = 6
+    """Bands of equal height for the by-latitude table."""
+    azimuth_sectors: Annotated[int, Field(ge=1)] = 8
+    """Sectors of equal width for the by-direction table."""
+    pictures: Count = 6
+    """Fixed images kept for the report."""
+
+
+class ClusterParams(Section):
+    """Workers that share the stages which work in pieces, as tasks of Dask through Prefect's task runner."""
+
+    address: str | None = None
+    """A running Dask scheduler, such as tcp://10.0.0.1:8786; null = start workers on this machine."""
+    workers: Annotated[int, Field(ge=1)] = 2
+    """Worker processes started on this machine; without meaning for a running scheduler."""
+    retries: Count = 3
+    """How often a piece that failed is tried again."""
+
+
+class RuntimeParams(Section):
+    """Where and how to compute; not part of any result's identity."""
+
+    device: str = "auto"
+    """auto (GPU when there is one), cpu, cuda, cuda:N."""
+    devices: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Processes that train a model, one per GPU; on the CPU each has a share of the cores. The batch stays
+    that of the stage. auto = as many visible GPUs as divide it; 1 on the CPU or with cuda:N."""
+    shard: Literal["none", "fsdp"] = "none"
+    """fsdp = each of several processes keeps a part of the weights, for models too large for one GPU."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast type; auto = bfloat16 on a GPU that has it, float16 on an older one, float32 on CPU."""
+    threads: Count = 0
+    """CPU threads of torch; 0 = all cores."""
+    workers: Count = 0
+    """Loader processes; 0 = load in the training process."""
+    cluster: ClusterParams | None = None
+    """Fan the stages that work in pieces out over workers; null = this process does all."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Resume points kept; a damaged one falls back to the one before."""
+    checkpoint_minutes: NonNegative = 10.0
+    """Minutes after which training stages write a resume point, whatever checkpoint_every says; 0 = off."""
+    on_oom: Literal["fail", "accumulate"] = "fail"
+    """When a training step runs out of memory: fail and say what to lower, or accumulate: halve the
+    micro-batches until it fits and keep the batch (one process; batch norms then see micro-batches)."""
+    compile: bool = False
+    """Compile models for training with torch.compile: a step costs less, the first ones minutes; needs a
+    C++ compiler. docs/benchmarks.md says where it pays."""
+    deform: Literal["plain", "fused", "auto"] = "plain"
+    """Deformable convolution on a GPU: PyTorch operators, fused Triton kernels, or at every shape the faster
+    of the two, once both gave the same numbers. A CPU always takes plain."""
+    deterministic: bool = False
+    """The same bits every time on the same device, at a price; an error where an operator cannot."""
+
+
+class TrackingParams(Section):
+    """MLflow."""
+
+    experiment: str = "panoda"
+    """Experiment name."""
+    uri: str = "sqlite:///mlflow.db"
+    """Tracking store; a relative sqlite path is taken from the project root. MLFLOW_TRACKING_URI wins."""

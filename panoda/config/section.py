@@ -1,0 +1,25 @@
+"""What every section of parameters is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=16)]
+Range = tuple[float, float]
+SourceWeights = dict[str, Positive]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, no unknown keys, fields documented by docstrings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ConfigError(ValueError):
+    """params.yaml or an override is wrong; the message says where and what was expected."""

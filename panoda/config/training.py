@@ -1,0 +1,190 @@
+"""Sections of the model and of the stages that train it on labels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from panoda.config.section import Count, NonNegative, Positive, Probability, Range, Section
+
+
+class ModelParams(Section):
+    """The segmentation model."""
+
+    encoder: str = "trans4pass_nano"
+    """trans4pass_{nano,t,s,b3,b4,b5}, mit_b0..5, pvt_v2_b0..5, vit:NAME or timm:NAME (docs/models.md)."""
+    decoder: str = "dmlp"
+    """dmlp, dmlpv2, segformer, setr_naive, setr_pup, setr_mla, upernet or fcn."""
+    width: Annotated[int, Field(ge=1)] | None = None
+    """Channels of the decoder's features; null = as published."""
+    blocks: tuple[Count, ...] | None = None
+    """Encoder blocks or maps handed to the decoder, from 0; null = the usual ones."""
+    wrap: bool = False
+    """Plain ViTs on full panoramas: position embeddings close around the circle."""
+    auxiliary_weights: tuple[NonNegative, ...] | None = None
+    """Loss weights of the decoder's auxiliary heads, one per head; null = as published, [] = none."""
+    drop_path: Probability = 0.1
+    """Stochastic depth of the last encoder block."""
+    weights: str | None = None
+    """Pretrained weights: a file below data/weights (`panoda weights`), timm (what it has), or null."""
+
+
+class OptimParams(Section):
+    """Optimiser and schedule: AdamW or SGD, linear warm-up, then polynomial decay."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser."""
+    lr: Positive
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled (AdamW) or L2 (SGD) weight decay; not on norms, biases, position tables and tokens."""
+    momentum: Probability = 0.9
+    """SGD momentum."""
+    warmup_iterations: Count = 0
+    """Steps of linear learning-rate warm-up."""
+    poly_power: NonNegative = 0.9
+    """Exponent of the polynomial decay."""
+    horizon: Count = 0
+    """Steps after which the decay would reach zero; 0 = the iterations of the stage."""
+    clip_norm: NonNegative = 0.0
+    """Gradient-norm clipping; 0 = off."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor per layer on the rate from the decoder down to the embedding (0.65 for ViT-B); 1 = off."""
+    head_lr_factor: Positive = 1.0
+    """Factor on the learning rate of the decoder and its auxiliary heads."""
+
+
+class AugmentParams(Section):
+    """Joint image and label augmentation."""
+
+    crop_height: Count = 0
+    """Crop height in pixels; 0 = whole image."""
+    crop_width: Count = 0
+    """Crop width in pixels; 0 = whole image."""
+    scale: Range = (1.0, 1.0)
+    """Random resize factor range before cropping."""
+    hflip: Probability = 0.5
+    """Probability of mirroring left-right."""
+    yaw_roll: bool = False
+    """Roll panoramas by a random yaw (wraps around); full 360-degree width only."""
+    jitter: NonNegative = 0.0
+    """Strength of brightness, contrast and saturation jitter."""
+    exposure: NonNegative = 0.0
+    """Strength of random exposure and gamma in stops."""
+
+
+class ClassWeightParams(Section):
+    """Class weights of the supervised cross-entropy, from training-split pixel shares p."""
+
+    kind: Literal["none", "enet", "sqrt_inverse"] = "sqrt_inverse"
+    """enet = 1/log(1.02 + p) (released); sqrt_inverse = p^-1/2, normalised to mean 1."""
+    cap: Positive = 10.0
+    """Largest weight after normalisation."""
+
+
+class OhemParams(Section):
+    """Online hard example mining: only pixels below a confidence count."""
+
+    threshold: Probability = 0.7
+    """Pixels whose true-class probability lies below this are kept."""
+    min_kept: Probability = 0.1
+    """Share of labelled pixels kept at least."""
+
+
+class SwaParams(Section):
+    """Stochastic weight averaging: the mean of the weights along the end of training."""
+
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
+    """Share of the iterations before averaging begins."""
+    every: Annotated[int, Field(ge=1)] = 100
+    """Steps between the weights that are averaged."""
+    lr: Positive | None = None
+    """Constant learning rate from then on; null = the schedule goes on."""
+    bn_update_batches: Count = 100
+    """Training batches over which the batch norms' statistics are taken anew; 0 = keep the last ones."""
+
+
+def check_accumulate(batch_size: int, parts: int) -> None:
+    """ValueError when a batch does not split into so many equal micro-batches."""
+    if batch_size % parts:
+        raise ValueError(f"accumulate {parts} does not divide batch_size {batch_size}; set it to a divisor")
+
+
+class PretrainParams(Section):
+    """Supervised source training."""
+
+    iterations: Annotated[int, Field(ge=1)]
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images per step."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
+    optim: OptimParams
+    """Optimiser."""
+    augment: AugmentParams = AugmentParams()
+    """Augmentation."""
+    class_weights: ClassWeightParams = ClassWeightParams()
+    """Class weights."""
+    ohem: OhemParams | None = None
+    """Hard example mining, or null."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the target distribution spread evenly over all classes, also for auxiliary heads."""
+    swa: SwaParams | None = None
+    """Weight averaging, or null. Averaged weights are kept if better on source val, or with select: last."""
+    validate_every: Count = 0
+    """Steps between validations on source val; 0 = only at the end."""
+    select: Literal["best_source_val", "last"] = "best_source_val"
+    """Which checkpoint is kept. Target labels are never looked at."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between resume points."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between logged metrics."""
+
+    @model_validator(mode="after")
+    def _divided(self) -> PretrainParams:
+        check_accumulate(self.batch_size, self.accumulate)
+        return self
+
+    @model_validator(mode="after")
+    def _averaged(self) -> PretrainParams:
+        if self.swa and int(self.swa.start * self.iterations) + self.swa.every > self.iterations:
+            raise ValueError(
+                f"swa averages nothing: it starts after {int(self.swa.start * self.iterations)} of "
+                f"{self.iterations} iterations and takes weights every {self.swa.every}; lower start or every"
+            )
+        return self
+
+
+class WarmupParams(Section):
+    """Adversarial output alignment; 0 iterations passes the source model through."""
+
+    iterations: Count
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(ge=1)]
+    """Images per step and domain."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
+    optim: OptimParams
+    """Optimiser of the segmentation model."""
+    discriminator_lr: Positive = 1e-4
+    """Adam learning rate of the discriminator, betas (0.9, 0.99)."""
+    adversarial_weight: NonNegative = 0.001
+    """Weight of the adversarial loss."""
+    colour_transfer: Probability = 0.0
+    """Probability of giving a source image the colour mean and deviation of a target image."""
+    augment_source: AugmentParams = AugmentParams()
+    """Source augmentation."""
+    augment_target: AugmentParams = AugmentParams()
+    """Target augmentation."""
+    class_weights: ClassWeightParams = ClassWeightParams()
+    """Class weights of the source loss."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps between resume points."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between logged metrics."""
+
+    @model_validator(mode="after")
+    def _divided(self) -> WarmupParams:
+        check_accumulate(self.batch_size, self.accumulate)
+        return self
