@@ -98,7 +98,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
     record = _record(stage, role, params, inputs, job)
     mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
     # Imported here: what is wrong above is reported before torch loads.
-    from panoda.training.context import RunContext, resolve_precision
+    from panoda.training.context import RunContext, resolve_precision, resolve_workers
     from panoda.training.failures import explained
     from panoda.training.preemption import sigterm_ends
 
@@ -113,7 +113,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             dtype=resolve_precision(params.runtime.precision, device),
             logger=logger,
             state_dir=state,
-            workers=params.runtime.workers,
+            workers=resolve_workers(params.runtime.workers, device, devices),
             progress=True,
             keep_checkpoints=params.runtime.keep_checkpoints,
             checkpoint_minutes=params.runtime.checkpoint_minutes,

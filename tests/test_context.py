@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from panoda.training import context
 from panoda.training.context import check_shares, resolve_device, resolve_devices, resolve_precision
 
 
@@ -48,3 +49,12 @@ def test_more_processes_than_gpus_or_than_the_batch_divides_by_are_refused(monke
     with pytest.raises(ValueError, match="batch_size 6 does not divide by the 4 .*devices to 1 or 2 or 3"):
         resolve_devices(4, torch.device("cpu"), batch_size=6)
     check_shares(8, 4)
+
+
+def test_loader_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    for cores, devices, expected in ((16, 1, 4), (16, 4, 2), (2, 1, 1), (1, 8, 1)):
+        monkeypatch.setattr(context, "_cores", lambda cores=cores: cores)
+        assert context.resolve_workers("auto", gpu, devices) == expected
+        assert context.resolve_workers("auto", torch.device("cpu"), devices) == 0
+        assert context.resolve_workers(3, gpu, devices) == 3

@@ -7,10 +7,14 @@ import pytest
 import torch
 from raw_data import prepared_folder
 
+from panoda.config import AugmentParams
+from panoda.data import loader
 from panoda.data.loader import training_batches
 from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit, PseudoLabelWriter
 from panoda.data.transforms import JointTransform
+from panoda.stages import common
+from panoda.training.context import RunContext
 
 AUGMENT = {"crop_height": 48, "crop_width": 96, "scale": (0.5, 1.5), "jitter": 0.3, "exposure": 0.5}
 
@@ -59,6 +63,23 @@ def test_resumed_run_sees_the_same_batches(split):
 def test_workers_change_nothing(split, workers):
     here, there = batches(split, start=2), batches(split, start=2, workers=workers)
     assert len(there) == 6 and all(same(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_batches_of_loader_processes_are_pinned_where_a_gpu_fetches_them(split, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loader, "DataLoader", lambda steps, **keywords: asked.append(keywords) or [])
+    for device, pinned in (("cpu", False), ("cuda:0", True)):
+        start = common.batches(
+            split,
+            batch_size=2,
+            augment=AugmentParams(crop_height=32, crop_width=32),
+            colour=True,
+            seed=0,
+            num_steps=3,
+            context=RunContext(device=torch.device(device), workers=2),
+        )
+        assert list(start(1)) == [] and asked[-1]["pin_memory"] is pinned
+        assert asked[-1]["num_workers"] == 2 and list(asked[-1]["sampler"]) == [1, 2]
 
 
 def test_global_random_state_is_neither_read_nor_changed(split):

@@ -71,8 +71,9 @@ class RuntimeParams(Section):
     """Autocast type; auto = bfloat16 on a GPU that has it, float16 on an older one, float32 on CPU."""
     threads: Count = 0
     """CPU threads of torch; 0 = all cores."""
-    workers: Count = 0
-    """Loader processes; 0 = load in the training process."""
+    workers: Literal["auto"] | Count = "auto"
+    """Processes of every loader (adaptation has two), for each process that trains; 0 = load in that process.
+    auto = 0 on the CPU, whose cores train, and a share of the cores on a GPU, 4 at most."""
     cluster: ClusterParams | None = None
     """Fan the stages that work in pieces out over workers; null = this process does all."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2

@@ -1,7 +1,8 @@
 """What every data set looks like to the rest of the project: raw items, and how they are found.
 
 A data set is one file of this package with two functions, ``download(dataset, out, *, progress)`` and
-``list_items(dataset, raw)``, one section of parameters in ``panoda/config/datasets.py`` and one line in ``ADAPTERS``.
+``list_items(dataset, raw)``, one section of parameters in ``panoda/config/datasets.py`` and one line in
+``ADAPTERS``.
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ def training_batches(
     num_steps: int,
     workers: int,
     share: tuple[int, int] = (0, 1),
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """Yield the ``num_steps`` batches of steps start_step, start_step + 1, ...
 
@@ -90,6 +91,7 @@ def training_batches(
         num_steps: Number of batches, counted from start_step.
         workers: Loader processes; 0 = load in this process.
         share: (part, parts): yield that one of equal parts of every batch, images in the order of the batch.
+        pin: Batches of loader processes come in page-locked memory, from which a GPU copies by itself.
 
     Raises:
         ValueError: an impossible combination of augmentation and data set, a negative number, or a batch
@@ -119,6 +121,7 @@ def training_batches(
         num_workers=workers,
         multiprocessing_context=method,
         worker_init_fn=_leave_signals_to_the_parent,
+        pin_memory=pin,
     )
     return iter(loader)
 

@@ -95,6 +95,7 @@ def batches(
             num_steps=num_steps - step,
             workers=context.workers,
             share=(context.rank, context.world),
+            pin=context.device.type == "cuda",
         )
 
     return start

@@ -165,6 +165,16 @@ def check_shares(batch_size: int, count: int, *, accumulate: int = 1) -> None:
         )
 
 
+def resolve_workers(wanted: int | Literal["auto"], device: torch.device, devices: int = 1) -> int:
+    """Processes of a loader, of which there are up to two in each of ``devices`` training processes.
+
+    ``auto`` is 0 on the CPU, and on GPUs a core for each, 4 at most.
+    """
+    if wanted != "auto":
+        return wanted
+    return 0 if device.type == "cpu" else min(4, max(1, _cores() // (2 * devices)))
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
     """``auto``, ``float32``, ``bfloat16`` or ``float16`` -> autocast dtype (None = float32)."""
     if name == "auto":
@@ -190,5 +200,8 @@ def set_deterministic(on: bool) -> None:
 
 def set_threads(count: int) -> None:
     """Set torch's CPU threads; 0 = every core this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or cores)
+    torch.set_num_threads(count or _cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
