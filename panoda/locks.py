@@ -6,6 +6,7 @@ The kernel drops a lock when its process ends, however it ends, so nothing stale
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -52,9 +53,16 @@ def is_locked(path: Path) -> bool:
 
 
 def gpu_lock_path(identity: str) -> Path:
-    """Lock file of a GPU, the same for every project and checkout of this user on this machine."""
-    safe = "".join(c if c.isalnum() else "-" for c in identity)
-    return Path(tempfile.gettempdir()) / f"panoda-{os.getuid()}" / f"gpu-{safe}.lock"
+    """Lock file of a GPU."""
+    return user_lock_path(f"gpu {identity}")
+
+
+def user_lock_path(what: str) -> Path:
+    """Lock file of ``what``, the same for every project and checkout of this user on this machine."""
+    safe = "".join(c if c.isalnum() else "-" for c in what)
+    if len(safe) > 200:
+        safe = hashlib.sha256(what.encode()).hexdigest()
+    return Path(tempfile.gettempdir()) / f"panoda-{os.getuid()}" / f"{safe}.lock"
 
 
 def _try(handle: IO[str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+
+from panoda.locks import file_lock, user_lock_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -96,6 +99,7 @@ def connect(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     try:
+        _make_store(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # every store and transport has its own error types
@@ -104,6 +108,25 @@ def connect(uri: str) -> MlflowClient:
             "and its permissions, or set tracking.uri in params.yaml or MLFLOW_TRACKING_URI"
         ) from error
     return client
+
+
+def _make_store(uri: str) -> None:
+    """Make a new SQLite store aside: one whose maker is killed between its tables cannot be used any more."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.is_absolute() or path.exists() or not path.parent.is_dir():
+        return
+    from mlflow import MlflowClient
+
+    with file_lock(user_lock_path(f"store {path}"), what=f"the new store {path}", say=log.warning):
+        if path.exists():  # another stage was faster
+            return
+        folder = path.with_name(f".{path.name}.new")
+        shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+        folder.mkdir()
+        new = f"{SQLITE}{folder / path.name}"
+        MlflowClient(tracking_uri=new, registry_uri=new).search_experiments(max_results=1)
+        os.replace(folder / path.name, path)
+        shutil.rmtree(folder)
 
 
 class MLflowLogger:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,24 @@ def test_unusable_store_stops_the_stage_before_it_computes(tmp_path: Path) -> No
         open_run((f"sqlite:///{tmp_path}/file/m.db", tmp_path)),
     ):
         pytest.fail("the run must not open")
+
+
+def test_a_store_whose_maker_is_killed_is_made_by_the_next_run(tmp_path: Path) -> None:
+    killed = """
+import os, signal, sys
+from sqlalchemy import Engine, event
+from panoda.tracking import connect
+@event.listens_for(Engine, "before_cursor_execute")
+def die(connection, cursor, statement, *_):  # a migration copies a table and drops the old one
+    if "DROP TABLE" in statement:
+        os.kill(os.getpid(), signal.SIGKILL)
+connect(sys.argv[1])
+"""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    done = subprocess.run([sys.executable, "-c", killed, uri], check=False)
+    assert done.returncode == -signal.SIGKILL and list(tmp_path.iterdir())
+    assert connect(uri).search_experiments(max_results=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_deleted_experiment_is_named(store: tuple[str, Path]) -> None:
