@@ -24,7 +24,7 @@ from flows.temporary_server import temporary_server
 from panoda.config import Params, load_params
 from panoda.pipeline import get_stage
 from panoda.tracking import preload
-from panoda.training.preemption import Preempted
+from panoda.training.preemption import Preempted, no_more_sigterm, sigterm_ends
 
 SERVER_NOTE = Path(".prefect/server.json")
 
@@ -45,19 +45,20 @@ def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
         keywords = _keywords(flow, params, job, getattr(arguments, "role", None))
     except ValueError as error:
         _fail(error, arguments.debug, 2)
-    with _server(stage.module):
-        try:
+    if argv is None:
+        no_more_sigterm()  # after the block below: Python takes seconds to end, and the exit code is known
+    try:
+        with sigterm_ends(), _server(stage.module):
             metrics = flow(**keywords)
-        except (ValueError, OSError) as error:
-            _fail(error, arguments.debug, 1)
-        except Preempted as stopped:
-            print(stopped, file=sys.stderr)
-            raise
-        except KeyboardInterrupt:
-            print(
-                "interrupted; the next run with the same parameters, inputs and code resumes", file=sys.stderr
-            )
-            sys.exit(130)
+            no_more_sigterm()
+    except (ValueError, OSError) as error:
+        _fail(error, arguments.debug, 1)
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("interrupted; the next run with the same parameters, inputs and code resumes", file=sys.stderr)
+        sys.exit(130)
     _summary(stage.label(getattr(arguments, "role", None)), metrics)
 
 

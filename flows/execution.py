@@ -20,6 +20,7 @@ from panoda.config import ConfigError, Params, RuntimeParams, Section, load_para
 from panoda.files import write_json
 from panoda.locks import file_lock, gpu_lock_path
 from panoda.pipeline import Stage, flatten, get_stage
+from panoda.training.preemption import sigterm_ends
 
 if TYPE_CHECKING:
     import torch
@@ -91,19 +92,18 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
         NotDeterministic: deterministic mode, and an operator that knows none.
         Preempted: SIGTERM, or ctrl-C while a model trained; the resume state is kept.
     """
-    stage = get_stage(name)
-    params = _effective(job, sections)
-    inputs = _inputs(stage, job, role, params)
-    out = _out(stage, job, role)
-    record = _record(stage, role, params, inputs, job)
-    mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
-    # Imported here: what is wrong above is reported before torch loads.
-    from panoda.training.context import RunContext, resolve_precision, resolve_workers
-    from panoda.training.failures import explained
-    from panoda.training.preemption import sigterm_ends
-
     with ExitStack() as stack:
         stack.enter_context(sigterm_ends())
+        stage = get_stage(name)
+        params = _effective(job, sections)
+        inputs = _inputs(stage, job, role, params)
+        out = _out(stage, job, role)
+        record = _record(stage, role, params, inputs, job)
+        mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
+        # Imported here: what is wrong above is reported before torch loads.
+        from panoda.training.context import RunContext, resolve_precision, resolve_workers
+        from panoda.training.failures import explained
+
         state = stack.enter_context(runs.resume_state(stage.folder_name(role), mark, say=log.warning))
         device, devices = _devices(stage, params, stack)
         record |= _sharing(stage, params, devices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_data import prepared
-from two_processes import ENCODERS, IMAGES, Numbers, fail_alone, linger, train_both, vanish
+from two_processes import ENCODERS, IMAGES, Numbers, fail_alone, linger, train_both, vanish, vanish_from_work
 
 from panoda.config import ModelParams, PrototypeParams, PseudoLabelParams
 from panoda.models.checkpoint import make_card, save_model
@@ -131,6 +132,19 @@ def test_a_killed_process_ends_all_and_is_reported():
     assert "SIGKILL" in str(caught.value) or "-9" in str(caught.value)
 
 
+def test_the_end_of_the_others_is_no_request_to_stop(tmp_path):
+    with pytest.raises(ChildProcessError, match="without a word"):
+        launch(vanish_from_work, {"folder": tmp_path}, RunContext(devices=2))
+
+
+def command_line(pid: str) -> bytes:
+    """Of a process; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 def start_lingering(folder: Path) -> subprocess.Popen[str]:
     """A process of its own that has two processes train for ever, and whose training has begun."""
     code = (
@@ -175,6 +189,39 @@ def test_a_request_to_stop_saves_one_step_and_the_run_goes_on(tmp_path):
     # What two processes began, one can end.
     ended = linger(folder=tmp_path, steps=steps, context=RunContext(state_dir=copy))
     assert ended == pytest.approx(alone, rel=1e-5)
+
+
+def test_a_request_to_stop_may_come_before_the_workers_begin(tmp_path):
+    stage = """
+import time
+from panoda.training.context import RunContext
+from panoda.training.launch import launch
+from panoda.training.messages import launchable
+
+time.sleep(2)  # as real stages, which import much
+
+@launchable
+def work(*, context):
+    time.sleep(60)
+    return {}
+"""
+    (tmp_path / "slow.py").write_text(stage)
+    code = "import slow; slow.launch(slow.work, {}, slow.RunContext(devices=2))"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not any(b"torch.distributed.run" in command_line(pid) for pid in children.read_text().split()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)  # it listens now, and nobody has joined: that takes seconds
+    process.terminate()
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE and "Preempted" not in words, words
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):

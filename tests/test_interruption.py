@@ -85,6 +85,16 @@ def _wait_for(process: subprocess.Popen[str], step: int) -> None:
         time.sleep(0.005)
 
 
+def test_a_flow_stopped_before_its_stage_begins_ends_with_the_stated_code(project: Path) -> None:
+    process = _start("runs/early")
+    while not Path(".prefect/temporary_server.log").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_CODE and "SIGTERM: stopped" in errors and "Traceback" not in errors
+
+
 def test_a_killed_and_then_preempted_flow_goes_on_in_the_same_run(project: Path) -> None:
     process = _start("runs/killed")
     _wait_for(process, 8)
@@ -95,8 +105,9 @@ def test_a_killed_and_then_preempted_flow_goes_on_in_the_same_run(project: Path)
 
     process = _start("runs/stopped")
     _wait_for(process, 16)
-    for _ in range(2):  # one to the process, one to its group, as schedulers do
+    while process.poll() is None:  # schedulers repeat it, until the last moment
         process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == EXIT_CODE, errors
     assert "SIGTERM: stopped after step" in errors and f"of {STEPS}" in errors and "Traceback" not in errors

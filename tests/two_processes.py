@@ -143,6 +143,18 @@ def vanish(*, context: RunContext) -> dict[str, float]:
     return {}
 
 
+@launchable
+def vanish_from_work(*, folder: Path, context: RunContext) -> dict[str, float]:
+    """The second process is killed while the first computes alone."""
+    (folder / str(context.rank)).touch()
+    if context.rank == 1:
+        while not (folder / "0").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return {}
+
+
 class Endless:
     """A task that draws its batches from the step alone and takes its time."""
 

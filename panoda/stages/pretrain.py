@@ -140,8 +140,8 @@ def pretrain(
         values = save_training_result(
             folder, model=kept, card=card, state=state, metrics=metrics, split=first, context=context
         )
-    # Only now: a full disk above must leave the weights for the next run. In a resume folder they stay as long
-    # as the resume points do: a run that is killed right after this goes on from the last one.
+    # Only now: a full disk above must leave the weights for the next run. In a resume folder they stay as
+    # long as the resume points do: a run that is killed right after this goes on from the last one.
     if context.main and context.state_dir is None:
         keeper.path.unlink(missing_ok=True)
     return values

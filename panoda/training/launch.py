@@ -32,7 +32,7 @@ import torch
 
 from panoda.training.context import RunContext, check_shares
 from panoda.training.messages import launchable, pack_call, receive, send, unpack_error, unpack_image
-from panoda.training.preemption import StopRequest, stop_requests
+from panoda.training.preemption import Preempted, StopRequest, stop_requests
 
 P = ParamSpec("P")
 Metrics = dict[str, float]
@@ -137,9 +137,13 @@ class _Conversation:
         finally:
             for link in self.links:
                 link.close()
-        causes = [pair for pair in self.errors if not _is_consequence(pair[1])]
+        # torchrun ends the others with SIGTERM when one was killed: that alone is no request to stop.
+        asked = bool(stop) or len(self.errors) == self.context.devices
+        causes = [pair for pair in self.errors if not _is_consequence(pair[1], asked)]
         if causes:
             raise min(causes, key=lambda pair: pair[0])[1]
+        if not self.results:
+            stop.obey("what was saved last")
         if self.errors or not self.results:
             tail = "\n".join(self.last_words[-15:])
             raise ChildProcessError(
@@ -212,7 +216,9 @@ class _Conversation:
                 sys.stderr.write(line)
 
 
-def _is_consequence(error: BaseException) -> bool:
-    """The others' end, seen from inside an exchange; not what was wrong."""
+def _is_consequence(error: BaseException, asked: bool) -> bool:
+    """The others' end, seen from inside an exchange, or their being ended; not what was wrong."""
+    if isinstance(error, Preempted):
+        return not asked
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "connection"))

@@ -7,14 +7,21 @@ tell a run to requeue from a failed one (1) and a wrong request (2).
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
 log = logging.getLogger("panoda")
 EXIT_CODE = 75
+STOPPED = "SIGTERM: stopped; run it again with the same parameters, inputs and code to go on"
+AGAIN_SECONDS = 0.1
+CLEAN_UP_SECONDS = 30.0
+"""So long a further SIGTERM changes nothing."""
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -67,10 +74,12 @@ class StopRequest:
             Preempted: there was one.
         """
         if self:
-            raise Preempted(
+            _Ending.since = time.monotonic()
+            _Ending.message = (
                 f"{self.name}: stopped after {done}; run it again with the same parameters, inputs and code "
                 "to go on"
             )
+            raise Preempted(_Ending.message)
 
 
 @contextmanager
@@ -87,13 +96,77 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextmanager
 def sigterm_ends() -> Iterator[None]:
-    """SIGTERM raises ``Preempted`` where it strikes, so that half-written files are removed."""
+    """SIGTERM raises ``Preempted`` where it strikes, so that half-written files are removed.
+
+    While that goes on a further SIGTERM changes nothing.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise Preempted("SIGTERM: stopped; run it again with the same parameters, inputs and code to go on")
+        if not _Ending.goes_on():
+            raise Preempted(_Ending.message)
 
-    with _handled({signal.SIGTERM: end}):
+    with _handled({signal.SIGTERM: end}), _not_lost():
+        _Ending.depth += 1
+        if _Ending.depth == 1:
+            _Ending.since, _Ending.message = None, STOPPED
+        try:
+            yield
+        finally:
+            _Ending.depth -= 1
+
+
+def no_more_sigterm() -> None:
+    """From now on SIGTERM is ignored, until the end of ``sigterm_ends`` where this is called in it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class _Ending:
+    """When a ``Preempted`` was raised; what follows is its clean-up, also where no exception is in sight.
+
+    Attributes:
+        since: On the monotonic clock; None before.
+        message: What it said.
+        depth: Blocks of ``sigterm_ends`` that are open.
+    """
+
+    since: float | None = None
+    message = STOPPED
+    depth = 0
+
+    @classmethod
+    def goes_on(cls) -> bool:
+        """Whether the clean-up still goes on; it counts as begun otherwise."""
+        raised = sys.exc_info()[1]
+        # Prefect makes another end of a SIGTERM, and sends it again to hear what it should be.
+        other = raised is not None and not isinstance(raised, Exception | Preempted)
+        if cls.since is not None and time.monotonic() - cls.since < CLEAN_UP_SECONDS and not other:
+            return True
+        cls.since = time.monotonic()
+        return False
+
+
+@contextmanager
+def _not_lost() -> Iterator[None]:
+    """SIGTERM comes again when it struck a finaliser or weak reference's callback: Python drops its error."""
+    before, timers = sys.unraisablehook, list[threading.Timer]()
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, Preempted):
+            before(lost)
+            return
+        _Ending.since = None
+        timers.append(threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.unraisablehook = again
+    try:
         yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 @contextmanager

@@ -31,6 +31,11 @@ from panoda.training.preemption import sigterm_ends
 
 def main(path: Path) -> None:
     """Call the stage and send its result, or its error, to whoever started this process."""
+    with sigterm_ends():  # from the start: a request to stop may come before there is anything to save
+        _work(path)
+
+
+def _work(path: Path) -> None:
     job = json.loads(path.read_text(encoding="utf-8"))
     link = Client(job["address"], "AF_UNIX", authkey=bytes.fromhex(job["key"]))
     threading.Thread(target=_follow, args=(link,), daemon=True).start()
@@ -41,7 +46,7 @@ def main(path: Path) -> None:
         context = _own(told, link, path.parent)
         set_deterministic(context.deterministic)
         use_deform(context.deform)
-        with sigterm_ends(), process_group(context.device) as (rank, world):
+        with process_group(context.device) as (rank, world):
             result = function(**keywords, context=replace(context, rank=rank, world=world))
         if rank == 0:
             send(link, "result", metrics={name: float(value) for name, value in result.items()})
