@@ -18,9 +18,12 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 PAUSE = 0.05
+FLUSH_SECONDS = 5.0
 SETTINGS = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",
@@ -54,7 +57,10 @@ def temporary_server() -> Iterator[str]:
     try:
         _wait(process, url, log)
         with temporary_settings({PREFECT_API_URL: url}):
-            yield url
+            try:
+                yield url
+            finally:
+                _send_what_waits()
     finally:
         process.terminate()
         try:
@@ -62,6 +68,12 @@ def temporary_server() -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _send_what_waits() -> None:
+    """Prefect sends logs and events in the background, and complains of each that finds no server any more."""
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=FLUSH_SECONDS)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
