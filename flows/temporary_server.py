@@ -71,7 +71,7 @@ def temporary_server() -> Iterator[str]:
 
 
 def _send_what_waits() -> None:
-    """Prefect sends logs and events in the background, and complains of each that finds no server any more."""
+    """Prefect sends logs and events in the background, and complains of each that finds no server."""
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=FLUSH_SECONDS)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from panoda.bench_cli import bench_command
-from panoda.config import Params, load_params
+from panoda.config import Params, load_params, sections_in
 from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
 from panoda.files import staged_file
@@ -75,7 +75,7 @@ def documentation(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
     """Dotted path, type, default and docstring of every field below ``model``."""
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
-        nested = list(_sections(info.annotation))
+        nested = list(sections_in(info.annotation))
         default = info.get_default(call_default_factory=True)
         plain = default is not PydanticUndefined and not isinstance(default, BaseModel)
         kind = " or ".join(m.__name__ for m in nested) if nested else _type_name(info.annotation)
@@ -86,13 +86,6 @@ def documentation(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
             inner = path if len(nested) == 1 else f"{path}[{_kind(child)}]"
             inner += ".<name>" if get_origin(info.annotation) is dict else ""
             yield from documentation(child, f"{inner}.")
-
-
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _sections(argument)
 
 
 def _kind(model: type[BaseModel]) -> str:

@@ -22,7 +22,17 @@ def test_overrides_are_yaml_and_validated():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("adapt.iteratons=5", "adapt.iteratons: Extra inputs are not permitted"),
+        ("adapt.iteratons=5", r"  adapt.iteratons: unknown; did you mean iterations\? \(found 5\)"),
+        ("data.source.dataset.camera.hieght=5", r"dataset.camera.hieght: unknown; did you mean height\?"),
+        ("data.target.dataset.xyzzy=5", "dataset.xyzzy: unknown; expected kind, path, camera, looks"),
+        (
+            "data.target.dataset.looks.southern={noize: 1}",
+            r"looks.southern.noize: unknown; did you mean noise\?",
+        ),
+        ("data.target.dataset.kind=folderr", "data.target.dataset: Input tag 'folderr' .*'structured3d'$"),
+        ("evaluate.scales=[]", "evaluate.scales: expected at least one scale"),
+        ("pretrain.optim.lr=.inf", r"pretrain.optim.lr: .*finite number \(found inf\)"),
+        ("pretrain.augment.scale=[1.5, 0.5]", r"scale is \[1.5, 0.5\]; expected \[smallest, largest\]"),
         ("model.drop_path=2", r"model.drop_path: .*less than or equal to 1 \(found 2\)"),
         ("label_space=cs18", "unknown; known: cs19"),
         ("seed.deeper=1", "is not a section"),
@@ -55,6 +65,18 @@ def test_missing_and_malformed_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_params(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("a: {b: 1}\nc:\n  d: 1\n  d: 2\n")
+    with pytest.raises(ConfigError, match=r"d stands here twice; remove one\n.*line 4"):
+        load_params(tmp_path / "twice.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_params(tmp_path / "bytes.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="expected a mapping"):
         load_params(tmp_path / "list.yaml")
+
+
+def test_a_plain_folder_has_its_upper_edge_above_the_lower_one():
+    wrong = "data.target.dataset={kind: folder, path: here, lat_top_deg: -35, lat_bottom_deg: 35}"
+    with pytest.raises(ConfigError, match="data.target.dataset: lat_top_deg must lie above lat_bottom_deg"):
+        load_params(ROOT / "params.yaml", [wrong])

@@ -21,6 +21,7 @@ from panoda.config.datasets import (
 )
 from panoda.config.domains import DataParams, DomainParams, PrepareParams, prepared_folder
 from panoda.config.params import Params, load_params, parse_params, read_tree
+from panoda.config.problems import problems, sections_in
 from panoda.config.running import ClusterParams, EvaluateParams, RuntimeParams, SlidingParams, TrackingParams
 from panoda.config.section import (
     ConfigError,
@@ -29,6 +30,7 @@ from panoda.config.section import (
     Positive,
     Probability,
     Range,
+    Scales,
     Section,
     Size,
     SourceWeights,
@@ -76,6 +78,7 @@ __all__ = [
     "PrototypeParams",
     "PseudoLabelParams",
     "Range",
+    "Scales",
     "RuntimeParams",
     "Section",
     "Size",
@@ -91,5 +94,7 @@ __all__ = [
     "load_params",
     "parse_params",
     "prepared_folder",
+    "problems",
     "read_tree",
+    "sections_in",
 ]

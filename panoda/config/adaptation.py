@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from panoda.config.section import Count, NonNegative, Positive, Probability, Section
+from panoda.config.section import Count, NonNegative, Positive, Probability, Scales, Section
 from panoda.config.training import AugmentParams, ClassWeightParams, OptimParams, check_accumulate
 
 
 class PseudoLabelParams(Section):
     """Pseudo-labels of the target train split."""
 
-    scales: tuple[Positive, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     """Image scales whose logits are averaged."""
     flip: bool = True
     """Also average the mirrored image."""
@@ -34,7 +34,7 @@ class PseudoLabelParams(Section):
 class PrototypeParams(Section):
     """Multi-scale prototypes of both domains."""
 
-    scales: tuple[Positive, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     """Image scales whose features are averaged."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Images per forward pass."""

@@ -158,6 +158,12 @@ class FolderDataset(Section):
     lat_bottom_deg: Annotated[float, Field(ge=-90, le=90)] = -90.0
     """Latitude of the uncropped lower edge in degrees."""
 
+    @model_validator(mode="after")
+    def _band(self) -> FolderDataset:
+        if self.lat_top_deg <= self.lat_bottom_deg:
+            raise ValueError("lat_top_deg must lie above lat_bottom_deg")
+        return self
+
     @property
     def label_space(self) -> None:
         """No labels."""

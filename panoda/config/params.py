@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from panoda.config.adaptation import AdaptParams, PrototypeParams, PseudoLabelParams
 from panoda.config.domains import DataParams
+from panoda.config.problems import problems
 from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
 from panoda.config.section import ConfigError, Count, Section, SourceWeights
 from panoda.config.training import ModelParams, PretrainParams, WarmupParams
@@ -87,10 +88,10 @@ def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ())
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The raw mapping of a params file with overrides applied, not yet validated."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; run in the project root or name a params file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
@@ -105,12 +106,22 @@ def parse_params(tree: dict[str, Any], where: str = "params") -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(p) for p in e['loc']) or '(top)'}: {e['msg']}"
-            + ("" if e["type"] in ("missing", "value_error") else f" (found {e['input']!r})")
-            for e in error.errors()
-        ]
-        raise ConfigError(f"{where}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
+        lines = problems(Params, tree, error)
+        raise ConfigError("\n  ".join([f"{where}: {len(lines)} problem(s)", *lines])) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice (PyYAML itself takes the last one silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} stands here twice; remove one", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -125,5 +136,5 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override!r}: {part!r} is not a section")
     try:
         node[path[-1]] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML") from error

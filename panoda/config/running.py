@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from panoda.config.section import Count, NonNegative, Positive, Section
+from panoda.config.section import Count, NonNegative, Scales, Section
 
 
 class SlidingParams(Section):
@@ -27,7 +27,7 @@ class SlidingParams(Section):
 class EvaluateParams(Section):
     """Evaluation of every model on source val and target test."""
 
-    scales: tuple[Positive, ...] = (1.0,)
+    scales: Scales = (1.0,)
     """Image scales whose logits are averaged."""
     flip: bool = False
     """Also average the mirrored image."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -12,13 +12,22 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=16)]
 Range = tuple[float, float]
+
+
+def _some(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if not scales:
+        raise ValueError("expected at least one scale, such as [1.0]; found none")
+    return scales
+
+
+Scales = Annotated[tuple[Positive, ...], AfterValidator(_some)]
 SourceWeights = dict[str, Positive]
 
 
 class Section(BaseModel):
     """Base of every section: frozen, no unknown keys, fields documented by docstrings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ConfigError(ValueError):

@@ -73,6 +73,12 @@ class AugmentParams(Section):
     exposure: NonNegative = 0.0
     """Strength of random exposure and gamma in stops."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentParams:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is {list(self.scale)}; expected [smallest, largest], both above 0")
+        return self
+
 
 class ClassWeightParams(Section):
     """Class weights of the supervised cross-entropy, from training-split pixel shares p."""

@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from panoda.config import Section
+from panoda.config import Section, problems
 
 BUILT_IN = Path(__file__).parent / "declarations"
 DOWNLOADS = Path("data/downloads")
@@ -171,8 +171,4 @@ def read_declaration(name: str) -> Declaration:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(str(p) for p in problem['loc']) or 'file'}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ValueError(f"{path}: {wrong}") from error
+        raise ValueError(f"{path}: {'; '.join(problems(Declaration, tree, error))}") from error
