@@ -22,6 +22,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.execution import Job
 from flows.temporary_server import temporary_server
 from panoda.config import Params, load_params
+from panoda.files import explained_error
 from panoda.pipeline import get_stage
 from panoda.tracking import preload
 from panoda.training.preemption import Preempted, no_more_sigterm, sigterm_ends
@@ -168,7 +169,7 @@ def _fail(error: Exception, debug: bool, code: int) -> None:
     if debug:
         traceback.print_exception(error)
     else:
-        print(f"error: {error}\n(--debug shows where)", file=sys.stderr)
+        print(f"error: {explained_error(error)}\n(--debug shows where)", file=sys.stderr)
     sys.exit(code)
 
 

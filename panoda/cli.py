@@ -20,7 +20,7 @@ from panoda.bench_cli import bench_command
 from panoda.config import Params, load_params, sections_in
 from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
-from panoda.files import staged_file
+from panoda.files import explained_error, staged_file
 from panoda.models_cli import export_command, models_command
 from panoda.pipeline import STAGES
 from panoda.runs import RECORD, clean_state
@@ -28,7 +28,6 @@ from panoda.weights_cli import weights
 
 PARAMS = Path("params.yaml")
 SCENARIOS = Path("scenarios")
-IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "MPA"}
 SETS = {"source_val": "source val", "target_test": "target test"}
 
@@ -50,7 +49,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explained_error(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -207,7 +206,7 @@ def predict(
     from panoda.training.context import resolve_device, resolve_precision
 
     place = resolve_device(device)
-    files = list(_expand(images))
+    files = list(_expand(images, out))
     result = predict_files(
         model,
         files,
@@ -218,8 +217,8 @@ def predict(
         dtype=resolve_precision("auto", place),
         progress=True,
     )
-    for path, reason in result.failures:
-        print(f"{path}: {reason}", file=sys.stderr)
+    for _, reason in result.failures:
+        print(reason, file=sys.stderr)
     typer.echo(f"{len(result.labels)} images in {out}; class shares in {result.shares}")
     if result.failures:
         raise ValueError(f"{len(result.failures)} of {len(files)} images could not be read, see above")
@@ -242,12 +241,21 @@ def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
     return path
 
 
-def _expand(paths: list[Path]) -> Iterator[Path]:
+def _expand(paths: list[Path], out: Path) -> Iterator[Path]:
+    """The files, and for folders the images in them, without those that prediction itself wrote there."""
+    from panoda.data.images import IMAGE_SUFFIXES, is_image_name
+
+    own = [(out / name).resolve() for name in ("labels", "overlays")]
     for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
-        else:
+        if not path.is_dir():
             yield path
+            continue
+        found = sorted(p for p in path.rglob("*") if is_image_name(p) and not p.is_dir())
+        found = [p for p in found if not any(folder in p.resolve().parents for folder in own)]
+        if not found:
+            ends = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"{path}: no images in this folder; expected files that end in {ends}")
+        yield from found
 
 
 # --- runs ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from panoda.models.checkpoint import ModelCard
-from panoda.models.errors import CheckpointError, MissingCheckpointError
+from panoda.models.errors import CheckpointError, require_file
 
 KEY = "panoda"
 EXTRA_FILE = "panoda.json"
@@ -158,10 +158,11 @@ def read_export_card(path: Path) -> ExportCard:
         ValueError: an ONNX file, and onnx is not installed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingCheckpointError(f"{path}: no such exported model; `panoda export` writes one")
+    require_file(path, "no such exported model; `panoda export` writes one")
     try:
         text = _onnx_text(path) if path.suffix == ".onnx" else _torch_text(path)
+        if not text:
+            raise CheckpointError(f"{path}: not a model that `panoda export` wrote: it has no card inside")
         return ExportCard.model_validate_json(text)
     except ValidationError as error:
         raise CheckpointError(

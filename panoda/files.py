@@ -14,6 +14,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_ADVICE = {
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.ENOTDIR: "a file lies where a folder is needed; choose another place, or move it away",
+    errno.EEXIST: "a file lies where a folder is needed; choose another place, or move it away",
+    errno.EISDIR: "a folder lies where a file is needed; name a file",
+    errno.ENOENT: "check the path",
+}
+
+
+def explained_error(error: Exception) -> str:
+    """An error for the user: what the system reports names the file and says what to do."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if not error.filename:
+        return error.strerror
+    text = f"{error.filename}: {error.strerror.lower()}"
+    return f"{text}; {_ADVICE[error.errno]}" if error.errno in _ADVICE else text
+
 
 @contextmanager
 def explain_disk_full(path: Path) -> Iterator[None]:

@@ -90,6 +90,9 @@ def predict_files(
     rows: list[dict[str, object]] = []
     failures: list[tuple[Path, str]] = []
     with explain_disk_full(out):
+        for folder in (out / "labels", out / "overlays"):
+            # An out that cannot be written is told before the first prediction.
+            folder.mkdir(parents=True, exist_ok=True)
         for path in track(images, "predicting", enabled=progress):
             try:
                 rgb = _read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from panoda.cli import main
 from panoda.inference import predict_image
 from panoda.labels import get_label_space
 from panoda.models import create_model
@@ -184,3 +186,48 @@ def test_sliding_windows(tmp_path, checkpoint):
     parts = predict_files(checkpoint, [file], tmp_path / "parts", height=64, sliding=(48, 32)).labels[0]
     one, two = (np.asarray(Image.open(path)) for path in (whole, parts))
     assert one.shape == two.shape and 0 < (one != two).mean() < 0.5
+
+
+def said(monkeypatch, capsys, *arguments: object) -> str:
+    """What `panoda predict` prints when it fails."""
+    monkeypatch.setattr(sys, "argv", ["panoda", "predict", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and "Errno" not in error and "validation error" not in error
+    return error
+
+
+def test_what_the_command_says(tmp_path, checkpoint, monkeypatch, capsys):
+    one = picture(tmp_path / "in" / "a.png", (40, 80))
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign.onnx").touch()
+    for arguments, message in (
+        (["--checkpoint", tmp_path / "in", "--out", out], "in: a folder, expected a file such as"),
+        (["--checkpoint", tmp_path / "foreign.onnx", "--out", out], "foreign.onnx: not a model that"),
+        (["--checkpoint", checkpoint, "--out", one], "a.png/labels: not a directory; a file lies where"),
+        ([tmp_path / "empty", "--checkpoint", checkpoint, "--out", out], "empty: no images in this folder"),
+    ):
+        assert message in said(monkeypatch, capsys, one, *arguments)
+    assert not out.exists()
+    (tmp_path / "in" / "b.png").touch()
+    error = said(monkeypatch, capsys, tmp_path / "in", "--checkpoint", checkpoint, "--out", out)
+    assert error.count("b.png: ") == 1 and "1 of 2 images could not be read" in error
+
+
+def test_a_folder_is_read_again_without_what_prediction_wrote_into_it(tmp_path, checkpoint, monkeypatch):
+    picture(tmp_path / "a.png", (40, 80))
+    (tmp_path / "._a.png").touch()  # some systems put such companions beside every file
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["panoda", "predict", str(tmp_path), "--checkpoint", str(checkpoint), "--out", str(tmp_path)],
+    )
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+    assert len(pd.read_csv(tmp_path / "class_shares.csv")) == 1

@@ -22,7 +22,7 @@ from torch import nn
 from panoda.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.files import staged_file
 from panoda.labels import get_label_space
-from panoda.models.errors import CheckpointError, MissingCheckpointError
+from panoda.models.errors import CheckpointError, require_file
 from panoda.models.registry import create_model
 from panoda.models.segmenter import Segmenter
 
@@ -228,8 +228,7 @@ def read_safetensors(
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[ModelCard, dict[str, torch.Tensor]]:
-    if not path.is_file():
-        raise MissingCheckpointError(f"{path}: no such checkpoint; run the stage that writes it")
+    require_file(path, "no such checkpoint; run the stage that writes it")
     again = "run the stage that made it again"
     metadata, tensors = read_safetensors(path, with_tensors=with_tensors, again=again)
     if metadata.get("format") != FORMAT:

@@ -16,7 +16,7 @@ from torch import Tensor
 from panoda.files import staged_file
 from panoda.models import checkpoint
 from panoda.models.checkpoint import ModelCard, read_safetensors, tensor_file
-from panoda.models.errors import CheckpointError, MissingCheckpointError
+from panoda.models.errors import CheckpointError, require_file
 
 FORMAT = "panoda-weights-1"
 
@@ -81,8 +81,7 @@ def read_card(path: Path) -> WeightsCard:
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Tensor], WeightsCard]:
-    if not path.is_file():
-        raise MissingCheckpointError(f"{path}: no such weights; `panoda weights list` names what there is")
+    require_file(path, "no such weights; `panoda weights list` names what there is")
     metadata, tensors = read_safetensors(path, with_tensors=with_tensors, again="import it again")
     card = card_of(metadata, str(path))
     if card is None:

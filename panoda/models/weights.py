@@ -21,7 +21,7 @@ from torch import Tensor
 
 from panoda.models.checkpoint import check_fit
 from panoda.models.encoders import SHAPES
-from panoda.models.errors import CheckpointError, MissingCheckpointError
+from panoda.models.errors import CheckpointError, require_file
 from panoda.models.segmenter import Segmenter
 
 # (pattern, replacement) of released names -> ours; {stage} is the released number minus one.
@@ -65,8 +65,7 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         CheckpointError: missing, truncated, no checkpoint, or a .pth with more than tensors in it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise MissingCheckpointError(f"{path}: no such weights file; check the path, nothing is downloaded")
+    require_file(path, "no such weights file; check the path, nothing is downloaded")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
