@@ -103,7 +103,7 @@ def models_command(
     decoder: Annotated[list[str] | None, typer.Option(help="Decoder, repeatable.")] = None,
     classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 19,
     fast: Annotated[bool, typer.Option("--fast", help="Count parameters and operations only.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default PyTorch's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON, too.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
@@ -114,7 +114,9 @@ def models_command(
 
     from panoda import model_table as table
     from panoda.files import staged_file, write_json
+    from panoda.training.context import resolve_device
 
+    device = str(resolve_device(device))
     sizes = [table.parse_size(text) for text in size or ("512x1024", "400x2048")]
     pairs = table.pairs(encoder or [], decoder or [])
     machine = table.machine(device, threads)

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from panoda import model_table as table
 from panoda.models import create_model
 from panoda.models.deformable import DeformableConv, DeformableMLP
+from panoda.models_cli import models_command
 
 
 def test_operations_of_the_deformable_layers_by_hand() -> None:
@@ -60,3 +61,11 @@ def test_fast_rows_have_no_time() -> None:
 def test_one_pass_has_a_time_and_a_peak() -> None:
     seconds, megabytes = table.forward_cost("trans4pass_nano", "dmlp", 3, (128, 256), "cpu", None)
     assert 0 < seconds < 60 and 1 < megabytes < 500
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+def test_a_device_that_is_not_there(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device .* is '{device}'"):
+        models_command(
+            size=None, encoder=None, decoder=None, classes=3, fast=True, device=device, threads=None
+        )

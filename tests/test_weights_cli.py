@@ -325,6 +325,13 @@ def test_get_what_is_not_there(name: str, message: str) -> None:
     assert message in refused("get", name)
 
 
+def test_a_network_of_another_kind_is_refused_before_the_download(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("panoda.models.hub._download", lambda repository: pytest.fail("downloaded"))
+    assert "'timm:resnet18.a1_in1k' takes networks with a pyramid" in refused("get", "vit:resnet18")
+
+
 def test_list(project: Path) -> None:
     text = done("list")
     for shown in (

@@ -113,6 +113,7 @@ def fetch(name: str, *, encoder: str | None = None) -> tuple[Imported, str]:
             found.encoder,
             found.file_name,
         )
+    _build(chosen)  # a network that cannot be an encoder is refused before anything is downloaded
     path = _download(repository)
     imported = import_state(
         read_state_dict(path), source=f"{_HUB}{repository}", name=file_name, encoder=chosen

@@ -112,10 +112,13 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"runtime.device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
+        raise ValueError(
+            f"device (runtime.device or --device) is {name!r}; expected auto, cpu, cuda or cuda:N"
+        ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"runtime.device is {name!r} but {torch.cuda.device_count()} GPU(s) are visible; use auto"
+            f"device (runtime.device or --device) is {name!r} but {torch.cuda.device_count()} GPU(s) are "
+            "visible; use auto"
         )
     return device
 
