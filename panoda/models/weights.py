@@ -73,9 +73,11 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # Torch's own text advises to execute what the file says.
+        objects = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
         raise CheckpointError(
-            f"{path}: not a checkpoint, or one that holds more than tensors, which is not opened for safety; "
-            f"save its state_dict alone ({_first_line(error)})"
+            f"{path}: not a checkpoint, or one that holds more than tensors"
+            f"{f' ({objects})' if objects else ''}, which is not opened for safety; save its state_dict alone"
         ) from error
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         raise CheckpointError(
