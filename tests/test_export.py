@@ -186,7 +186,7 @@ def test_foreign_and_missing_files_are_refused(tmp_path: Path) -> None:
         read_export_card(tmp_path / "b.onnx")
     onnx = pytest.importorskip("onnx")
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [])), str(tmp_path / "c.onnx"))
-    with pytest.raises(CheckpointError, match="export the checkpoint again"):
+    with pytest.raises(CheckpointError, match="not a model that `panoda export` wrote"):
         read_export_card(tmp_path / "c.onnx")
     (tmp_path / "d.onnx").write_bytes(json.dumps({}).encode() + b"\xff" * 40)
     with pytest.raises(CheckpointError, match="not an ONNX file"):

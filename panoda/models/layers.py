@@ -52,13 +52,18 @@ def look_up(numbers: dict[str, int], name: str) -> int:
     return numbers[name]
 
 
+def exporting() -> bool:
+    """A graph is traced for torch.export or ONNX; torch.compile is no export (PyTorch 2.11 says it is)."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Types as they come on the device of ``x``, whatever autocast says.
 
     A graph traced for export has fixed types; there the context would only become a subgraph of its own.
     Nor is there any autocast on ``meta``.
     """
-    if torch.compiler.is_exporting() or x.is_meta:
+    if exporting() or x.is_meta:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 

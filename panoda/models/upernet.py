@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoda.models.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder, prediction, resize
+from panoda.models.layers import exporting
 
 POOL_SCALES = (1, 2, 3, 6)
 AUXILIARY_MAP = 2  # the third stage, stride 16
@@ -49,7 +50,7 @@ class PyramidPooling(nn.Module):
 
 def _pooled(x: Tensor, scale: int) -> Tensor:
     """Averages over scale x scale regions, (N, C, scale, scale)."""
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return F.adaptive_avg_pool2d(x, scale)
     # ONNX has no such pooling of maps of any size: the same averages as two small matrix products.
     down, across = (_regions(side, scale, x) for side in x.shape[2:])

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from panoda.models.layers import exporting
+
 log = logging.getLogger(__name__)
 
 DeformChoice = Literal["auto", "fused", "plain"]
@@ -62,7 +64,7 @@ def use_deform(choice: str) -> str:
 
 def choice_for(x: Tensor) -> str:
     """``auto``, ``fused`` or ``plain`` for inputs like ``x``: the switch, less what the device cannot do."""
-    if torch.compiler.is_exporting() or torch.are_deterministic_algorithms_enabled():
+    if exporting() or torch.are_deterministic_algorithms_enabled():
         return "plain"
     return _choice_on(x.device.type, x.device.index)
 

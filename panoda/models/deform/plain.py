@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from panoda.models import sampling, traced
-from panoda.models.layers import without_autocast
+from panoda.models.layers import exporting, without_autocast
 from panoda.models.products import linear, matmul
 from panoda.models.sampling import Geometry
 
@@ -80,7 +80,7 @@ def _columns(
     few = x.shape[1] // groups <= _FEW_CHANNELS
     with without_autocast(x):
         inputs = _exact(x, offset, mask)
-        if torch.compiler.is_exporting():
+        if exporting():
             shape = Geometry.unpacked(geometry)
             return few, (traced.gather if few else traced.bag)(*inputs, groups, shape)
         return few, (sampling.gather if few else sampling.bag)(*inputs, groups, list(geometry))
