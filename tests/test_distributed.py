@@ -14,7 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_data import prepared
-from two_processes import ENCODERS, IMAGES, Numbers, fail_alone, linger, train_both, vanish, vanish_from_work
+from two_processes import (
+    ENCODERS,
+    IMAGES,
+    Numbers,
+    fail_alone,
+    linger,
+    spike,
+    train_both,
+    vanish,
+    vanish_from_work,
+)
 
 from panoda.config import ModelParams, PrototypeParams, PseudoLabelParams
 from panoda.models.checkpoint import make_card, save_model
@@ -222,6 +232,13 @@ def work(*, context):
     process.terminate()
     _, words = process.communicate(timeout=60)
     assert process.returncode == EXIT_CODE and "Preempted" not in words, words
+
+
+def test_spikes_of_every_process_are_kept_once_when_a_run_goes_on(tmp_path):
+    context = RunContext(devices=2, state_dir=tmp_path)
+    assert launch(spike, {"folder": tmp_path, "steps": 64}, context) == {"spike0": 61, "spike1": 62}
+    found = launch(spike, {"folder": tmp_path, "steps": 70}, context)
+    assert list(found.values()) == [61, 62, 66, 67]
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):

@@ -158,6 +158,8 @@ def vanish_from_work(*, folder: Path, context: RunContext) -> dict[str, float]:
 class Endless:
     """A task that draws its batches from the step alone and takes its time."""
 
+    pause, spikes = 0.02, ()
+
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         torch.manual_seed(0)
         self.trained = torch.nn.Linear(3, 1)
@@ -170,8 +172,9 @@ class Endless:
 
     def losses(self, step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         (self.folder / f"pid{self.rank}").write_text(f"{os.getpid()} {step}")
-        time.sleep(0.02 * (1 + self.rank))
-        return {"loss/total": self.trained(batch).square().mean()}
+        time.sleep(self.pause * (1 + self.rank))
+        spike = 1e4 if step in self.spikes else 0.0
+        return {"loss/total": self.trained(batch).square().mean() + spike}
 
     def after_step(self, step: int) -> dict[str, torch.Tensor]:
         return {}
@@ -186,9 +189,23 @@ class Endless:
 @launchable
 def linger(*, folder: Path, steps: int, context: RunContext, accumulate: int = 1) -> dict[str, float]:
     """Train for ``steps`` steps."""
+    state, task = _train(Endless(folder, context.rank, context.world), steps, context, accumulate)
+    weights = {f"weight{i}": v for i, v in enumerate(task.trained.weight.detach().flatten().tolist())}
+    return {"steps": float(len(state.history)), **weights}
+
+
+@launchable
+def spike(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
+    """Losses of the first process stand out at steps 61 and 66, of the second at 62 and 67."""
+    task = Endless(folder, context.rank, context.world)
+    task.pause, task.spikes = 0.0, (60 + context.rank, 65 + context.rank)
+    state, _ = _train(task, steps, context)
+    return {f"spike{i}": row["step"] for i, row in enumerate(state.spikes.rows)}
+
+
+def _train(task: Endless, steps: int, context: RunContext, accumulate: int = 1) -> tuple[Any, Endless]:
     from panoda.training.loop import run_loop
 
-    task = Endless(folder, context.rank, context.world)
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=0.1)
     state = run_loop(
         task,
@@ -203,5 +220,4 @@ def linger(*, folder: Path, steps: int, context: RunContext, accumulate: int = 1
         description="linger",
         accumulate=accumulate,
     )
-    weights = {f"weight{i}": v for i, v in enumerate(task.trained.weight.detach().flatten().tolist())}
-    return {"steps": float(len(state.history)), **weights}
+    return state, task

@@ -97,6 +97,8 @@ def run_loop(
     }
     components = whole_states(parts)
     step, extra = load_resume(context.state_dir, components)
+    if not context.main:
+        spikes.rows = []  # the first process has those of all
     state = LoopState(
         step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0), spikes
     )
@@ -121,6 +123,7 @@ def run_loop(
         nonlocal saved
         saved = time.monotonic()
         guard.check()
+        _to_the_first(spikes, context)
         if context.state_dir is not None and not context.main:
             take_part(components)
             return
@@ -190,8 +193,14 @@ def run_loop(
                 clock, clock_step, _ = time.perf_counter(), state.step, batches.waited()
             bar.update(line, completed=state.step)
             asked.obey(f"step {state.step} of {num_steps}")
-    spikes.rows = sorted(sum(gather(spikes.rows, context), []), key=lambda row: row["step"])
+    _to_the_first(spikes, context)
     return state
+
+
+def _to_the_first(spikes: LossSpikes, context: RunContext) -> None:
+    """The first process, which writes them, takes over what the others noted of their shares."""
+    rows = sorted(sum(gather(spikes.rows, context), []), key=lambda row: row["step"])
+    spikes.rows = rows if context.main else []
 
 
 def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
