@@ -106,3 +106,23 @@ def test_the_schedule_is_the_published_one():
         assert ours(step) == pytest.approx(published(step), rel=1e-12)
     for step in range(warm):
         assert ours(step) == pytest.approx(published(step), abs=1 / warm + warm / horizon)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize(("saved", "own"), [(True, None), (None, True)])
+def test_a_state_of_another_device_leaves_the_kind_of_kernels(name, saved, own):
+    def made(fused):
+        module = nn.Linear(2, 2)
+        optimizer = build_optimizer(module, name=name, lr=0.1, weight_decay=0.0)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        module(torch.ones(1, 2)).sum().backward()
+        return optimizer
+
+    one, two = made(saved), made(own)
+    one.step()
+    two.load_state_dict(one.state_dict())
+    assert [group["fused"] for group in two.param_groups] == [own, own]
+    two.step()
+    state = next(iter(two.state.values()))
+    assert name == "sgd" or float(state["step"]) == 2.0

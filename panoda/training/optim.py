@@ -87,9 +87,24 @@ def build_optimizer(
         module, weight_decay, lr=lr, layer_decay=layer_decay, head_lr_factor=head_lr_factor
     )
     fused = True if all(p.is_cuda for group in groups for p in group["params"]) else None
+    optimizer: torch.optim.Optimizer
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_own_kernels)
+    return optimizer
+
+
+def _own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A resume point may be of another device; the kind of kernels stays this one's."""
+    saved, own = state["param_groups"], optimizer.param_groups
+    if len(saved) != len(own):
+        return state  # torch says what is wrong
+    return {
+        **state,
+        "param_groups": [{**s, "fused": o["fused"]} for s, o in zip(saved, own, strict=True)],
+    }
 
 
 def build_scheduler(
