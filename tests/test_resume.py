@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,6 +34,22 @@ def test_a_full_disk_keeps_the_earlier_points(tmp_path, monkeypatch):
         save_resume(tmp_path, step=3, components=parts, extra={})
     assert load_resume(tmp_path, parts)[0] == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["resume-00000001.pt", "resume-00000002.pt"]
+
+
+def test_what_a_killed_writer_left_goes(tmp_path):
+    code = """
+import os, signal, sys
+from pathlib import Path
+from panoda.training.checkpoint import save_resume
+save_resume(Path(sys.argv[1]), step=4, components={}, extra={})
+os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
+save_resume(Path(sys.argv[1]), step=7, components={}, extra={})
+"""
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode < 0
+    assert len(list(tmp_path.iterdir())) == 2
+    assert load_resume(tmp_path, {})[0] == 4
+    save_resume(tmp_path, step=6, components={}, extra={})  # points by time come at other steps
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["resume-00000004.pt", "resume-00000006.pt"]
 
 
 def test_the_last_few_points_are_kept(tmp_path):

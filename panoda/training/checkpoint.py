@@ -79,7 +79,7 @@ def save_resume(
 def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[int, dict[str, Any]]:
     """Restore the components in place from the newest resume point that is whole.
 
-    A damaged one is passed over with a warning.
+    A damaged one is passed over with a warning, a half-written one is removed.
 
     Returns:
         Steps already done (0 when there is nothing to resume) and the extra values.
@@ -87,6 +87,9 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
     Raises:
         ValueError: every point is damaged, or they belong to other components.
     """
+    # Of a process that was killed while it wrote one; a point of that step may never be written again.
+    for left in folder.glob(".resume-*.tmp") if folder else ():
+        left.unlink(missing_ok=True)
     points = list(resume_points(folder).values()) if folder else []
     problems = []
     for path in points:
