@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,8 @@ PACKAGE = Path(__file__).resolve().parent
 STATE = Path(".panoda/state")
 RUNS = Path("runs")
 RECORD = "run.json"
+STALE_DAYS = 7.0
+"""So long a killed or pre-empted run with other parameters may take to be started again."""
 IGNORED_NAMES = frozenset({"__pycache__", ".DS_Store", ".gitkeep"})
 
 
@@ -174,8 +176,9 @@ def resume_state(
 ) -> Iterator[Path]:
     """The resume folder of a stage; kept when the body fails or is killed, removed when it succeeds.
 
-    Folders of the same stage with other fingerprints are stale (parameters, inputs or code changed) and are
-    removed, unless a running process holds them.
+    Folders of the same stage with other fingerprints belong to other parameters, inputs or code, perhaps of a
+    job that waits to go on: they are removed ``STALE_DAYS`` after they were last written to, unless a running
+    process holds them.
 
     Args:
         name: Folder name of the stage.
@@ -187,12 +190,21 @@ def resume_state(
     folder = base / f"{name}-{mark}"
     for other in base.glob(f"{name}-*"):
         stale = other.is_dir() and other != folder and len(other.name) == len(folder.name)
-        if stale and not is_locked(_lock_of(other)):
+        if stale and _days_old(other) > STALE_DAYS and not is_locked(_lock_of(other)):
             shutil.rmtree(other, ignore_errors=True)
     with file_lock(_lock_of(folder), what=f"the same run of {name}", say=say):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _days_old(folder: Path) -> float:
+    """Days since anything in a folder was written."""
+    times = []
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):  # its process goes on just now
+            times.append(path.stat().st_mtime)
+    return (time.time() - max(times, default=time.time())) / 86400
 
 
 def _lock_of(folder: Path) -> Path:

@@ -123,16 +123,28 @@ def test_resume_state_survives_failure_and_goes_with_success(tmp_path: Path) -> 
     assert not folder.exists()
 
 
-def test_other_fingerprints_of_the_stage_are_pruned_but_not_running_ones(tmp_path: Path) -> None:
-    for stage, mark in (("pretrain", "1"), ("pretrain", "2"), ("pretrain-x", "1")):
-        with pytest.raises(RuntimeError), resume_state(stage, mark * 16, root=tmp_path):
-            raise RuntimeError
+def test_states_of_other_fingerprints_wait_a_week_and_running_ones_for_ever(tmp_path: Path) -> None:
     state = tmp_path / ".panoda" / "state"
-    assert {p.name[:12] for p in state.iterdir()} == {"pretrain-222", "pretrain-x-1"}
+
+    def killed(stage: str, mark: str, days: float = 0.0) -> None:
+        with pytest.raises(RuntimeError), resume_state(stage, mark * 16, root=tmp_path) as folder:
+            (folder / "pieces").mkdir()
+            raise RuntimeError
+        then = time.time() - days * 86400
+        for path in (folder / "pieces", folder):
+            os.utime(path, (then, then))
+
+    killed("pretrain", "1", days=8)
+    killed("pretrain-x", "1", days=8)
+    killed("pretrain", "2", days=6)
+    # A job that was pre-empted goes on although another one of its stage began meanwhile.
+    killed("pretrain", "3")
+    assert {p.name[:12] for p in state.iterdir()} == {"pretrain-222", "pretrain-333", "pretrain-x-1"}
     with resume_state("warmup", "1" * 16, root=tmp_path) as running:
+        os.utime(running, (0, 0))
         with resume_state("warmup", "2" * 16, root=tmp_path):
             assert running.is_dir()
-        assert clean_state(tmp_path) == ["pretrain-" + "2" * 16, "pretrain-x-" + "1" * 16]
+        assert len(clean_state(tmp_path)) == 3
         assert running.is_dir()
 
 
