@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,15 @@ def test_a_killed_process_ends_all_and_is_reported():
 def test_the_end_of_the_others_is_no_request_to_stop(tmp_path):
     with pytest.raises(ChildProcessError, match="without a word"):
         launch(vanish_from_work, {"folder": tmp_path}, RunContext(devices=2))
+
+
+def test_nobody_waits_for_workers_of_a_launch_that_is_over(monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    threads = set(threading.enumerate())
+    with pytest.raises(ChildProcessError, match="without a word"):
+        launch(vanish, {}, RunContext(devices=2))
+    time.sleep(0.1)  # the other one reads the end of torchrun's words
+    assert set(threading.enumerate()) <= threads
 
 
 def command_line(pid: str) -> bytes:

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Listener, wait
+from multiprocessing.context import AuthenticationError
 from pathlib import Path
 from typing import IO, Any, ParamSpec
 
@@ -127,14 +129,17 @@ class _Conversation:
     errors: list[tuple[float, BaseException]] = field(default_factory=list)
     results: list[Metrics] = field(default_factory=list)
     last_words: list[str] = field(default_factory=list)
+    over: bool = False
 
     def result(self) -> Metrics:
-        for task in (self._welcome, self._overhear):
-            threading.Thread(target=task, daemon=True).start()
+        threads = [threading.Thread(target=task, daemon=True) for task in (self._welcome, self._overhear)]
+        for thread in threads:
+            thread.start()
         try:
             with stop_requests() as stop:
                 self._listen(stop)
         finally:
+            self._say_goodbye(threads[0])
             for link in self.links:
                 link.close()
         # torchrun ends the others with SIGTERM when one was killed: that alone is no request to stop.
@@ -200,11 +205,18 @@ class _Conversation:
             logger.log_artifact(Path(values["path"]))
 
     def _welcome(self) -> None:
-        try:
-            for _ in range(self.context.devices):
+        while len(self.links) < self.context.devices and not self.over:
+            # A worker that ends while it introduces itself is missed elsewhere.
+            with suppress(OSError, EOFError, AuthenticationError):
                 self.links.append(self.listener.accept())
-        except OSError:  # closed: the run is over
-            return
+
+    def _say_goodbye(self, welcome: threading.Thread) -> None:
+        """End the thread that waits for workers: left behind, it would meet those of the next launch."""
+        self.over = True
+        if welcome.is_alive():
+            with suppress(OSError), socket.socket(socket.AF_UNIX) as last:
+                last.connect(self.listener.address)
+            welcome.join(GRACE_SECONDS)
 
     def _overhear(self) -> None:
         """Pass on what workers write to stderr, and keep the end of it."""
