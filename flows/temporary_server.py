@@ -41,16 +41,17 @@ def temporary_server() -> Iterator[str]:
     Raises:
         OSError: it did not answer in time (``server.ephemeral.startup_timeout_seconds`` in prefect.toml).
     """
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
     log = Path(get_current_settings().home) / "temporary_server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as sink:
+    # The server gets the socket, not its number: until it listens, somebody else could take that.
+    with log.open("wb") as sink, socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(port)],
+            [sys.executable, "-m", __name__, str(listener.fileno())],
             stdin=subprocess.PIPE,
             stdout=sink,
             stderr=sink,
+            pass_fds=[listener.fileno()],
             env={**os.environ, **SETTINGS},
             start_new_session=True,  # ctrl-C reaches the flow first, which still has something to report
         )
@@ -90,25 +91,20 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     raise OSError(f"the temporary Prefect server did not answer within {seconds} s; see {log}")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(0)
 
 
-def serve(port: int) -> None:
-    """Run the server until standard input closes."""
+def serve(listener: socket.socket) -> None:
+    """Run the server on a socket that listens, until standard input closes."""
     import uvicorn
     from prefect.server.api.server import create_app
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    uvicorn.run(create_app(ephemeral=True), host="127.0.0.1", port=port, log_level="error")
+    server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True), log_level="error"))
+    server.run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    serve(socket.socket(fileno=int(sys.argv[1])))

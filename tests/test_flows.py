@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -311,6 +312,17 @@ def test_a_running_server_is_found_and_a_dead_one_ignored(server: str, tmp_path:
     assert running_server(note) == server
     note.write_text(json.dumps({"api_url": "http://127.0.0.1:9/api"}))
     assert running_server(note) is None
+
+
+def test_nobody_takes_the_port_while_the_server_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(process: Any, url: str, log: Path) -> None:
+        port = int(url.split(":")[2].split("/")[0])
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", port))
+
+    monkeypatch.setattr("flows.temporary_server._wait", take)
+    with pytest.raises(OSError, match="in use"), temporary_server():
+        pytest.fail("the port was free")
 
 
 def test_the_temporary_server_ends_with_a_killed_starter(tmp_path: Path) -> None:
