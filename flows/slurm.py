@@ -57,7 +57,8 @@ class StageJob:
         """
         command = [sys.executable, "-m", f"flows.{self.stage}", *self.arguments]
         path = os.pathsep.join(filter(None, [str(self.root), os.environ.get("PYTHONPATH")]))
-        with subprocess.Popen(command, cwd=self.root, env={**os.environ, "PYTHONPATH": path}) as process:
+        environment = {**os.environ, "PYTHONPATH": path}
+        with subprocess.Popen(command, cwd=self.root, env=environment, preexec_fn=_deaf) as process:
             self._process = process
             code = process.wait()
         if code and not self._stopping.is_set():
@@ -77,6 +78,12 @@ class StageJob:
             except subprocess.TimeoutExpired:
                 process.kill()
         return DelayedSubmission(StageJob(self.stage, self.arguments, self.root))
+
+
+def _deaf() -> None:
+    """SLURM sends submitit's signal to every process of a job; only submitit knows what to do with it."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def submit(job: StageJob, options: argparse.Namespace) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -87,6 +88,8 @@ def test_before_the_time_limit_it_saves_and_goes_on_in_another_job(project: Path
     end = time.monotonic() + 30
     while not (project / "started").exists() and time.monotonic() < end:
         time.sleep(0.01)
+    assert job._process is not None
+    job._process.send_signal(signal.SIGUSR2)  # SLURM sends it to all processes, submitit calls checkpoint
     delayed = job.checkpoint()
     thread.join()
     assert codes == [75] and (project / "state").read_text() == "half" and not (project / "done").exists()
