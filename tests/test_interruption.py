@@ -85,6 +85,29 @@ def _wait_for(process: subprocess.Popen[str], step: int) -> None:
         time.sleep(0.005)
 
 
+def test_a_changed_parameter_input_or_line_of_code_starts_clean(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def goes_on(*changes: str) -> bool:
+        with (
+            pytest.raises(InterruptedError),
+            stage_run("pretrain", Job(overrides=[*SETTINGS, *changes], out="runs/x")) as run,
+        ):
+            assert run.context.state_dir is not None
+            note = run.context.state_dir / "note"
+            found = note.exists()
+            note.touch()
+            raise InterruptedError
+        return found
+
+    assert not goes_on() and goes_on()
+    assert not goes_on("pretrain.optim.lr=0.5") and goes_on()
+    Path("data/prepared/source/train/more").write_text("")
+    assert not goes_on() and goes_on()
+    monkeypatch.setattr("panoda.runs.code_digest", lambda *_, **__: "of other lines")
+    assert not goes_on()
+
+
 def test_a_flow_stopped_before_its_stage_begins_ends_with_the_stated_code(project: Path) -> None:
     process = _start("runs/early")
     while not Path(".prefect/temporary_server.log").exists():
