@@ -3,6 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from panoda.labels import get_label_space
 from panoda.report import figures
@@ -48,11 +49,26 @@ def test_curves_take_gaps_and_leave_out_what_is_missing():
     assert figures.curves_figure(pd.DataFrame({"step": [0]})) is None
 
 
+def test_the_legend_of_losses_hides_no_curve_and_the_sum_no_part():
+    names = ("loss/source_ce", "loss/target_ce", "loss/mpa", "loss/total")
+    history = pd.DataFrame({"step": [0, 1, 2], "lr": 0.1, **dict.fromkeys(names, [3.0, 2.0, 1.0])})
+    figure = figures.curves_figure(history)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["source ce", "target ce", "mpa", "total"]
+    for axes in figure.axes:
+        assert axes.get_legend() is None
+        assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    total, part = figure.axes[0].lines[-1], figure.axes[0].lines[0]
+    assert total.get_linewidth() > 2 * part.get_linewidth() and total.get_zorder() < part.get_zorder()
+
+
 def test_azimuth_is_closed_and_turns_right_from_forward():
     axes = figures.azimuth_figure(
         regions("azimuth_deg", "left_deg", "right_deg", [-90, 90, 270]), models=MODELS
     ).axes[0]
     angle, value = axes.lines[0].get_data()
+    assert axes.get_xlabel() == "mIoU in %"
     assert np.rad2deg(angle).tolist() == [0, 180, 0] and value[0] == value[-1] == pytest.approx(30)
     assert axes.get_theta_direction() == -1 and axes.get_theta_offset() == pytest.approx(np.pi / 2)
 

@@ -111,6 +111,8 @@ def curves_figure(history: pd.DataFrame, *, title: str = "") -> Figure | None:
         figure, grid = new_figure(9.2, 2.75, nrows=1, ncols=len(panels), squeeze=False)
         for axes, (name, columns) in zip(grid[0], panels.items(), strict=True):
             _curve_panel(axes, history, columns, name)
+            if len(columns) > 1:
+                legend_below(figure, axes, 6)  # inside, it would hide parts of the curves
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
     return figure
@@ -127,7 +129,10 @@ def _curve_panel(axes: Axes, history: pd.DataFrame, columns: Sequence[str], name
         marker = "o" if len(points) < 12 else None
         label = column.removeprefix("loss/").replace("_", " ")
         colour = SERIES_COLOURS[i % len(SERIES_COLOURS)]
-        axes.plot(points["step"], factor * points[column], marker=marker, ms=3, color=colour, label=label)
+        # The sum often lies on its largest part: a pale band that both show through.
+        band = {"lw": 5, "alpha": 0.35, "zorder": 1} if label == "total" else {}
+        values = factor * points[column]
+        axes.plot(points["step"], values, marker=marker, ms=3, color=colour, label=label, **band)
     positive = history[list(columns)].stack()
     if name == "loss" and (positive > 0).all() and positive.max() > 100 * max(positive.min(), 1e-12):
         axes.set_yscale("log")
@@ -135,8 +140,6 @@ def _curve_panel(axes: Axes, history: pd.DataFrame, columns: Sequence[str], name
     axes.set_title(name, fontweight="normal", fontsize=9, color=MUTED)
     axes.tick_params(axis="y", labelcolor=MUTED)
     axes.grid(axis="y")
-    if len(columns) > 1:
-        axes.legend(fontsize=7.5, loc="best", handlelength=1.2)
 
 
 def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> Figure:
@@ -195,6 +198,7 @@ def azimuth_figure(by_azimuth: pd.DataFrame, *, models: Mapping[str, str]) -> Fi
         axes.set_ylim(0, _ceiling(100 * by_azimuth["miou"].max()))
         axes.yaxis.set_major_formatter("{x:.0f}")
         axes.set_rlabel_position(22.5)
+        axes.set_xlabel("mIoU in %", color=MUTED)
         axes.grid(color=LINE)
         axes.spines["polar"].set_color(LINE)
         legend_below(figure, axes, 2)

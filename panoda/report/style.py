@@ -62,7 +62,7 @@ def legend_below(figure: Figure, axes: Axes, count: int) -> None:
     """One legend for all series of ``axes`` under the figure."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(count, 4))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(count, len(handles), 6))
 
 
 def model_colours(models: Sequence[str]) -> dict[str, str]:
