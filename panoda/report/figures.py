@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,7 +131,7 @@ def _curve_panel(axes: Axes, history: pd.DataFrame, columns: Sequence[str], name
         label = column.removeprefix("loss/").replace("_", " ")
         colour = SERIES_COLOURS[i % len(SERIES_COLOURS)]
         # The sum often lies on its largest part: a pale band that both show through.
-        band = {"lw": 5, "alpha": 0.35, "zorder": 1} if label == "total" else {}
+        band: dict[str, Any] = {"lw": 5, "alpha": 0.35, "zorder": 1} if label == "total" else {}
         values = factor * points[column]
         axes.plot(points["step"], values, marker=marker, ms=3, color=colour, label=label, **band)
     positive = history[list(columns)].stack()
