@@ -321,6 +321,12 @@ def test_mistakes_are_named(tmp_path, change, match):
     assert not (tmp_path / "raw").exists()
 
 
+def test_a_key_that_stands_twice(tmp_path):
+    (tmp_path / "twice.yaml").write_text("name: a\ntitle: b\nname: c\n")
+    with pytest.raises(ValueError, match=r"twice.yaml: not valid YAML \(name stands here twice"):
+        read_declaration(str(tmp_path / "twice.yaml"))
+
+
 def test_duplicate_ids(tmp_path):
     dataset = own(tmp_path, splits(["shots/{id}.jpg", "more/{id}.jpg"]))
     save(tmp_path / "data/more/2.jpg", picture(values(1, [1]), 1))

@@ -88,7 +88,7 @@ def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ())
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The raw mapping of a params file with overrides applied, not yet validated."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = read_yaml(path)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; run in the project root or name a params file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -108,6 +108,17 @@ def parse_params(tree: dict[str, Any], where: str = "params") -> Params:
     except ValidationError as error:
         lines = problems(Params, tree, error)
         raise ConfigError("\n  ".join([f"{where}: {len(lines)} problem(s)", *lines])) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        yaml.YAMLError: malformed, or a key stands twice.
+        UnicodeDecodeError: not UTF-8.
+        OSError: missing or unreadable.
+    """
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
 
 
 class _Loader(yaml.SafeLoader):

@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from panoda.config import Section, problems
+from panoda.config import Section, problems, read_yaml
 
 BUILT_IN = Path(__file__).parent / "declarations"
 DOWNLOADS = Path("data/downloads")
@@ -166,7 +166,7 @@ def read_declaration(name: str) -> Declaration:
         known = ", ".join(built_in())
         raise ValueError(f"{name}: no such file, and no built-in data set of that name; known: {known}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path)
         return Declaration.model_validate(tree)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML ({error})") from error
