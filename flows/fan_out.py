@@ -9,6 +9,8 @@ work travels by Dask's own transport, and who reaches a scheduler can run anythi
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +35,8 @@ AHEAD = 1000
 """Pieces submitted before the first of them is done; what is known of a piece takes about 10 kB."""
 ANSWER_WITHIN = 10.0
 """Seconds in which a running scheduler has to answer."""
+LOADED = time.time()
+"""When this process loaded its first code of the project, or little later."""
 RETRY_DELAY = 5.0
 """Seconds before a piece that failed is tried again."""
 
@@ -42,7 +46,8 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
     """Connect to the cluster, or start one on this machine for as long as the stage runs.
 
     Raises:
-        ConfigError: Dask is not installed, nothing answers at the address, or workers do not reach Prefect.
+        ConfigError: Dask is not installed, nothing answers at the address, or workers do not reach Prefect or
+            run old code.
     """
     try:
         from distributed import Client, LocalCluster, Security
@@ -90,6 +95,23 @@ def _check_workers(client: Any) -> None:
             f"{len(lost)} of {len(reached)} Dask workers, such as {lost[0]}, cannot reach Prefect at {url}; "
             "run `prefect server start --host 0.0.0.0` and set PREFECT_API_URL to an address that they reach"
         )
+    changed = {worker: files for worker, files in client.run(_changed).items() if files}
+    if changed:
+        worker, files = min(changed.items())
+        raise ConfigError(
+            f"{len(changed)} of {len(reached)} Dask workers, such as {worker}, have loaded code that was "
+            f"changed since ({files[0]}): start them again, or pieces would be made by the old code"
+        )
+
+
+def _changed() -> list[str]:
+    """Source files of the project that were written after this process, a worker, had loaded them."""
+    files = {
+        str(module.__file__)
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in ("panoda", "flows") and getattr(module, "__file__", None)
+    }
+    return sorted(f for f in files if Path(f).is_file() and Path(f).stat().st_mtime > LOADED)
 
 
 def _reaches(url: str) -> bool:

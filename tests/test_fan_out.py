@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ pytest.importorskip("prefect_dask")
 
 import dask
 import torch
+from distributed import Client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from raw_data import erp_item, run_prepare, write_pair
 from test_pieces import contents, make_inputs, results, run_stages
@@ -283,6 +285,25 @@ def test_workers_elsewhere_have_to_reach_prefect(runner: Any) -> None:
             workers(RUNTIME, cluster),
         ):
             pass
+        with workers(RUNTIME, cluster), Client(runner.address, set_as_default=False) as client:
+            client.run(_loaded_long_ago)
+        try:
+            with (
+                pytest.raises(ConfigError, match="2 of 2 Dask workers.*changed since .*start them again"),
+                workers(RUNTIME, cluster),
+            ):
+                pass
+        finally:
+            with Client(runner.address, set_as_default=False) as client:
+                client.run(_loaded_now)
+
+
+def _loaded_long_ago() -> None:
+    fan_out.LOADED = 0.0
+
+
+def _loaded_now() -> None:
+    fan_out.LOADED = time.time()
 
 
 def test_without_a_scheduler_or_dask_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
