@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -65,11 +67,18 @@ def set_up_limits(api_url: str, gpus: int = 1) -> None:
 @contextmanager
 def _services(port: int, mlflow_port: int, gpus: int) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     api_url = f"http://{HOST}:{port}/api"
+    # Asked before anything starts: another server would answer on the port, and take our deployments.
+    for name, number, option in (
+        ("Prefect server", port, "--port"),
+        ("MLflow UI", mlflow_port, "--mlflow-port"),
+    ):
+        _check_free(name, number, option)
     prepare_environment()
     environment = {**os.environ, "PREFECT_API_URL": api_url, "PREFECT_LOGGING_LEVEL": "INFO"}
     prefect = [sys.executable, "-m", "prefect"]
     store = tracking_uri(load_params().tracking.uri)
     parts: dict[str, subprocess.Popen[bytes]] = {}
+    own_note = {"api_url": api_url, "pid": os.getpid()}
     try:
         parts["MLflow UI"] = _start(
             [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--host", HOST]
@@ -83,15 +92,25 @@ def _services(port: int, mlflow_port: int, gpus: int) -> Iterator[dict[str, subp
         subprocess.run([*prefect, "--no-prompt", "deploy", "--all"], env=environment, check=True)
         parts["Prefect worker"] = _start([*prefect, "worker", "start", "--pool", POOL], environment)
         _wait(f"http://{HOST}:{mlflow_port}/health", parts, "MLflow UI")
-        write_json(SERVER_NOTE, {"api_url": api_url, "pid": os.getpid()})
+        write_json(SERVER_NOTE, own_note)
         print(
             f"Prefect http://{HOST}:{port}   MLflow http://{HOST}:{mlflow_port}   ctrl-C stops both",
             flush=True,
         )
         yield parts
     finally:
-        SERVER_NOTE.unlink(missing_ok=True)
+        if SERVER_NOTE.is_file() and json.loads(SERVER_NOTE.read_text(encoding="utf-8")) == own_note:
+            SERVER_NOTE.unlink()
         _stop(parts)
+
+
+def _check_free(name: str, port: int, option: str) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise OSError(
+                f"port {port} of {HOST}, for the {name}, is taken, perhaps by another `make server`: stop "
+                f"that one, or choose another port with python -m flows.server {option} NUMBER"
+            )
 
 
 def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -20,7 +20,8 @@ pytest.importorskip("mlflow")
 import torch
 
 from flows import execution
-from flows.command import main, running_server
+from flows import server as server_module
+from flows.command import SERVER_NOTE, main, running_server
 from flows.execution import HERE, Job, stage_run
 from flows.report import provenance
 from flows.server import POOL, set_up_limits
@@ -323,6 +324,32 @@ def test_nobody_takes_the_port_while_the_server_starts(monkeypatch: pytest.Monke
     monkeypatch.setattr("flows.temporary_server._wait", take)
     with pytest.raises(OSError, match="in use"), temporary_server():
         pytest.fail("the port was free")
+
+
+def test_a_second_server_leaves_the_first_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(server_module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(server_module, "_start", lambda *_: pytest.fail("started"))
+    note = tmp_path / SERVER_NOTE
+    note.parent.mkdir()
+    note.write_text(json.dumps({"api_url": "the first's", "pid": 1}))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            free = closed.getsockname()[1]
+        for option in ("--port", "--mlflow-port"):
+            other = {"--port": "--mlflow-port", "--mlflow-port": "--port"}[option]
+            with pytest.raises(SystemExit) as ended:
+                server_module.main([option, str(port), other, str(free)])
+            assert ended.value.code == 1
+            error = capsys.readouterr().err
+            assert f"port {port} of 127.0.0.1" in error and f"flows.server {option} NUMBER" in error
+    assert "the first's" in note.read_text()
 
 
 def test_the_temporary_server_ends_with_a_killed_starter(tmp_path: Path) -> None:
