@@ -44,7 +44,7 @@ def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
         params = load_params(Path(job.params), job.overrides)
         stage.check_role(params, getattr(arguments, "role", None))
         keywords = _keywords(flow, params, job, getattr(arguments, "role", None))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _fail(error, arguments.debug, 2)
     if argv is None:
         no_more_sigterm()  # after the block below: Python takes seconds to end, and the exit code is known

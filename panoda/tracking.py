@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,9 +66,10 @@ def prepare_environment() -> None:
     """Switch MLflow's telemetry and long retries off, unless the user's environment says otherwise."""
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
-    # Alembic and SQLAlchemy report every migration step of a fresh store.
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Alembic reports every migration step of a fresh store; of errors, which are raised as well, MLflow
+    # prints two hundred lines.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def preload() -> None:
@@ -268,7 +270,8 @@ def start_run(
         raise
     except Exception as error:
         raise TrackingError(
-            f"MLflow store {uri}: the run could not be opened ({_first_line(error)})"
+            f"MLflow store {uri}: the run could not be opened ({_first_line(error)}); "
+            "check its permissions and the space on its disk"
         ) from error
     logger = MLflowLogger(client, opened, warn=warn)
     if resumed:
@@ -380,4 +383,6 @@ def _describe(
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
+    # Of a database's errors the line that the driver wrote: "(sqlite3.OperationalError) ...".
+    lines = [line for line in lines if re.match(r"\([\w.]+Error\) ", line)] or lines
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -251,6 +251,7 @@ def test_command_line_errors_are_short(project: Path, capsys: pytest.CaptureFixt
         (["--pipeline", "--set", "seed=1"], "--pipeline goes with no --set"),
         (["--input", "checkpoint"], "expected NAME=PATH"),
         (["--params", "other.yaml"], "other.yaml: no such file"),
+        (["--params", "outputs"], "outputs: is a directory; a folder lies where a file is needed"),
     ):
         assert command(pseudo_labels, *arguments) == 2
         error = capsys.readouterr().err

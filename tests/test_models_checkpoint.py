@@ -107,3 +107,11 @@ def test_failed_write_keeps_the_old_checkpoint(
     with pytest.raises(OSError, match="disk full|No space left"):
         save_model(path, model, card)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.touch()
+    monkeypatch.setattr("panoda.models.errors.os.access", lambda *_: False)  # root may read everything
+    with pytest.raises(CheckpointError, match="model.safetensors: no permission to read it"):
+        read_card(path)

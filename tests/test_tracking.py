@@ -202,3 +202,26 @@ def test_metrics_are_sent_in_batches() -> None:
     logger.flush()
     assert sum(client.batches) == 1500
     assert max(client.batches) <= 1000 and len(client.batches) <= 3
+
+
+def test_what_a_database_says_is_told_in_a_line(
+    store: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said = (
+        "(raised in autoflush)\n(sqlite3.OperationalError) attempt to write a readonly database"
+    )
+
+    def refuse(self: Any, *_: Any, **__: Any) -> None:
+        from mlflow.store.db.utils import _logger
+
+        _logger.error("SQLAlchemy database error: %s", said, exc_info=True)
+        raise RuntimeError(f"{said}\n[SQL: INSERT INTO runs ...]")
+
+    with open_run(store):  # connecting sets the loggers
+        pass
+    monkeypatch.setattr("mlflow.MlflowClient.create_run", refuse)
+    with pytest.raises(TrackingError) as caught, open_run(store):
+        pass
+    assert "((sqlite3" not in str(caught.value) and "INSERT" not in str(caught.value)
+    assert "Error) attempt to write a readonly database); check its permissions" in str(caught.value)
+    assert "SQLAlchemy" not in capfd.readouterr().err

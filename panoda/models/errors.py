@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -18,9 +19,11 @@ def require_file(path: Path, missing: str) -> None:
 
     Raises:
         MissingCheckpointError: nothing is there.
-        CheckpointError: a folder.
+        CheckpointError: a folder, or a file that may not be read.
     """
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder, expected a file such as {path / 'model.safetensors'}")
     if not path.is_file():
         raise MissingCheckpointError(f"{path}: {missing}")
+    if not os.access(path, os.R_OK):
+        raise CheckpointError(f"{path}: no permission to read it; change its permissions")
