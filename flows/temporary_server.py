@@ -6,6 +6,7 @@ server stays behind when the flow is killed. This one ends when its standard inp
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -73,8 +74,13 @@ def temporary_server() -> Iterator[str]:
 
 def _send_what_waits() -> None:
     """Prefect sends logs and events in the background, and complains of each that finds no server."""
-    for worker in (APILogWorker, EventsWorker):
-        worker.drain_all(timeout=FLUSH_SECONDS)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that some are still waiting is no news here
+    try:
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=FLUSH_SECONDS)
+    finally:
+        logging.disable(before)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

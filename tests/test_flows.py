@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import torch
 
 from flows import execution
 from flows import server as server_module
+from flows import temporary_server as temporary_server_module
 from flows.command import SERVER_NOTE, main, running_server
 from flows.execution import HERE, Job, stage_run
 from flows.report import provenance
@@ -351,6 +353,19 @@ def test_a_second_server_leaves_the_first_alone(
             error = capsys.readouterr().err
             assert f"port {port} of 127.0.0.1" in error and f"flows.server {option} NUMBER" in error
     assert "the first's" in note.read_text()
+
+
+def test_what_waits_is_sent_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("EventsWorker")
+    monkeypatch.setattr(temporary_server_module, "APILogWorker", SimpleNamespace(drain_all=lambda **_: None))
+    told = SimpleNamespace(drain_all=lambda **_: log.warning("Still processing items: 1 items remaining..."))
+    monkeypatch.setattr(temporary_server_module, "EventsWorker", told)
+    temporary_server_module._send_what_waits()
+    assert not caplog.records
+    log.warning("later")
+    assert [record.message for record in caplog.records] == ["later"]
 
 
 def test_the_temporary_server_ends_with_a_killed_starter(tmp_path: Path) -> None:

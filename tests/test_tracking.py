@@ -207,9 +207,7 @@ def test_metrics_are_sent_in_batches() -> None:
 def test_what_a_database_says_is_told_in_a_line(
     store: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = (
-        "(raised in autoflush)\n(sqlite3.OperationalError) attempt to write a readonly database"
-    )
+    said = "(raised in autoflush)\n(sqlite3.OperationalError) attempt to write a readonly database"
 
     def refuse(self: Any, *_: Any, **__: Any) -> None:
         from mlflow.store.db.utils import _logger
