@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -135,6 +136,15 @@ def test_an_error_of_one_process_is_the_error_and_ends_all():
     with pytest.raises(ValueError, match="this image is broken") as caught:
         launch(fail_alone, {}, RunContext(devices=2))
     assert any("in process 1 of 2" in note for note in caught.value.__notes__)
+
+
+def test_a_temporary_folder_too_long_for_a_socket_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with pytest.raises(ValueError, match="longlong.*set TMPDIR to a shorter folder"):
+        launch(vanish, {}, RunContext(devices=2))
+    assert not list(folder.iterdir())
 
 
 def test_a_killed_process_ends_all_and_is_reported():

@@ -41,6 +41,7 @@ Metrics = dict[str, float]
 log = logging.getLogger("panoda")
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
+_LONGEST_SOCKET = 103  # bytes of a path, on macOS; four more on Linux
 """For the others to say why they end, after the first has failed."""
 
 
@@ -78,6 +79,7 @@ def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: 
         Exception: whatever a worker raised first, with the worker's traceback as a note.
         Preempted: asked to stop; everything is saved.
         ChildProcessError: the workers ended without a word, such as after SIGKILL.
+        ValueError: the path of the temporary folder is too long for a socket.
     """
     call = pack_call(function, {k: v for k, v in keywords.items() if k != "context"}, context)
     cores = max(1, torch.get_num_threads() // context.devices)
@@ -85,6 +87,11 @@ def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: 
         torch.cuda.empty_cache()  # the first worker has the same GPU
     with tempfile.TemporaryDirectory(prefix="panoda-") as folder:
         address, key = str(Path(folder, "socket")), secrets.token_bytes(32)
+        if len(os.fsencode(address)) > _LONGEST_SOCKET:
+            raise ValueError(
+                f"{address}: the path of a socket may have {_LONGEST_SOCKET} bytes; "
+                "set TMPDIR to a shorter folder"
+            )
         path = Path(folder, "job")
         # The folder is this user's alone, and so is the key.
         job = {"address": address, "key": key.hex(), "threads": cores, "call": call}
