@@ -311,6 +311,7 @@ def test_too_small_after_crop(tmp_path):
 def test_duplicate_ids(tmp_path):
     one, two = write_pair(tmp_path / "x", "a"), write_pair(tmp_path / "y", "a")
     message = fails(tmp_path, [pinhole_item(*one), pinhole_item(*two)], "already has id 'a'")
+    assert "); rename one" in message
     assert str(one[0]) in message and str(two[0]) in message
 
 

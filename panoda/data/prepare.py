@@ -142,7 +142,7 @@ def _check_items(table: ItemTable, splits: Sequence[SplitItems], *, labelled: bo
         raise DataError("there is nothing to prepare: the data set has no images")
     problems = Problems()
     for item, first in table.doubles:
-        problems.add(f"{item.image}: split {item.split} already has id {item.id!r} ({first})")
+        problems.add(f"{item.image}: split {item.split} already has id {item.id!r} ({first}); rename one")
     problems.count += table.doubled - len(table.doubles)
     for members in splits:
         _check_split(members, problems, labelled=labelled)
