@@ -1,8 +1,14 @@
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from panoda.config import ConfigError, load_params, parse_params, read_tree
+from panoda.config import ConfigError, ModelParams, load_params, parse_params, read_tree
+from panoda.config.training import ENCODERS, DecoderName
+from panoda.models.decoders import DECODERS
+from panoda.models.encoders import encoder_names
+from panoda.models.registry import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,3 +86,24 @@ def test_a_plain_folder_has_its_upper_edge_above_the_lower_one():
     wrong = "data.target.dataset={kind: folder, path: here, lat_top_deg: -35, lat_bottom_deg: 35}"
     with pytest.raises(ConfigError, match="data.target.dataset: lat_top_deg must lie above lat_bottom_deg"):
         load_params(ROOT / "params.yaml", [wrong])
+
+
+def test_model_names_are_those_of_the_registry() -> None:
+    known = {*encoder_names(), *PUBLISHED}
+    assert set(ENCODERS) == known and set(get_args(DecoderName)) == set(DECODERS)
+    for name in (*known, "vit:vit_tiny_patch16_224", "timm:convnext_atto"):
+        assert ModelParams(encoder=name).encoder == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.encoder=trans4pas_t", "unknown encoder 'trans4pas_t'; did you mean trans4pass_t"),
+        ("model.encoder=resnet50", "unknown encoder 'resnet50'; Expected trans4pass_"),
+        ("model.encoder='vit:'", "unknown encoder 'vit:'"),
+        ("model.decoder=dmlp2", "model.decoder: Input should be 'dmlp', 'dmlpv2'"),
+    ],
+)
+def test_a_wrong_model_name_is_told_before_anything_is_downloaded(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_params(ROOT / "params.yaml", [override])

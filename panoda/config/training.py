@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from panoda.config.section import Count, NonNegative, Positive, Probability, Range, Section
+
+DecoderName = Literal["dmlp", "dmlpv2", "segformer", "setr_naive", "setr_pup", "setr_mla", "upernet", "fcn"]
+ENCODERS = (
+    *(f"trans4pass_{size}" for size in ("nano", "t", "s", "b3", "b4", "b5", "plus_t", "plus_s")),
+    *(f"{family}_b{size}" for family in ("mit", "pvt_v2", "segformer") for size in range(6)),
+)
+"""Names of encoders, and of models that are named as one; besides vit:NAME and timm:NAME."""
 
 
 class ModelParams(Section):
@@ -14,8 +22,8 @@ class ModelParams(Section):
 
     encoder: str = "trans4pass_nano"
     """trans4pass_{nano,t,s,b3,b4,b5}, mit_b0..5, pvt_v2_b0..5, vit:NAME or timm:NAME (docs/models.md)."""
-    decoder: str = "dmlp"
-    """dmlp, dmlpv2, segformer, setr_naive, setr_pup, setr_mla, upernet or fcn."""
+    decoder: DecoderName = "dmlp"
+    """What makes logits of the encoder's maps (docs/models.md)."""
     width: Annotated[int, Field(ge=1)] | None = None
     """Channels of the decoder's features; null = as published."""
     blocks: tuple[Count, ...] | None = None
@@ -28,6 +36,17 @@ class ModelParams(Section):
     """Stochastic depth of the last encoder block."""
     weights: str | None = None
     """Pretrained weights: a file below data/weights (`panoda weights`), timm (what it has), or null."""
+
+    @field_validator("encoder")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        kind, _, rest = name.partition(":")
+        if name in ENCODERS or (kind in ("vit", "timm") and rest):
+            return name
+        near = get_close_matches(name, ENCODERS, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        known = "trans4pass_{nano,t,s,b3,b4,b5}, mit_b0..5, pvt_v2_b0..5, vit:NAME or timm:NAME"
+        raise ValueError(f"unknown encoder {name!r}; {meant}Expected {known}")
 
 
 class OptimParams(Section):
