@@ -10,7 +10,8 @@ import logging
 import sys
 import threading
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -136,15 +137,22 @@ def _quiet(*, debug: bool) -> None:
     logging.getLogger("prefect").propagate = False
 
 
-def _server(module: str) -> AbstractContextManager[Any]:
+@contextmanager
+def _server(module: str) -> Iterator[None]:
     """The server of ``make server`` when it answers, else a temporary one; torch loads meanwhile."""
     if PREFECT_API_URL.value():
-        return nullcontext()
-    if url := running_server():
-        return temporary_settings({PREFECT_API_URL: url})
-    # The server's process takes seconds to start; ours would only wait for it.
-    threading.Thread(target=_prefetch, args=(module,), daemon=True).start()
-    return temporary_server()
+        yield
+    elif url := running_server():
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    else:
+        # The server's process takes seconds to start; ours would only wait for it.
+        loading = threading.Thread(target=_prefetch, args=(module,), daemon=True)
+        loading.start()
+        with temporary_server():
+            # Not side by side with the flow: of packages that two threads import, one may see a half.
+            loading.join()
+            yield
 
 
 def _prefetch(module: str) -> None:
