@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from two_processes import (
     IMAGES,
     Numbers,
     fail_alone,
+    hungry,
     linger,
     spike,
     train_both,
@@ -28,13 +30,14 @@ from two_processes import (
     vanish_from_work,
 )
 
-from panoda.config import ModelParams, PrototypeParams, PseudoLabelParams
+from panoda.config import ModelParams, OptimParams, PretrainParams, PrototypeParams, PseudoLabelParams
 from panoda.models.checkpoint import make_card, save_model
 from panoda.models.registry import create_model
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.training.checkpoint import resume_points
 from panoda.training.context import RunContext
+from panoda.training.failures import OutOfMemory
 from panoda.training.launch import launch
 from panoda.training.preemption import EXIT_CODE
 
@@ -259,6 +262,25 @@ def test_spikes_of_every_process_are_kept_once_when_a_run_goes_on(tmp_path):
     assert launch(spike, {"folder": tmp_path, "steps": 64}, context) == {"spike0": 61, "spike1": 62}
     found = launch(spike, {"folder": tmp_path, "steps": 70}, context)
     assert list(found.values()) == [61, 62, 66, 67]
+
+
+def test_all_start_again_with_micro_batches_when_one_process_runs_out_of_memory(tmp_path, caplog):
+    logger = Numbers()
+    context = RunContext(devices=2, state_dir=tmp_path, on_oom="accumulate", logger=logger)
+    params = PretrainParams(iterations=8, batch_size=4, optim=OptimParams(lr=0.1))
+    found = hungry(folder=tmp_path, params=params, least=1, context=context)
+    assert list(found.values()) == [1.0] * 5 + [2.0] * 3  # five of the first attempt
+    assert {step for step, _ in logger.rows} == set(range(1, 9))
+    assert "out of memory: stage" in caplog.text and "resume point with 2 micro-batches" in caplog.text
+
+
+def test_memory_that_does_not_suffice_for_one_sample_ends_all(tmp_path):
+    context = RunContext(devices=2, state_dir=tmp_path, on_oom="accumulate")
+    params = PretrainParams(iterations=8, batch_size=4, optim=OptimParams(lr=0.1))
+    with pytest.raises(OutOfMemory, match="step 6.* in 2 micro-batches.*smaller micro-batches are not left"):
+        hungry(folder=tmp_path, params=params, least=0, context=context)
+    with pytest.raises(OutOfMemory, match="step 6.*Lower.*runtime.on_oom: accumulate does so by itself"):
+        hungry(folder=tmp_path, params=params, least=0, context=replace(context, on_oom="fail"))
 
 
 def test_workers_end_with_the_process_that_started_them(tmp_path):

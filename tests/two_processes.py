@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from panoda.config import PretrainParams
 from panoda.training.context import RunContext
 from panoda.training.distributed import meet
+from panoda.training.launch import on_devices
 from panoda.training.messages import launchable
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -203,7 +205,25 @@ def spike(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
     return {f"spike{i}": row["step"] for i, row in enumerate(state.spikes.rows)}
 
 
-def _train(task: Endless, steps: int, context: RunContext, accumulate: int = 1) -> tuple[Any, Endless]:
+@on_devices
+def hungry(*, folder: Path, params: PretrainParams, least: int, context: RunContext) -> dict[str, float]:
+    """From its sixth step on the second process has memory for ``least`` samples only; saves every step."""
+    task = Endless(folder, context.rank, context.world)
+    task.pause, plain = 0.0, task.losses
+
+    def losses(step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        if step >= 5 and context.rank == 1 and len(batch) > least:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return plain(step, batch)
+
+    task.losses = losses  # type: ignore[method-assign]
+    state, _ = _train(task, params.iterations, context, params.accumulate, checkpoint_every=1)
+    return {f"step{int(row['step'])}": row.get("micro_batches", 1.0) for row in state.history}
+
+
+def _train(
+    task: Endless, steps: int, context: RunContext, accumulate: int = 1, *, checkpoint_every: int = 10**6
+) -> tuple[Any, Endless]:
     from panoda.training.loop import run_loop
 
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=0.1)
@@ -214,7 +234,7 @@ def _train(task: Endless, steps: int, context: RunContext, accumulate: int = 1) 
         num_steps=steps,
         seed=0,
         clip_norm=0.0,
-        checkpoint_every=10**6,
+        checkpoint_every=checkpoint_every,
         log_every=1,
         context=context,
         description="linger",

@@ -82,7 +82,7 @@ class RuntimeParams(Section):
     """Minutes after which training stages write a resume point, whatever checkpoint_every says; 0 = off."""
     on_oom: Literal["fail", "accumulate"] = "fail"
     """When a training step runs out of memory: fail and say what to lower, or accumulate: halve the
-    micro-batches until it fits and keep the batch (one process; batch norms then see micro-batches)."""
+    micro-batches until it fits and keep the batch (batch norms then see micro-batches)."""
     compile: bool = False
     """Compile models for training with torch.compile: a step costs less, the first ones minutes; needs a
     C++ compiler. docs/benchmarks.md says where it pays."""

@@ -57,6 +57,16 @@ def batch_size(batch: Any) -> int:
     return len(next(iter(batch.values()))) if isinstance(batch, dict) else len(batch)
 
 
+def finer(size: int, parts: int) -> int | None:
+    """The next number of micro-batches to try for ``size`` samples: at least twice ``parts``; None = none.
+
+    Example:
+        >>> finer(12, 2), finer(12, 3), finer(12, 12)
+        (4, 6, None)
+    """
+    return next((n for n in range(2 * parts, size + 1) if size % n == 0), None)
+
+
 def accumulate(
     losses: Losses,
     backward: Callable[[Tensor, bool], None],

@@ -62,6 +62,7 @@ class RunContext:
         keep_checkpoints: Resume points kept.
         checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
         on_oom: When a training step runs out of memory: fail, or accumulate over more micro-batches.
+        micro_batches: So many at least, with ``accumulate``: memory ran out with fewer.
         compile: Compile what is trained with torch.compile.
         deform: Which deformable convolution, for the processes that this one starts.
         deterministic: torch's deterministic mode, for those too.
@@ -81,6 +82,7 @@ class RunContext:
     keep_checkpoints: int = 2
     checkpoint_minutes: float = 10.0
     on_oom: Literal["fail", "accumulate"] = "fail"
+    micro_batches: int = 1
     compile: bool = False
     deform: str = "plain"
     deterministic: bool = False

@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Listener, wait
 from multiprocessing.context import AuthenticationError
 from pathlib import Path
@@ -32,7 +32,9 @@ from typing import IO, Any, ParamSpec
 
 import torch
 
+from panoda.training.accumulation import finer
 from panoda.training.context import RunContext, check_shares
+from panoda.training.failures import OutOfMemory
 from panoda.training.messages import launchable, pack_call, receive, send, unpack_error, unpack_image
 from panoda.training.preemption import Preempted, StopRequest, stop_requests
 
@@ -59,9 +61,18 @@ def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
         alone = context.devices == 1 or context.world > 1
         if alone or not getattr(params, "iterations", 1):
             return stage(*args, **keywords)
-        own = getattr(params, "accumulate", 1)
-        check_shares(getattr(params, "batch_size", 1), context.devices, accumulate=own)
-        return launch(run, keywords, context)
+        batch, own = getattr(params, "batch_size", 1), getattr(params, "accumulate", 1)
+        check_shares(batch, context.devices, accumulate=own)
+        while True:
+            try:
+                return launch(run, keywords, context)
+            except OutOfMemory as error:
+                parts = max(own, context.micro_batches)
+                more = finer(batch // context.devices, parts) if context.on_oom == "accumulate" else None
+                if more is None:
+                    raise
+                log.warning("%s; going on from the last resume point with %d micro-batches", error, more)
+                context = replace(context, micro_batches=more)
 
     return launchable(run)
 

@@ -205,9 +205,9 @@ def _to_the_first(spikes: LossSpikes, context: RunContext) -> None:
 
 def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
     """Micro-batches to begin with: those of a killed run that had run out of memory, if it may again."""
-    if context.on_oom == "fail" or context.world > 1:
+    if context.on_oom == "fail":
         return accumulate
-    return max(accumulate, extra.get("parts", 1))
+    return max(accumulate, context.micro_batches, extra.get("parts", 1))
 
 
 class _Compiled:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from panoda.training.accumulation import accumulate, batch_size
+from panoda.training.accumulation import accumulate, batch_size, finer
 from panoda.training.checkpoint import Stateful
 from panoda.training.context import RunContext
 from panoda.training.distributed import Team
@@ -86,7 +86,7 @@ class Stepper:
             OutOfMemory: the step does not fit, in micro-batches of one sample either.
             NotDeterministic: see ``panoda.training.failures``.
         """
-        with explained(lambda: self._what(step, batch), self._advice):
+        with explained(lambda: self._what(step, batch), lambda: self._advice(batch)):
             values = self._fitting_gradients(step, batch)
             self.scaler.unscale_(self.optimizer)
             values["grad_norm"] = gradient_norm(self.task.trained.parameters(), self.clip_norm)
@@ -96,7 +96,11 @@ class Stepper:
             return {k: v.detach() for k, v in {**values, **self.task.after_step(step)}.items()}
 
     def _fitting_gradients(self, step: int, batch: Any) -> dict[str, Tensor]:
-        """Gradients, in more micro-batches when memory runs out and the context allows it."""
+        """Gradients, in more micro-batches when memory runs out and the context allows it.
+
+        Of several processes one that failed cannot go on: the others wait for it inside an exchange. There
+        ``panoda.training.launch`` starts all of them again.
+        """
         if self.context.on_oom == "fail" or self.context.world > 1:
             return self._gradients(step, batch)
         while True:
@@ -104,7 +108,7 @@ class Stepper:
                 try:
                     return self._gradients(step, batch)
                 except (RuntimeError, MemoryError) as error:
-                    more = _next_divisor(batch_size(batch), 2 * self.parts)
+                    more = finer(batch_size(batch), self.parts)
                     if not is_out_of_memory(error) or more is None:
                         raise
                     log.warning("%s; going on with %d micro-batches", self._what(step, batch), more)
@@ -171,15 +175,11 @@ class Stepper:
         parts = f" in {self.parts} micro-batches" if self.parts > 1 else ""
         return f"stage {self.name}, step {step + 1}, {shapes or 'one batch'}{parts}, on {self.context.device}"
 
-    def _advice(self) -> str:
+    def _advice(self, batch: Any) -> str:
         own, parts = f"{self.name}.batch_size", f"{self.name}.accumulate (now {self.parts})"
         advice = f"Lower {own} or the crop (crop_height, crop_width of its augmentation)"
-        if self.context.on_oom == "accumulate" and self.context.world == 1:
-            return f"{advice}: smaller micro-batches are not left or do not help"
+        if self.context.on_oom == "accumulate":
+            left = self.context.world > 1 and finer(batch_size(batch), self.parts)
+            return advice if left else f"{advice}: smaller micro-batches are not left or do not help"
         advice += f", or raise {parts}: the batch stays and is computed in so many parts"
-        return advice if self.context.world > 1 else f"{advice}; runtime.on_oom: accumulate does so by itself"
-
-
-def _next_divisor(size: int, least: int) -> int | None:
-    """The smallest divisor of ``size`` that is at least ``least``."""
-    return next((n for n in range(least, size + 1) if size % n == 0), None)
+        return f"{advice}; runtime.on_oom: accumulate does so by itself"
