@@ -251,7 +251,9 @@ def _expand(paths: list[Path], out: Path) -> Iterator[Path]:
             yield path
             continue
         found = sorted(p for p in path.rglob("*") if is_image_name(p) and not p.is_dir())
-        found = [p for p in found if not any(folder in p.resolve().parents for folder in own)]
+        for link in (p for p in found if not p.exists()):
+            typer.echo(f"left out: {link} points to {link.readlink()}, which is not there", err=True)
+        found = [p for p in found if p.exists() and not any(f in p.resolve().parents for f in own)]
         if not found:
             ends = ", ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(f"{path}: no images in this folder; expected files that end in {ends}")

@@ -54,8 +54,9 @@ def test_small_images_and_wrong_shapes_are_refused(nano: Segmenter) -> None:
 def test_unknown_names_and_values_are_refused() -> None:
     with pytest.raises(ValueError, match="'resnet'; known: trans4pass_nano, trans4pass_t, trans4pass_s"):
         create_model("resnet", num_classes=19)
-    with pytest.raises(ValueError, match="num_classes is 0"):
-        create_model("trans4pass_nano", num_classes=0)
+    for number in (0, 256):
+        with pytest.raises(ValueError, match=f"num_classes is {number}; expected 1 to 255"):
+            create_model("trans4pass_nano", num_classes=number)
     with pytest.raises(ValueError, match="drop_path is 1.5"):
         create_model("trans4pass_nano", num_classes=19, drop_path=1.5)
 

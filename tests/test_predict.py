@@ -217,6 +217,18 @@ def test_what_the_command_says(tmp_path, checkpoint, monkeypatch, capsys):
     assert error.count("b.png: ") == 1 and "1 of 2 images could not be read" in error
 
 
+def test_a_link_to_nothing_in_a_folder_is_left_out_and_named(tmp_path, checkpoint, monkeypatch, capsys):
+    picture(tmp_path / "in" / "a.png", (40, 80))
+    (tmp_path / "in" / "b.png").symlink_to("gone.png")
+    arguments = ["panoda", "predict", str(tmp_path / "in"), "--checkpoint", str(checkpoint)]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "in/b.png points to gone.png" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out" / "labels").iterdir()] == ["a.png"]
+
+
 def test_a_folder_is_read_again_without_what_prediction_wrote_into_it(tmp_path, checkpoint, monkeypatch):
     picture(tmp_path / "a.png", (40, 80))
     (tmp_path / "._a.png").touch()  # some systems put such companions beside every file

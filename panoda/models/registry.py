@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from panoda.labels import IGNORE_INDEX
 from panoda.models.decoders import DECODERS, create_decoder
 from panoda.models.encoders import create_encoder
 from panoda.models.neck import PyramidNeck
@@ -51,8 +52,11 @@ def create_model(
     chosen, pair = PUBLISHED.get(name, (name, "dmlp"))
     if name in PUBLISHED and decoder not in (None, pair):
         raise ValueError(f"{name} has the decoder {pair}, not {decoder}; name the encoder {chosen} instead")
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; a model needs at least one class")
+    if not 1 <= num_classes <= IGNORE_INDEX:
+        raise ValueError(
+            f"num_classes is {num_classes}; expected 1 to {IGNORE_INDEX}: train ids are bytes, and "
+            f"{IGNORE_INDEX} means ignore"
+        )
     encoder: Any = create_encoder(chosen, drop_path=drop_path, wrap=wrap, indices=blocks)
     head = decoder or pair
     neck = None
