@@ -20,8 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from panoda.files import staged_file
 from panoda.models.products import linear
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -56,17 +54,20 @@ Row = Mapping[str, str | float | int]
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device, warm_up: int = 1
+    functions: Mapping[str, Callable[[], object]], *, repeats: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds of each function; they take turns, so that a busy moment hits all alike."""
+    """Median seconds of each function; they take turns, so that a busy moment hits all alike.
+
+    The first turn does not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + warm_up):
+    for turn in range(repeats + 1):
         for name, function in functions.items():
             synchronise(device)
             start = time.perf_counter()
             function()
             synchronise(device)
-            if turn >= warm_up:
+            if turn:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(own) for name, own in times.items()}
 

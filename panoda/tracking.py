@@ -201,13 +201,13 @@ class MLflowLogger:
             if value is not None:
                 self._try(f"tag {key}", partial(self._client.set_tag, self.run_id, key, str(value)))
 
-    def register_model(self, name: str, file: str = "model.safetensors") -> str | None:
-        """Make the run's artifact ``file`` the newest version of a model, with the alias ``adapted``.
+    def register_model(self, name: str) -> str | None:
+        """Make the run's ``model.safetensors`` the newest version of a model, with the alias ``adapted``.
 
         Returns:
             The version, or None when tracking failed.
         """
-        return self._try(f"registered model {name}", lambda: register(self._client, self.run_id, name, file))
+        return self._try(f"registered model {name}", lambda: register(self._client, self.run_id, name))
 
     def _try(self, what: str, action: Callable[[], T]) -> T | None:
         if self._failures >= GIVE_UP_AFTER:
@@ -291,8 +291,8 @@ def start_run(
         logger._try("end of the run", lambda: client.set_terminated(opened, status))
 
 
-def register(client: MlflowClient, run_id: str, name: str, file: str = "model.safetensors") -> str:
-    """Register the run's artifact ``file`` as the newest version of ``name`` with the alias ``adapted``."""
+def register(client: MlflowClient, run_id: str, name: str) -> str:
+    """Register the run's ``model.safetensors`` as the newest version of ``name``, alias ``adapted``."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -302,7 +302,7 @@ def register(client: MlflowClient, run_id: str, name: str, file: str = "model.sa
             name,
             description="Models adapted to panoramas; panoda.models.checkpoint.load_model reads them.",
         )
-    source = f"{client.get_run(run_id).info.artifact_uri}/{file}"
+    source = f"{client.get_run(run_id).info.artifact_uri}/model.safetensors"
     version = client.create_model_version(name, source=source, run_id=run_id)
     client.set_registered_model_alias(name, ALIAS, version.version)
     return str(version.version)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -223,12 +222,12 @@ def stanford_scene(seed: int, *, fov_x_deg: float | None) -> tuple[np.ndarray, n
     return image, raw
 
 
-def stanford2d3d(root: Path, areas: Sequence[str] = ("1", "2", "3", "4", "5a", "5b", "6")) -> Labels:
+def stanford2d3d(root: Path) -> Labels:
     """Both variants; instance colours, 13,13,13 and black pixels; ``rgb`` inside a file name."""
     expected: Labels = {}
     root.mkdir(parents=True, exist_ok=True)
     (root / "semantic_labels.json").write_text(json.dumps(stanford_names()))
-    for number, area in enumerate(areas):
+    for number, area in enumerate(("1", "2", "3", "4", "5a", "5b", "6")):
         for variant, stem in (
             ("data", f"camera_rgb{number}_office_1_frame_0_domain"),
             ("pano", f"camera_{number}f_office_1_frame_equirectangular_domain"),

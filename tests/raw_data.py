@@ -11,8 +11,6 @@ from PIL import Image
 from panoda.data.dataset import RawItem
 from panoda.data.prepare import prepare
 
-NAN = float("nan")
-
 
 def write_pair(
     folder: Path, name: str, *, size: tuple[int, int] = (64, 128), classes: int = 19, seed: int = 0

@@ -40,7 +40,7 @@ def world():
 
 
 def _pose(world) -> Pose:
-    frame = world.spots[0].frame
+    frame = world.spots[0]
     return Pose(frame.x, frame.y, 1.8, frame.yaw)
 
 
@@ -74,9 +74,9 @@ def _one(kind: Kind, **more) -> tuple[Kit, dict]:
     return kit, given
 
 
-def _shoot(kit: Kit, direction: tuple[float, float, float], origin=(0.0, 0.0, 0.0)) -> tuple[float, int]:
+def _shoot(kit: Kit, direction: tuple[float, float, float]) -> tuple[float, int]:
     scene = kit.scene()
-    start = torch.tensor(origin, dtype=torch.float32)
+    start = torch.zeros(3)
     ray = torch.tensor(direction, dtype=torch.float32)
     rays = (ray / ray.norm()).view(1, 1, 3)
     pairs = visible_pairs(angular_bounds(scene, start), rays)

@@ -25,11 +25,11 @@ def build(name: str, **options: Any) -> Decoder:
     return create_decoder(name, **options)
 
 
-def maps(decoder: Decoder, height: int, width: int, *, batch: int = 2) -> list[Tensor]:
+def maps(decoder: Decoder, height: int, width: int) -> list[Tensor]:
     """What an encoder makes of images of this size: sides rounded up."""
     torch.manual_seed(0)
     return [
-        torch.randn(batch, c, math.ceil(height / s), math.ceil(width / s))
+        torch.randn(2, c, math.ceil(height / s), math.ceil(width / s))
         for c, s in zip(decoder.channels, decoder.strides, strict=True)
     ]
 

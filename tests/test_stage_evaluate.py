@@ -34,13 +34,11 @@ class Recorder:
         raise AssertionError("evaluate logs no files; the flow does")
 
 
-def make_split(
-    root: Path, role: str, split: str, *, projection, labelled=True, space="camvid11", count=3, groups=("",)
-):
+def make_split(root: Path, role: str, split: str, *, projection, labelled=True, groups=("",)):
     """A prepared split of random images, 32 x 64."""
     generator = np.random.default_rng(0)
     items = []
-    for i in range(count):
+    for i in range(3):
         image, label = root / f"{role}{i}.png", root / f"{role}{i}_label.png"
         Image.fromarray(generator.integers(0, 256, (32, 64, 3), dtype=np.uint8)).save(image)
         Image.fromarray(generator.integers(0, 10, (32, 64), dtype=np.uint8)).save(label)
@@ -63,7 +61,7 @@ def make_split(
         root / role,
         height=32,
         width=64,
-        label_space_from=space if labelled else None,
+        label_space_from="camvid11" if labelled else None,
         label_space_to="cs13",
         shard_images=8,
         progress=False,

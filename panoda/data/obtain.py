@@ -14,7 +14,7 @@ from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.dataset import DataError
 from panoda.data.declaration import Declaration, RemoteFile, built_in, default_folder, read_declaration
 from panoda.data.declared import declaration_of, has_images, has_labels
-from panoda.data.fetch import Patience, fetch_files, is_remote, set_aside, verify
+from panoda.data.fetch import fetch_files, is_remote, set_aside, verify
 from panoda.data.unpack import MARKERS, Unpacked, unpack, unpacked_before
 
 SHOWN = 10
@@ -53,7 +53,6 @@ def obtain(
     folder: Path,
     *,
     progress: bool,
-    patience: Patience | None = None,
     say: Callable[[str], None] = print,
 ) -> Obtained:
     """Fetch, verify and unpack what is not there yet.
@@ -62,7 +61,6 @@ def obtain(
         declaration: What the data set consists of.
         folder: Its folder; archives lie directly in it.
         progress: Show progress on a terminal.
-        patience: Retries and pauses of downloads.
         say: Told of every step, one line each.
 
     Raises:
@@ -76,7 +74,7 @@ def obtain(
     remote = [file for file in todo if is_remote(file)]
     if remote:
         say(f"fetching {', '.join(file.name for file in remote)} to {folder}")
-        fetch_files(remote, folder, progress=progress, patience=patience)
+        fetch_files(remote, folder, progress=progress)
     for file in todo:
         path = folder / file.name
         if not is_remote(file) and not _by_hand_is_right(file, path, result):
@@ -87,7 +85,7 @@ def obtain(
     return result
 
 
-def provide(dataset: AnyDataset, *, progress: bool, say: Callable[[str], None] = print) -> None:
+def provide(dataset: AnyDataset, *, progress: bool) -> None:
     """Fetch the data of a section of params.yaml when its folder lacks them, as ``panoda data get`` does.
 
     Only the default folder is created; another one is filled when it exists and is empty, or when ``panoda
@@ -111,10 +109,10 @@ def provide(dataset: AnyDataset, *, progress: bool, say: Callable[[str], None] =
     default = folder.absolute() == default_folder(declaration).absolute()
     if not (default or ours or (folder.is_dir() and not any(folder.iterdir()))):
         return
-    result = obtain(declaration, folder, progress=progress, say=say)
+    result = obtain(declaration, folder, progress=progress)
     for archive in result.unpacked:
         for line in explain_kept_out(archive) if not archive.already else ():
-            say(f"{archive.archive}: {line}")
+            print(f"{archive.archive}: {line}")
     if not result.complete and (declaration.adapter is None or not result.unpacked):
         raise DataError(f"{explain_missing(result)}\n{explain_by_hand(declaration, folder)}")
 

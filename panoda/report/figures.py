@@ -97,7 +97,7 @@ def per_class_figure(
     return figure
 
 
-def curves_figure(history: pd.DataFrame, *, title: str = "") -> Figure | None:
+def curves_figure(history: pd.DataFrame) -> Figure | None:
     """Losses, learning rate and source validation of one stage; None when there is nothing to draw."""
     losses = _with_values(history, [c for c in history.columns if c.startswith("loss/")])
     panels = {
@@ -114,8 +114,6 @@ def curves_figure(history: pd.DataFrame, *, title: str = "") -> Figure | None:
             _curve_panel(axes, history, columns, name)
             if len(columns) > 1:
                 legend_below(figure, axes, 6)  # inside, it would hide parts of the curves
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
     return figure
 
 

@@ -117,11 +117,11 @@ def _score_table(table: pd.DataFrame, sets: Sequence[str]) -> dict[str, Any]:
     return {"groups": groups, "rows": rows}
 
 
-def _figure(figure: Figure | None, name: str, alt: str, caption: str = "") -> dict[str, Any] | None:
+def _figure(figure: Figure | None, name: str, alt: str) -> dict[str, Any] | None:
     if figure is None:
         return None
     # The SVG comes from matplotlib, which escapes every text it draws.
-    return {"svg": Markup(to_svg(figure, name=name)), "alt": alt, "caption": caption}
+    return {"svg": Markup(to_svg(figure, name=name)), "alt": alt}
 
 
 def _labels(results: Results) -> dict[str, str]:

@@ -203,8 +203,8 @@ def number(value: float, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """Fixed decimals with a sign (a true minus); a dash for nan.
+def signed(value: float) -> str:
+    """One decimal with a sign (a true minus); a dash for nan.
 
     Example:
         >>> signed(-1.25), signed(3.0), signed(0.01)
@@ -212,6 +212,6 @@ def signed(value: float, digits: int = 1) -> str:
     """
     if not math.isfinite(value):
         return "–"
-    text = f"{abs(value):.{digits}f}"
+    text = f"{abs(value):.1f}"
     sign = "±" if float(text) == 0 else "+" if value > 0 else "−"
     return sign + text

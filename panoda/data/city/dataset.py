@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from panoda.config import CameraParams, CityDataset, LookParams
 from panoda.data.city.film import Exposure, draw_exposure
 from panoda.data.city.looks import get_look
-from panoda.data.city.populate import Spot
+from panoda.data.city.primitives import Frame
 from panoda.data.city.render import Pose, render
 from panoda.data.city.world import World, build_world
 from panoda.files import staged_directory
@@ -189,7 +189,7 @@ def _row(name: str, job: WorldJob, world: World, pose: Pose, exposure: Exposure)
     return {"id": name, "world_seed": str(job.seed), "look": job.look_name, **texts}
 
 
-def pick_spots(world: World, count: int, rng: np.random.Generator) -> list[Spot]:
+def pick_spots(world: World, count: int, rng: np.random.Generator) -> list[Frame]:
     """Camera places spread over the world: a random start, then the farthest from those chosen.
 
     Raises:
@@ -198,7 +198,7 @@ def pick_spots(world: World, count: int, rng: np.random.Generator) -> list[Spot]
     spots = list(world.spots)
     if not spots:
         raise ValueError(f"world {world.seed} has no free place for a camera; choose another seed")
-    points = np.array([[s.frame.x, s.frame.y] for s in spots])
+    points = np.array([[s.x, s.y] for s in spots])
     # The main street's first tens of metres hold the rare things; start there.
     first = int(rng.integers(min(len(spots), 10)))
     chosen = [first]
@@ -211,15 +211,15 @@ def pick_spots(world: World, count: int, rng: np.random.Generator) -> list[Spot]
     return [spots[k] for k in chosen]
 
 
-def draw_pose(spot: Spot, rng: np.random.Generator, *, level: bool) -> Pose:
+def draw_pose(spot: Frame, rng: np.random.Generator, *, level: bool) -> Pose:
     """A camera on a spot: 1.6 to 2.2 m high, roughly along the traffic; panoramas stay level."""
     tilt = 0.3 if level else 1.2
     turn = rng.normal(0, 4) if level or rng.random() < 0.75 else rng.uniform(-40, 40)
     return Pose(
-        x=spot.frame.x + float(rng.uniform(-0.4, 0.4)),
-        y=spot.frame.y + float(rng.uniform(-0.4, 0.4)),
+        x=spot.x + float(rng.uniform(-0.4, 0.4)),
+        y=spot.y + float(rng.uniform(-0.4, 0.4)),
         z=float(rng.uniform(1.6, 2.2)),
-        yaw=spot.frame.yaw + math.radians(float(turn)),
+        yaw=spot.yaw + math.radians(float(turn)),
         pitch=math.radians(float(rng.normal(0, tilt))),
         roll=math.radians(float(rng.normal(0, tilt / 2))),
     )

@@ -16,7 +16,6 @@ class Hits:
 
     Attributes:
         point: (n, 3) world position.
-        ray: (n, 3) unit world direction of the ray.
         normal: (n, 3) unit world normal, towards the viewer.
         local: (n, 3) position in the unit shape.
         face: (n,) axis of the local face that was hit: 0 ends, 1 sides, 2 top, bottom or cap.
@@ -37,7 +36,6 @@ class Hits:
     """
 
     point: Tensor
-    ray: Tensor
     normal: Tensor
     local: Tensor
     face: Tensor
@@ -126,7 +124,6 @@ def describe_hits(
     plate = torch.where(thin_up, torch.stack((local[:, 1], -local[:, 0]), dim=1), local[:, 1:])
     return Hits(
         point=point,
-        ray=rays,
         normal=world,
         local=local,
         face=face,

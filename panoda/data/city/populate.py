@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,14 +21,6 @@ _BUILDERS = {
     "cyclist": people.cyclist,
     "motorcyclist": people.motorcyclist,
 }
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A free place on a lane: the frame looks along the traffic."""
-
-    frame: Frame
-    street: int
 
 
 class Populator:
@@ -58,27 +49,27 @@ class Populator:
                     self._parked(street, side)
                 self._walkers(street, side)
 
-    def camera_spots(self) -> list[Spot]:
-        """Free places in the lanes, nearest to the middle of the world first.
+    def camera_spots(self) -> list[Frame]:
+        """Free places in the lanes, looking along the traffic, nearest to the middle of the world first.
 
         A crowded world is asked again with less clearance, so that every seed has a place.
         """
         for clearance, reach in ((1.0, 60.0), (0.6, 60.0), (0.3, 120.0), (0.0, math.inf)):
-            spots = [s for s in self._lane_spots(reach) if self._clear(s.frame, clearance)]
+            spots = [s for s in self._lane_spots(reach) if self._clear(s, clearance)]
             if spots:
-                return sorted(spots, key=lambda s: np.hypot(s.frame.x, s.frame.y))
+                return sorted(spots, key=lambda s: np.hypot(s.x, s.y))
         return []
 
-    def _lane_spots(self, reach: float) -> list[Spot]:
+    def _lane_spots(self, reach: float) -> list[Frame]:
         """Places every 5 m on the inner lanes, within ``reach`` metres of the middle."""
         spots = []
-        for index, street in enumerate(self._streets):
+        for street in self._streets:
             for along in np.arange(20.0, street.length - 20.0, 5.0):
                 for lane, forward in ((street.lane(0), True), (-street.lane(0), False)):
                     frame = street.at(float(along), lane)
                     frame = frame if forward else Frame(frame.x, frame.y, 0.0, frame.yaw + np.pi)
                     if math.hypot(frame.x, frame.y) < reach:
-                        spots.append(Spot(frame, index))
+                        spots.append(frame)
         return spots
 
     def _clear(self, frame: Frame, clearance: float) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor
 from panoda.config import LookParams
 from panoda.data.city.looks import DrawnLook, draw_look
 from panoda.data.city.plots import Site
-from panoda.data.city.populate import Populator, Spot
-from panoda.data.city.primitives import Scene
+from panoda.data.city.populate import Populator
+from panoda.data.city.primitives import Frame, Scene
 from panoda.data.city.shadows import occluder_height
 from panoda.data.city.sky import Light, make_light
 from panoda.data.city.streets import Street, StreetField, draw_network, street_field
@@ -46,7 +46,7 @@ class World:
     shadow: Tensor
     canopy: Tensor
     streets: tuple[Street, ...]
-    spots: tuple[Spot, ...]
+    spots: tuple[Frame, ...]
 
 
 def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cpu") -> World:
