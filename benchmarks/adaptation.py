@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from panoda.config import Params, parse_params, read_tree
 from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelWriter
 from panoda.files import staged_directory, write_json
+from panoda.machine import cores
 from panoda.metrics import ConfusionMatrix
 from panoda.models.checkpoint import load_model
 from panoda.stages.adapt import adapt
@@ -262,7 +262,7 @@ def main() -> None:
     parser.add_argument("--looks", nargs="+", choices=LOOK_SETS, default=list(LOOK_SETS))
     parser.add_argument("--recipes", nargs="+", default=known)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--work", type=Path, help="work folder; by default one per parameter set")
     arguments = parser.parse_args()
     overrides = arguments.set

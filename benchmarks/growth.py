@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 
@@ -17,6 +14,7 @@ from benchmarks.problem import CLASSES, QUICK, SMALL, Sizes, models, pictures
 from benchmarks.timing import Row, Settings, interleaved, synchronise
 from panoda.adaptation.pseudo_labels import ConfidenceHistogram, quantise
 from panoda.inference import predict_logits
+from panoda.machine import peak_memory, reset_peak_memory
 
 IMAGES, HEIGHT, WIDTH = 2, 64, 256
 
@@ -77,19 +75,12 @@ def _memory(device: torch.device) -> float:
     """Peak so far in MB: of the GPU's allocations, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = status.read_text(encoding="utf-8").splitlines()
-        return next(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 2**20
+    return peak_memory() / 2**20
 
 
 def _start(device: torch.device) -> float:
     """Memory in use now, in MB; the peak is counted from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")  # Linux: the peak of resident memory starts anew
+    reset_peak_memory()
     return _memory(device)

@@ -7,7 +7,6 @@ the demo's looks and fresh worlds, and prints one table. What is finished is not
 from __future__ import annotations
 
 import argparse
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pandas as pd
 import yaml
 
 from benchmarks.adaptation import HERE, _markdown, _read, data, recipes, settings, source_model
+from panoda.machine import cores
 from panoda.models.checkpoint import load_model
 
 LOOKS = "development"
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=known_models(), default=list(known_models()))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", action="append", default=[], metavar="section.key=value")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "benchmark-models")
     arguments = parser.parse_args()
     root, seed = arguments.work, arguments.seed

@@ -9,8 +9,6 @@ on what images show: ``--like FOLDER`` takes the pixels of real images instead.
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import shutil
 import tempfile
 import time
@@ -28,6 +26,7 @@ from panoda.data.dataset import RawItem
 from panoda.data.images import is_image_name, read_ids, read_rgb
 from panoda.data.prepare import prepare
 from panoda.data.prepared import PreparedSplit
+from panoda.machine import cores, peak_memory
 
 CODECS: tuple[Codec, ...] = ("raw", "webp")
 VARIANTS = 16
@@ -152,7 +151,7 @@ def measure(
             progress=True,
         )
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory() / 2**20
     stored = size_of(out, "*.arrow")
     speed = reads / read_split(out / "train", reads)
     shutil.rmtree(out)
@@ -165,7 +164,7 @@ def run(arguments: argparse.Namespace, work: Path) -> None:
     like = sorted(p for p in Path(arguments.like).rglob("*") if is_image_name(p)) if arguments.like else []
     pairs = write_raw(work / "raw", *raw_size, like)
     reads = min(arguments.reads, min(arguments.images))
-    workers = arguments.workers or len(os.sched_getaffinity(0))
+    workers = arguments.workers or cores()
     raw_bytes = size_of(work / "raw", "*.png") / len(pairs)
     print(
         f"raw {arguments.raw} PNG ({raw_bytes / 1e6:.2f} MB each), prepared {arguments.size}, "

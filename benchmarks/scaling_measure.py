@@ -26,7 +26,6 @@ import torch
 
 from benchmarks.growth import _memory, _start
 from benchmarks.scaling_costs import RESULT, SCENARIO, Launches, count
-from benchmarks.timing import _cpu_name
 from panoda import pieces
 from panoda.config import PseudoLabelParams, load_params
 from panoda.data.codec import Codec
@@ -37,6 +36,7 @@ from panoda.data.prepare import prepare
 from panoda.data.prepare_split import INDEX_SCHEMA
 from panoda.data.prepared import PreparedSplit
 from panoda.files import staged_once, write_json
+from panoda.machine import cores, processor
 from panoda.model_table import operations
 from panoda.models import create_model
 from panoda.models.checkpoint import make_card, save_model
@@ -79,7 +79,7 @@ def main() -> None:
             for name, value in part:
                 figures[name] = float(f"{value:.4g}")
                 print(f"{name}: {figures[name]:g}", flush=True)
-    machine = f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores"
+    machine = f"{processor()}, {cores()} cores"
     about: dict[str, Any] = {"machine": machine, "measured": datetime.now(UTC).date().isoformat()}
     about |= {"load": round(os.getloadavg()[0], 2), "counted": count(load_params(SCENARIO))}
     write_json(options.out, {**about, "figures": figures})

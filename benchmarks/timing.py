@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from panoda.files import staged_file
+from panoda.machine import cores, processor
 from panoda.models.products import linear
 
 
@@ -135,8 +135,8 @@ def machine(settings: Settings) -> dict[str, str | float | int]:
     """What was measured on, with load and peak."""
     device = settings.device
     found: dict[str, str | float | int] = {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cpu": processor(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -152,13 +152,6 @@ def machine(settings: Settings) -> dict[str, str | float | int]:
         name = str(settings.dtype).removeprefix("torch.")
         found[f"peak_gflops_{name}"] = round(peak_flops(device, settings.dtype) / 1e9, 1)
     return found
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 class Results:

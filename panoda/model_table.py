@@ -15,15 +15,12 @@ import ctypes
 import gc
 import multiprocessing
 import os
-import platform
 import re
-import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +28,7 @@ from pydantic import BaseModel
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from panoda.machine import peak_memory, processor, reset_peak_memory
 from panoda.models.registry import create_model
 from panoda.models.segmenter import MIN_SIZE, Segmenter
 from panoda.progress import track
@@ -228,9 +226,9 @@ def _peak_megabytes(model: Segmenter, image: torch.Tensor) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     gc.collect()
     _return_free_memory()
-    before = _reset_peak()
+    before = reset_peak_memory()
     model(image)
-    return (_resident("VmHWM") - before) / 1e6
+    return (peak_memory() - before) / 1e6
 
 
 def _return_free_memory() -> None:
@@ -241,32 +239,13 @@ def _return_free_memory() -> None:
         return
 
 
-def _reset_peak() -> int:
-    """Forget the peak so far; bytes in use now, or the old peak where the system cannot forget it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return _resident("VmRSS")
-    except OSError:
-        return _resident("VmHWM")
-
-
-def _resident(field: str) -> int:
-    """Bytes of resident memory: VmRSS now, VmHWM at its peak."""
-    try:
-        text = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(re.findall(rf"{field}:\s+(\d+) kB", text)[0]) * 1024
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if platform.system() == "Darwin" else peak * 1024
-
-
 # --- showing -------------------------------------------------------------------------------------------
 
 
 def machine(device: str, threads: int | None) -> dict[str, Any]:
     """What was measured on."""
     place = torch.device(device)
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
         "device": name,
@@ -276,14 +255,6 @@ def machine(device: str, threads: int | None) -> dict[str, Any]:
         "dtype": "float32",
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        found = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = []
-    return found[0] if found else platform.processor() or platform.machine()
 
 
 def footnote(about: dict[str, Any], *, fast: bool) -> str:

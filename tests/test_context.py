@@ -54,7 +54,7 @@ def test_more_processes_than_gpus_or_than_the_batch_divides_by_are_refused(monke
 def test_loader_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     for cores, devices, expected in ((16, 1, 4), (16, 4, 2), (2, 1, 1), (1, 8, 1)):
-        monkeypatch.setattr(context, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(context, "cores", lambda cores=cores: cores)
         assert context.resolve_workers("auto", gpu, devices) == expected
         assert context.resolve_workers("auto", torch.device("cpu"), devices) == 0
         assert context.resolve_workers(3, gpu, devices) == 3

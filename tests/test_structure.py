@@ -29,6 +29,7 @@ LEVELS = (
         "label_spaces",
         "files",
         "locks",
+        "machine",
         "progress",
         "geometry",
         "pieces",

@@ -5,7 +5,6 @@ Images and labels are decoded as preparation decodes them, so what passes here c
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from panoda.data.images import read_ids, read_rgb
 from panoda.data.survey import Survey, take_survey
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX
+from panoda.machine import cores
 from panoda.progress import progress_bar
 
 COUNT, NO_LABEL, NO_IMAGE = "other number of images", "image without label", "label without image"
@@ -245,7 +245,7 @@ def _results(
     job: partial[_Facts], items: Sequence[RawItem], workers: int | None, *, processes: bool
 ) -> Iterator[_Facts]:
     """Results in order; in this process when there is one worker."""
-    count = min(workers or len(os.sched_getaffinity(0)), max(len(items), 1))
+    count = min(workers or cores(), max(len(items), 1))
     if count == 1:
         yield from map(job, items)
         return

@@ -25,7 +25,6 @@ from panoda.data.prepare_split import (
     Problems,
     Result,
     SplitWork,
-    cores,
     prepare_items,
     write_shards,
 )
@@ -33,6 +32,7 @@ from panoda.data.space import check_space, foresee, megabytes
 from panoda.data.statistics import write_statistics
 from panoda.files import staged_directory, write_json
 from panoda.labels import LabelSpace, get_label_space, remap_table
+from panoda.machine import cores
 from panoda.pieces import Runner, Sharing
 
 CONTACT_SHEET = "contact_sheet.png"

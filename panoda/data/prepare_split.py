@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -288,11 +287,6 @@ class Result:
     def stored(self) -> int:
         """Bytes of the cells."""
         return sum(len(c) if isinstance(c, bytes) else c.nbytes for c in self.cells.values())
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_items(items: Iterable[RawItem], how: How) -> Generator[Result | DataError]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
+from panoda.machine import cores
 from panoda.pieces import Runner
 
 
@@ -177,7 +178,7 @@ def resolve_workers(wanted: int | Literal["auto"], device: torch.device, devices
     """
     if wanted != "auto":
         return wanted
-    return 0 if device.type == "cpu" else min(4, max(1, _cores() // (2 * devices)))
+    return 0 if device.type == "cpu" else min(4, max(1, cores() // (2 * devices)))
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype | None:
@@ -205,8 +206,4 @@ def set_deterministic(on: bool) -> None:
 
 def set_threads(count: int) -> None:
     """Set torch's CPU threads; 0 = every core this process may use."""
-    torch.set_num_threads(count or _cores())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(count or cores())

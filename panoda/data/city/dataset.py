@@ -26,6 +26,7 @@ from panoda.data.city.render import Pose, render
 from panoda.data.city.world import World, build_world
 from panoda.files import staged_directory
 from panoda.labels import get_label_space
+from panoda.machine import cores
 
 META_COLUMNS = (
     "id",
@@ -86,7 +87,7 @@ def write_city(out: Path, params: CityDataset, *, progress: bool, workers: int =
         rows: dict[str, list[dict[str, str]]] = {split: [] for split in params.splits}
         with _bar(progress) as bar:
             task = bar.add_task("rendering the city", total=sum(job.count for job in jobs))
-            for job, written in zip(jobs, _run(jobs, workers or os.cpu_count() or 1), strict=True):
+            for job, written in zip(jobs, _run(jobs, workers or cores()), strict=True):
                 rows[Path(job.folder).name].extend(written)
                 bar.advance(task, job.count)
         for split, lines in rows.items():
