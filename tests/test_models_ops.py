@@ -10,7 +10,8 @@ from torch import Tensor
 
 from panoda.models import sampling, traced
 from panoda.models.ops import deform_conv2d
-from panoda.models.sampling import Geometry, bag, gather
+from panoda.models.sampling import bag, gather
+from panoda.models.sampling_geometry import Geometry
 
 # name: (channels, out, height, width, kernel, offset groups, stride, padding, dilation)
 CASES = {

@@ -18,7 +18,7 @@ from panoda.models.deform import plain
 from panoda.models.deform.choice import choice_for
 from panoda.models.deform.fused import deform_fused
 from panoda.models.layers import without_autocast
-from panoda.models.sampling import Geometry
+from panoda.models.sampling_geometry import Geometry
 
 Pair = int | tuple[int, int]
 

@@ -22,90 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# A position is clamped to [-2, size]; both ends read zeros alone, so values and derivatives vanish.
-MARGIN = 2
+from panoda.models.sampling_geometry import MARGIN, Corners, Geometry, padded, padded_size, steps, unpadded
+
 # Values in one tile on a CPU: just below the size from which PyTorch spreads an elementwise operation
 # over threads. A tile stays in the cache, needs no fresh memory from the system, and none of its many
 # small operations waits for another thread, which on a busy machine costs more than all the work.
 _TILE = 32767
-
-
-class Geometry(NamedTuple):
-    """Kernel, stride, padding and dilation, height before width."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    @classmethod
-    def unpacked(cls, numbers: Sequence[int]) -> Geometry:
-        """From the eight integers that an operator's schema can carry."""
-        pairs = [(numbers[i], numbers[i + 1]) for i in range(0, 8, 2)]
-        return cls(*pairs)
-
-    def packed(self) -> list[int]:
-        """The eight integers."""
-        return [number for pair in self for number in pair]
-
-    @property
-    def taps(self) -> int:
-        """K."""
-        return self.kernel[0] * self.kernel[1]
-
-    def output(self, size: Sequence[int]) -> tuple[int, int]:
-        """Output size for an input size."""
-        reach = [self.dilation[a] * (self.kernel[a] - 1) + 1 for a in (0, 1)]
-        height, width = ((size[a] + 2 * self.padding[a] - reach[a]) // self.stride[a] + 1 for a in (0, 1))
-        return height, width
-
-    def positions(self, out_size: Sequence[int], like: Tensor) -> Tensor:
-        """(2, K, Ho, Wo): y and x of every tap of every output pixel, without offsets."""
-        taps = torch.empty(2, *self.kernel, device=like.device, dtype=like.dtype)
-        steps = torch.empty(2, *out_size, device=like.device, dtype=like.dtype)
-        for axis in (0, 1):
-            shape = (-1, 1) if axis == 0 else (1, -1)
-            tap = torch.arange(self.kernel[axis], device=like.device)
-            taps[axis] = (tap * self.dilation[axis] - self.padding[axis]).reshape(shape)
-            step = torch.arange(out_size[axis], device=like.device)
-            steps[axis] = (step * self.stride[axis]).reshape(shape)
-        return taps.reshape(2, -1, 1, 1) + steps.unsqueeze(1)
-
-
-class _Corners(NamedTuple):
-    """Where samples lie: upper left corner in the padded map, and the way on to the lower right one."""
-
-    start: Tensor  # int32
-    ly: Tensor
-    lx: Tensor
-
-    @classmethod
-    def of(cls, offsets: Tensor, base: Tensor, size: Sequence[int]) -> _Corners:
-        """Of positions offsets + base, both (2, ...), in a map of ``size``; NaN gives NaN fractions."""
-        # y and x apart, not stacked: half the size keeps a tile's operations on one thread.
-        y, x = (torch.add(o, b, out=o.new_empty(o.shape)) for o, b in zip(offsets, base, strict=True))
-        floor_y, floor_x = y.floor(), x.floor()
-        # Clamped as integers, where NaN is a number too.
-        row, column = floor_y.int().clamp_(-MARGIN, size[0]), floor_x.int().clamp_(-MARGIN, size[1])
-        width = size[1] + 2 * MARGIN
-        start = column.add_(row, alpha=width).add_(MARGIN * (width + 1))
-        return cls(start, y.sub_(floor_y), x.sub_(floor_x))
-
-    def flatten(self, start_dim: int) -> _Corners:
-        """Last dimensions made one."""
-        return _Corners(*(tensor.flatten(start_dim) for tensor in self))
-
-    def shares(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weights of the four corners; they sum to 1."""
-        my, mx = 1 - self.ly, 1 - self.lx
-        return my * mx, my * self.lx, self.ly * mx, self.ly * self.lx
-
-    def surface(self, corners: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Bilinear value and its derivatives along y and x."""
-        upper = torch.lerp(corners[0], corners[1], self.lx)
-        along_y = torch.lerp(corners[2], corners[3], self.lx).sub_(upper)
-        along_x = torch.lerp(corners[1] - corners[0], corners[3] - corners[2], self.ly)
-        return torch.addcmul(upper, along_y, self.ly), along_y, along_x
 
 
 # --- few channels on each set of positions: gather ------------------------------------------------
@@ -117,7 +39,7 @@ class _Tile(NamedTuple):
     rows: slice
     taps: slice
     first: Tensor  # int64
-    corners: _Corners
+    corners: Corners
     mask: Tensor | None
 
 
@@ -134,7 +56,7 @@ def _tiles(
     for row in range(0, rows, tile_rows):
         for tap in range(0, taps, tile_taps):
             at, of = slice(row, row + tile_rows), slice(tap, tap + tile_taps)
-            corners = _Corners.of(offsets[:, at, of], base[:, :, of], x.shape[2:]).flatten(1)
+            corners = Corners.of(offsets[:, at, of], base[:, :, of], x.shape[2:]).flatten(1)
             factor = None if masks is None else masks[at, of].flatten(1)
             yield _Tile(at, of, corners.start.long(), corners, factor)
 
@@ -150,14 +72,14 @@ _BACKWARD = (
 def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
     """Samples (N, C * K, Ho * Wo)."""
     shape = Geometry.unpacked(geometry)
-    flat = _padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
+    flat = padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
     samples = flat.new_empty(*flat.shape[:2], shape.taps, offset.shape[2] * offset.shape[3])
     for tile in _tiles(x, offset, mask, groups, shape):
         shares = tile.corners.shares()
         for channel in range(flat.shape[1]):
             # In torchvision's order of operations and with all its roundings, which addcmul would skip.
             own = flat[tile.rows, channel]
-            parts = [own[:, step:].gather(1, tile.first) for step in _steps(x)]
+            parts = [own[:, step:].gather(1, tile.first) for step in steps(x)]
             value = parts[0].mul_(shares[0])
             for part, share in zip(parts[1:], shares[1:], strict=True):
                 value.add_(part.mul_(share))
@@ -178,7 +100,7 @@ def _gather_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (empty unless with_x), offset and mask (empty without one)."""
     shape, pixels = Geometry.unpacked(geometry), offset.shape[2] * offset.shape[3]
-    flat = _padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
+    flat = padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
     grad = grad.reshape(*flat.shape[:2], shape.taps, pixels)
     grad_flat = torch.zeros_like(flat) if with_x else flat.new_empty(0)
     grad_offset = offset.new_empty(flat.shape[0], shape.taps, 2, pixels)
@@ -188,11 +110,11 @@ def _gather_backward(
         products: list[Tensor] = []  # gradient times corner, summed over channels
         for channel in range(flat.shape[1]):
             own = grad[at, channel, of].flatten(1)
-            parts = [flat[at, channel, step:].gather(1, tile.first).mul_(own) for step in _steps(x)]
+            parts = [flat[at, channel, step:].gather(1, tile.first).mul_(own) for step in steps(x)]
             products = [p.add_(q) for p, q in zip(products, parts, strict=True)] if products else parts
             if with_x:
                 own = own if tile.mask is None else own * tile.mask
-                for step, share in zip(_steps(x), tile.corners.shares(), strict=True):
+                for step, share in zip(steps(x), tile.corners.shares(), strict=True):
                     grad_flat[at, channel, step:].scatter_add_(1, tile.first, share.mul_(own))
         value, *along = tile.corners.surface(products)
         for axis, slope in enumerate(along):
@@ -201,7 +123,7 @@ def _gather_backward(
         if tile.mask is not None:
             grad_mask[at, of] = value.unflatten(1, (-1, pixels))
     if with_x:
-        grad_flat = _unpadded(grad_flat.reshape(*x.shape[:2], *_padded_size(x))).contiguous()
+        grad_flat = unpadded(grad_flat.reshape(*x.shape[:2], *padded_size(x))).contiguous()
     return (
         grad_flat,
         grad_offset.reshape(offset.shape),
@@ -220,24 +142,24 @@ def _gather_fake(
 # --- many channels on each set of positions: bags -------------------------------------------------
 
 
-def _bag_corners(offset: Tensor, geometry: Geometry, size: Sequence[int], groups: int) -> _Corners:
+def _bag_corners(offset: Tensor, geometry: Geometry, size: Sequence[int], groups: int) -> Corners:
     """Corners of the samples in the order (N, Ho, Wo, G, K), flat, as rows of the table."""
     n, _, height, width = offset.shape
     offsets = offset.reshape(n, groups, geometry.taps, 2, height, width).permute(3, 0, 4, 5, 1, 2)
     base = geometry.positions((height, width), offset).permute(0, 2, 3, 1)[:, None, :, :, None]
-    corners = _Corners.of(offsets, base, size)
+    corners = Corners.of(offsets, base, size)
     pixels = (size[0] + 2 * MARGIN) * (size[1] + 2 * MARGIN)
     dtype = torch.int32 if n * groups * pixels < 2**31 else torch.int64
     map_start = torch.arange(n * groups, device=offset.device, dtype=dtype) * pixels
     return corners._replace(start=corners.start + map_start.reshape(n, 1, 1, groups, 1)).flatten(0)
 
 
-def _bags(corners: _Corners, x: Tensor) -> Tensor:
+def _bags(corners: Corners, x: Tensor) -> Tensor:
     """(P, 4) table rows of the corners of every sample."""
-    return torch.stack([corners.start + step for step in _steps(x)], dim=-1)
+    return torch.stack([corners.start + step for step in steps(x)], dim=-1)
 
 
-def _weights(corners: _Corners, flat_mask: Tensor | None) -> Tensor:
+def _weights(corners: Corners, flat_mask: Tensor | None) -> Tensor:
     """(P, 4) factors on those rows."""
     shares = torch.stack(corners.shares(), dim=-1)
     return shares if flat_mask is None else shares * flat_mask[:, None]
@@ -245,7 +167,7 @@ def _weights(corners: _Corners, flat_mask: Tensor | None) -> Tensor:
 
 def _table(x: Tensor, groups: int) -> Tensor:
     """(N * G * padded pixels, C / G)."""
-    return _padded(x).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2).reshape(-1, x.shape[1] // groups)
+    return padded(x).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2).reshape(-1, x.shape[1] // groups)
 
 
 def _flat_mask(mask: Tensor | None, groups: int) -> Tensor | None:
@@ -293,7 +215,7 @@ def _bag_backward(
         by_channel = grad_table.reshape(n, groups, -1, x.shape[3] + 2 * MARGIN, x.shape[1] // groups).permute(
             0, 1, 4, 2, 3
         )
-        grad_x = _unpadded(by_channel).reshape(x.shape).contiguous()
+        grad_x = unpadded(by_channel).reshape(x.shape).contiguous()
     return grad_x, grad_offset, grad_mask
 
 
@@ -355,21 +277,3 @@ def _connect(forward: Any, backward: Any) -> None:
 
 _connect(gather, _gather_backward)
 _connect(bag, _bag_backward)
-
-
-def _steps(x: Tensor) -> tuple[int, int, int, int]:
-    """From the upper left corner to all four, in the padded and flattened map."""
-    row = x.shape[3] + 2 * MARGIN
-    return 0, 1, row, row + 1
-
-
-def _padded_size(x: Tensor) -> tuple[int, int]:
-    return x.shape[2] + 2 * MARGIN, x.shape[3] + 2 * MARGIN
-
-
-def _padded(x: Tensor) -> Tensor:
-    return F.pad(x, (MARGIN,) * 4)
-
-
-def _unpadded(x: Tensor) -> Tensor:
-    return x[..., MARGIN:-MARGIN, MARGIN:-MARGIN]

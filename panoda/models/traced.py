@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panoda.models.sampling import MARGIN, Geometry
+from panoda.models.sampling_geometry import MARGIN, Geometry
 
 
 def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from panoda.models import sampling, traced
 from panoda.models.layers import exporting, without_autocast
 from panoda.models.products import linear, matmul
-from panoda.models.sampling import Geometry
+from panoda.models.sampling_geometry import Geometry
 
 # Up to here gathering single values beats reading rows (measured on a CPU with AVX-512).
 _FEW_CHANNELS = 4
