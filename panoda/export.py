@@ -8,10 +8,7 @@ that differs is not kept.
 from __future__ import annotations
 
 import math
-import statistics
-import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from panoda.data.transforms import normalise
+from panoda.export_check import TOLERANCE, Check, checked, median_seconds, sample_images
 from panoda.exported import EXTRA_FILE, KEY, SUFFIXES, ExportCard, ExportedModel, card_text, require
 from panoda.files import staged_file
 from panoda.labels import get_label_space
@@ -32,25 +30,11 @@ from panoda.models.segmenter import Segmenter
 from panoda.models.vit import ViTEncoder
 
 Format = Literal["onnx", "torch"]
-AGREEMENT = 0.999
-"""Share of pixels whose label must be that of the model."""
-TOLERANCE = 1e-3
-"""Largest difference of a logit."""
 OPSET = 20
 OPSETS = range(18, 24)
 LARGEST_ONNX = 2**31 - 2**20
 """Bytes: a protobuf holds 2 GiB at most."""
 DEFAULT_SIZE = (512, 1024)
-_REPEATS = 5
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison of the file with the model: batch, size, differences."""
-
-    shape: tuple[int, int, int]
-    difference: float | None
-    agreement: float
 
 
 @dataclass(frozen=True)
@@ -169,9 +153,9 @@ def export_model(
         try:
             (_write_onnx if format == "onnx" else _write_torch)(program, about, named)
             exported = ExportedModel(named)
-            checks = _checked(graph, exported, size, tolerance=tolerance)
-            one = _images((about.batch or 1, *size), about, seed=9)
-            eager, latency = (_median_seconds(run, one) / len(one) for run in (graph, exported.raw))
+            checks = checked(graph, exported, size, tolerance=tolerance)
+            one = sample_images((about.batch or 1, *size), about, seed=9)
+            eager, latency = (median_seconds(run, one) / len(one) for run in (graph, exported.raw))
             megabytes = named.stat().st_size / 1e6
             named.replace(aside)
         finally:
@@ -263,7 +247,7 @@ def _trace(graph: Graph, about: ExportCard, size: tuple[int, int]) -> torch.expo
             # Fused attention with a bias decomposes into a view that its strides do not allow.
             setattr(module, "fused_attn", False)  # noqa: B010  (timm declares it final)
     # Two images, because one would pass for a dimension that is always one.
-    images = _images((about.batch or 2, *size), about, seed=0)
+    images = sample_images((about.batch or 2, *size), about, seed=0)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -313,84 +297,3 @@ def _write_onnx(program: torch.export.ExportedProgram, about: ExportCard, path: 
                 dims[axis].dim_param = name
     onnx.helper.set_model_props(proto, {KEY: card_text(about)})
     path.write_bytes(proto.SerializeToString())
-
-
-# --- checks -------------------------------------------------------------------------------------------
-
-
-def _images(shape: tuple[int, int, int], about: ExportCard, *, seed: int) -> Tensor:
-    """(N, 3, H, W) as the file takes them: left half noise, right half waves and edges."""
-    generator = torch.Generator().manual_seed(seed)
-    count, height, width = shape
-    noise = torch.rand(count, 3, height, width, generator=generator)
-    y = torch.linspace(0, 1, height)[:, None]
-    x = torch.linspace(0, 1, width)[None]
-    phase = torch.rand(count, 3, 1, 1, generator=generator)
-    waves = 0.5 + 0.35 * torch.sin(2 * torch.pi * (3 * x + 2 * y + phase))
-    picture = torch.where((8 * x).floor() % 2 == (6 * y).floor() % 2, waves, 1 - waves**2)
-    images = (255 * torch.where(x < 0.5, noise, picture)).round().to(torch.uint8)
-    return images if about.input == "uint8" else normalise(images)
-
-
-def _checked(
-    graph: Graph, exported: ExportedModel, size: tuple[int, int], *, tolerance: float
-) -> list[Check]:
-    """Compare at one or two shapes; ValueError where the file is not the model."""
-    about = exported.card
-    batch = about.batch or 1
-    shapes = [(batch, *size)]
-    if about.batch is None or about.height is None:
-        shapes.append((about.batch or 2, *(_other(size, about) if about.height is None else size)))
-    checks = [_compare(graph, exported, shape) for shape in shapes]
-    bad = [
-        c
-        for c in checks
-        if c.agreement < AGREEMENT or (c.difference is not None and not c.difference <= tolerance)
-    ]
-    if bad:
-        found = "; ".join(
-            f"{c.shape[0]} x {c.shape[1]}x{c.shape[2]}: {100 * c.agreement:.3f} % of the labels equal, "
-            f"logits differ by up to {'?' if c.difference is None else f'{c.difference:.2g}'}"
-            for c in bad
-        )
-        raise ValueError(
-            f"the exported file is not the model ({found}); expected {100 * AGREEMENT} % and {tolerance:g}; "
-            "nothing was written. Try another --opset or a fixed size; raise --tolerance if the labels agree"
-        )
-    return checks
-
-
-def _other(size: tuple[int, int], about: ExportCard) -> tuple[int, int]:
-    """A second size: about three quarters of the first, of another shape."""
-
-    def shrunk(side: int, factor: float) -> int:
-        return max(math.ceil(side * factor / about.cell) * about.cell, about.smallest)
-
-    height, width = shrunk(size[0], 0.8), shrunk(size[1], 0.7)
-    return (height, width) if (height, width) != size else (height + about.cell, width + 2 * about.cell)
-
-
-def _compare(graph: Graph, exported: ExportedModel, shape: tuple[int, int, int]) -> Check:
-    images = _images(shape, exported.card, seed=shape[0])
-    with torch.no_grad():
-        wanted, found = graph(images), exported.raw(images)
-    if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        raise ValueError(
-            f"the exported file gives {found.dtype} {tuple(found.shape)}, the model {wanted.dtype} "
-            f"{tuple(wanted.shape)}; nothing was written"
-        )
-    if exported.card.output == "labels":
-        return Check(shape, None, (wanted == found).float().mean().item())
-    same = (wanted.argmax(dim=1) == found.argmax(dim=1)).float().mean().item()
-    return Check(shape, (wanted - found).abs().max().item(), same)
-
-
-def _median_seconds(run: Callable[[Tensor], Tensor], images: Tensor) -> float:
-    """Median of a few runs after one that does not count."""
-    times = []
-    with torch.no_grad():
-        for _ in range(_REPEATS + 1):
-            start = time.perf_counter()
-            run(images)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])

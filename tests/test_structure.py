@@ -40,7 +40,7 @@ LEVELS = (
     ("adaptation",),
     ("sliding", "inference"),
     ("training",),
-    ("exported",),
+    ("exported", "export_check"),
     ("evaluation", "predict", "export", "model_table"),
     ("report",),
     ("stages",),
