@@ -117,7 +117,7 @@ def how(declaration: Declaration) -> str:
 
 def present(declaration: Declaration) -> str:
     """Which splits have images in the default folder, and which archives lie there."""
-    from panoda.data.declared import has_images
+    from panoda.data.scan import has_images
 
     folder = default_folder(declaration)
     splits = [name for name, split in declaration.splits.items() if has_images(folder, split)]
@@ -130,6 +130,6 @@ def present(declaration: Declaration) -> str:
 
 
 def _here(declaration: Declaration, folder: Path) -> bool:
-    from panoda.data.declared import has_images
+    from panoda.data.scan import has_images
 
     return folder.is_dir() and any(has_images(folder, split) for split in declaration.splits.values())

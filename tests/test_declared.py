@@ -21,9 +21,9 @@ from PIL import Image
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
 from panoda.data.dataset import ADAPTERS, DataError, list_items, raw_label_space
 from panoda.data.declaration import built_in, read_declaration
-from panoda.data.declared import scan_split, unused_labels
 from panoda.data.encoding import encoding_of
 from panoda.data.prepared import PreparedSplit
+from panoda.data.scan import scan_split, unused_labels
 from panoda.labels import remap_table
 from panoda.report.words import DECLARED
 from panoda.stages.download import download

@@ -1,48 +1,23 @@
-"""Data sets declared in a YAML file (``panoda.data.declaration``), used in place: built-in or one's own.
-
-An item's id is what ``{id}`` matched, after ``group/`` when the pattern has a ``{group}``. Without one the
-group is the folder part of the id, or the name of the data set.
-"""
+"""Data sets declared in a YAML file (``panoda.data.declaration``), used in place: built-in or one's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-
-import pandas as pd
+from pathlib import Path
 
 from panoda.config import DeclaredDataset
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.declaration import Declaration, SplitFiles, built_in, read_declaration
 from panoda.data.encoding import encoding_of, space_of
-from panoda.data.group_lists import check_group_lists, group_of, read_group_lists
+from panoda.data.group_lists import check_group_lists
 from panoda.data.listing import ListedItem, check_ids, read_listing, write_listing
-from panoda.data.patterns import LabelFinder, find
 from panoda.data.pointer import existing_folder
+from panoda.data.scan import Scan, scan_split
 from panoda.files import sha256_file
 from panoda.labels import is_space_file
 
 SHOWN = 3
 """Examples in one message."""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What the patterns or the list of one split find in a folder.
-
-    Attributes:
-        items: Every image, in stable order; ``label`` is None where none was found.
-        labelled: The split has labels, so ``unpaired`` images are an error.
-    """
-
-    items: list[ListedItem]
-    labelled: bool
-
-    @property
-    def unpaired(self) -> list[str]:
-        """Images of a labelled split whose label is missing."""
-        return [item.image for item in self.items if item.label is None] if self.labelled else []
 
 
 def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
@@ -147,113 +122,6 @@ def declaration_of(dataset: DeclaredDataset) -> Declaration:
             "params.yaml (`panoda params data.source.dataset` lists its fields)"
         )
     return declaration
-
-
-def scan_split(folder: Path, declaration: Declaration, split: str, *, named: str | None = None) -> Scan:
-    """Find the images of one split and their labels, without opening any; there may be none.
-
-    What a list file names need not exist.
-
-    Args:
-        folder: The data set's folder.
-        declaration: What to look for.
-        split: Published split name.
-        named: Split name that the items get; None = the published one.
-
-    Raises:
-        DataError: a wrong pattern or list file.
-    """
-    files = declaration.splits[split]
-    ours = named or split
-    if files.list_file is not None:
-        items = list(_listed(folder, declaration, files, split=split, named=ours))
-        labelled = any(item.label is not None for item in items)
-    else:
-        items = list(_matched(folder, declaration, files, named=ours))
-        labelled = bool(files.labels)
-    return Scan(items, labelled)
-
-
-def has_images(folder: Path, files: SplitFiles) -> bool:
-    """Whether any image of a split lies in the folder; stops at the first."""
-    if files.list_file is not None:
-        return (folder / files.list_file).is_file()
-    return any(True for pattern in files.images for _ in find(folder, pattern))
-
-
-def has_labels(folder: Path, files: SplitFiles) -> bool:
-    """Whether any label of a split lies in the folder; True when the split has none, or has a list file."""
-    return not files.labels or any(True for pattern in files.labels for _ in find(folder, pattern))
-
-
-def unused_labels(folder: Path, files: SplitFiles, scan: Scan) -> list[str]:
-    """Files that a split's label patterns match and that belong to no image of it, sorted."""
-    used = {item.label for item in scan.items}
-    return sorted({m.path for pattern in files.labels for m in find(folder, pattern)} - used - {None})
-
-
-def _matched(
-    folder: Path, declaration: Declaration, files: SplitFiles, *, named: str
-) -> Iterator[ListedItem]:
-    labels = LabelFinder(folder)
-    lists = read_group_lists(folder, files.group_lists)
-    found = {match.path: match for pattern in reversed(files.images) for match in find(folder, pattern)}
-    for path in sorted(found):
-        match = found[path]
-        name = match.id if match.group is None else f"{match.group}/{match.id}"
-        parent = PurePosixPath(match.id).parent.as_posix()
-        group = match.group or (declaration.name if parent == "." else parent)
-        if files.group_lists:
-            group = group_of(path, lists)
-        yield ListedItem(named, name, group, path, labels.find(match, files.labels))
-
-
-def _listed(
-    folder: Path, declaration: Declaration, files: SplitFiles, *, split: str, named: str
-) -> Iterator[ListedItem]:
-    assert files.list_file is not None
-    path = folder / files.list_file
-    table = _read_table(path)
-    if "split" in table:
-        table = table[table["split"] == split]
-    seen: set[str] = set()
-    for row in table.to_dict("records"):
-        image, label = row["image"].strip(), row.get("label", "").strip() or None
-        for name in filter(None, (image, label)):
-            pure = PurePosixPath(name)
-            if pure.is_absolute() or ".." in pure.parts:
-                raise DataError(f"{path}: {name!r} must be a path below {folder}, relative to it")
-        if label is not None and declaration.labels is None:
-            raise DataError(f"{path}: has labels, but {declaration.name} declares no section labels")
-        if image in seen:
-            raise DataError(f"{path}: {image!r} is in the list twice (split {split}); keep one row")
-        seen.add(image)
-        pure = PurePosixPath(image)
-        parent = declaration.name if pure.parent.as_posix() == "." else pure.parent.as_posix()
-        name = pure.with_suffix("").as_posix()
-        yield ListedItem(named, name, row.get("group", "").strip() or parent, image, label)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    """A list file with every cell as text."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path).fillna("").astype(str)
-        else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such list file; add it or correct list_file in the declaration"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable CSV or parquet list ({error})") from error
-    unknown = sorted(set(table.columns) - {"image", "label", "group", "split"})
-    if "image" not in table or unknown:
-        raise DataError(
-            f"{path}: columns {', '.join(map(str, table.columns))}; expected image and, optionally, label, "
-            "group and split"
-        )
-    return table
 
 
 def _selected(items: list[ListedItem], groups: list[str] | None, where: str) -> list[ListedItem]:

@@ -14,9 +14,10 @@ from panoda.config import Stanford2D3DDataset
 from panoda.data import stanford2d3d, structured3d
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.declaration import Declaration, read_declaration
-from panoda.data.declared import raw_items, scan_split, unused_labels
+from panoda.data.declared import raw_items
 from panoda.data.encoding import space_of
 from panoda.data.listing import ListedItem, Listing
+from panoda.data.scan import scan_split, unused_labels
 from panoda.labels import get_label_space
 
 LIGHTS = ("rawlight", "coldlight", "warmlight")
