@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, run_prepare, write_pair
 
-from panoda.data import prepare_split
+from panoda.data import prepare_items
 from panoda.data.dataset import DataError
 from panoda.files import sha256_file
 
@@ -101,13 +101,13 @@ def test_the_number_of_workers_changes_nothing(raw, tmp_path, workers):
 def made(monkeypatch) -> list[str]:
     """Ids of the images that are prepared from now on."""
     ids: list[str] = []
-    original = prepare_split.prepare_item
+    original = prepare_items.prepare_item
 
     def noting(item, spec):
         ids.append(item.id)
         return original(item, spec)
 
-    monkeypatch.setattr(prepare_split, "prepare_item", noting)
+    monkeypatch.setattr(prepare_items, "prepare_item", noting)
     return ids
 
 

@@ -19,15 +19,9 @@ from panoda.data.contact_sheet import SheetRow, contact_sheet
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.item_table import ItemTable, SplitItems
 from panoda.data.prepare_item import ItemSpec
+from panoda.data.prepare_items import How, Problems, Result, prepare_items
 from panoda.data.prepare_pieces import make_elsewhere
-from panoda.data.prepare_split import (
-    How,
-    Problems,
-    Result,
-    SplitWork,
-    prepare_items,
-    write_shards,
-)
+from panoda.data.prepare_split import SplitWork, write_shards
 from panoda.data.space import check_space, foresee, megabytes
 from panoda.data.statistics import write_statistics
 from panoda.files import staged_directory, write_json

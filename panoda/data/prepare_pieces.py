@@ -15,7 +15,8 @@ from typing import Any
 from panoda.data import finished
 from panoda.data.dataset import RawItem
 from panoda.data.item_lists import read_items, write_items
-from panoda.data.prepare_split import How, Problems, SplitWork, make_shard, prepare_items
+from panoda.data.prepare_items import How, Problems, prepare_items
+from panoda.data.prepare_split import SplitWork, make_shard
 from panoda.data.shards import shard_name
 from panoda.files import staged_directory, take_over, write_json
 from panoda.machine import cores

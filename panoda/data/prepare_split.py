@@ -1,50 +1,49 @@
-"""One split of a data set to its shards and index: item by item in parallel, shard by shard in order."""
+"""One split of a data set to its shards and index, shard by shard in order."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from panoda.data import finished
-from panoda.data.codec import Codec, encode
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.finished import Finished
 from panoda.data.index import CODEC_FORMAT, FORMAT, INDEX, IndexWriter
 from panoda.data.item_table import SplitItems
-from panoda.data.prepare_item import ItemSpec, prepare_item
+from panoda.data.prepare_items import How, Problems, Result, prepare_items
 from panoda.data.shards import ShardInfo, ShardWriter, shard_name
-from panoda.data.statistics import Counts, count
+from panoda.data.statistics import Counts
 from panoda.files import sha256_file, take_over
 from panoda.progress import progress_bar
 
-MAX_PROBLEMS = 20
-"""Bad files listed in one message before giving up."""
-
-
-@dataclass(frozen=True)
-class How:
-    """What is the same for every split.
-
-    Attributes:
-        spec: Sizes and labels.
-        codec: How the shards store arrays.
-        shard_images: Images per shard.
-        workers: Images worked on at a time.
-    """
-
-    spec: ItemSpec
-    codec: Codec
-    shard_images: int
-    workers: int
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
+        ("projection", pa.string()),
+        ("fov_x_deg", pa.float64()),
+        ("lat_top_deg", pa.float64()),
+        ("lat_bottom_deg", pa.float64()),
+        ("raw_height", pa.int32()),
+        ("raw_width", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("valid_rows", pa.int32()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("crc32", pa.int64()),
+        ("image_sha256", pa.string()),
+        ("label_sha256", pa.string()),
+        ("class_pixels", pa.list_(pa.int64())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -249,101 +248,3 @@ def _metadata(work: SplitWork, infos: list[ShardInfo], space: str) -> dict[str, 
     if how.codec != "raw":
         metadata |= {"format": CODEC_FORMAT, "codec": how.codec}
     return metadata
-
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("split", pa.string()),
-        ("group", pa.string()),
-        ("projection", pa.string()),
-        ("fov_x_deg", pa.float64()),
-        ("lat_top_deg", pa.float64()),
-        ("lat_bottom_deg", pa.float64()),
-        ("raw_height", pa.int32()),
-        ("raw_width", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("valid_rows", pa.int32()),
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-        ("crc32", pa.int64()),
-        ("image_sha256", pa.string()),
-        ("label_sha256", pa.string()),
-        ("class_pixels", pa.list_(pa.int64())),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One prepared item: what the shard stores, its row of the index, what was counted."""
-
-    cells: dict[str, np.ndarray | bytes]
-    row: dict[str, Any]
-    counts: Counts
-
-    @property
-    def stored(self) -> int:
-        """Bytes of the cells."""
-        return sum(len(c) if isinstance(c, bytes) else c.nbytes for c in self.cells.values())
-
-
-def prepare_items(items: Iterable[RawItem], how: How) -> Generator[Result | DataError]:
-    """Results in the order of the items; a bounded number is under way, so memory stays constant."""
-    # Threads, not processes: Pillow and hashlib work outside the interpreter lock.
-    pending: deque[Future[Result | DataError]] = deque()
-    with ThreadPoolExecutor(how.workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(_try_one, item, how))
-                if len(pending) >= 2 * how.workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _try_one(item: RawItem, how: How) -> Result | DataError:
-    try:
-        arrays, row = prepare_item(item, how.spec)
-    except DataError as error:
-        return error
-    cells = {name: encode(array, how.codec) for name, array in arrays.items()}
-    return Result(cells, row, count(arrays, row))
-
-
-class Problems:
-    """Bad files, of which the first are remembered.
-
-    Attributes:
-        listed: The first problems.
-        count: How many there are.
-    """
-
-    def __init__(self) -> None:
-        """None yet."""
-        self.listed: list[str] = []
-        self.count = 0
-
-    @property
-    def full(self) -> bool:
-        """There are enough to give up."""
-        return self.count >= MAX_PROBLEMS
-
-    def add(self, problem: str) -> None:
-        """One more."""
-        self.count += 1
-        if len(self.listed) < MAX_PROBLEMS:
-            self.listed.append(problem)
-
-    def check(self) -> None:
-        """Raise one DataError that lists them; nothing when there are none."""
-        if not self.count:
-            return
-        listed = "\n".join(f"  {problem}" for problem in self.listed)
-        more = self.count - len(self.listed)
-        tail = f"\n  ... and {more} more" if more > 0 else ""
-        raise DataError(f"{self.count} problem(s) in the raw data; nothing was written\n{listed}{tail}")
