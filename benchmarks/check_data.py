@@ -1,13 +1,10 @@
 """How fast `panoda data check` is: N pairs of the size of Cityscapes in a temporary folder.
 
     python -m benchmarks.check_data --pairs 60
-    python -m benchmarks.check_data --pairs 60 --processes
 
 The images are smooth shapes with sensor noise, so that their PNGs are about as large, and as slow to decode,
-as
-photographs (2 to 2.5 MB); the labels are regions of Cityscapes ids. Pairs are made before the clock starts;
-they lie
-in the page cache then, so that the figure is that of the processor, not of the disk.
+as photographs (2 to 2.5 MB); the labels are regions of Cityscapes ids. Pairs are made before the clock
+starts; they lie in the page cache then, so that the figure is that of the processor, not of the disk.
 """
 
 from __future__ import annotations
@@ -68,7 +65,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--workers", type=int, default=None, help="default: one per core")
-    parser.add_argument("--processes", action="store_true", help="processes in place of threads")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -82,16 +78,15 @@ def main() -> None:
             classes=get_label_space("cs19").names,
             sizes={"train": (HEIGHT, WIDTH)},
         )
-        report = check_survey(survey, workers=options.workers, processes=options.processes)
+        report = check_survey(survey, workers=options.workers)
         seconds, busy = time.perf_counter() - start, cpu_seconds() - before
     if report.problems:
         raise SystemExit(f"the pairs are wrong: {report.problems[:3]}")
     rate = options.pairs / seconds
-    # The processor time of worker processes is not this process's to see.
-    own = "" if options.processes else f", processor {1000 * busy / options.pairs:.0f} ms a pair"
     print(
         f"{options.pairs} pairs of {WIDTH} x {HEIGHT}, {size / options.pairs / 1e6:.2f} MB an image: "
-        f"{seconds:.1f} s, {rate:.1f} pairs/s, {size / seconds / 1e6:.0f} MB/s{own}; "
+        f"{seconds:.1f} s, {rate:.1f} pairs/s, {size / seconds / 1e6:.0f} MB/s, "
+        f"processor {1000 * busy / options.pairs:.0f} ms a pair; "
         f"2,975 pairs take {2975 / rate / 60:.1f} min"
     )
 

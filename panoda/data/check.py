@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -144,15 +142,12 @@ def check_dataset(
     return check_survey(take_survey(name, folder), workers=workers, progress=progress)
 
 
-def check_survey(
-    survey: Survey, *, workers: int | None = None, processes: bool = False, progress: bool = False
-) -> CheckReport:
+def check_survey(survey: Survey, *, workers: int | None = None, progress: bool = False) -> CheckReport:
     """Check what a survey found.
 
     Args:
         survey: Items, and what they should be.
-        workers: Threads (or processes); None = one for each core.
-        processes: Processes in place of threads; they start slowly and pay on many cores only.
+        workers: Threads; None = one for each core.
         progress: Show progress on a terminal.
 
     Returns:
@@ -168,7 +163,7 @@ def check_survey(
     job = partial(_look_at, classes=len(survey.classes), sizes=survey.sizes)
     with progress_bar(enabled=progress) as bar:
         task = bar.add_task(f"checking {survey.name}", total=len(unique))
-        for item, facts in zip(unique, _results(job, unique, workers, processes=processes), strict=True):
+        for item, facts in zip(unique, _results(job, unique, workers), strict=True):
             seen.add(item, facts)
             bar.advance(task)
     _compare_counts(report, survey)
@@ -241,30 +236,16 @@ def _by(size: Sequence[int]) -> str:
     return f"{size[0]} x {size[1]} (height x width)"
 
 
-def _results(
-    job: partial[_Facts], items: Sequence[RawItem], workers: int | None, *, processes: bool
-) -> Iterator[_Facts]:
-    """Results in order; in this process when there is one worker."""
+def _results(job: partial[_Facts], items: Sequence[RawItem], workers: int | None) -> Iterator[_Facts]:
+    """Results in order; in this thread when there is one worker."""
     count = min(workers or cores(), max(len(items), 1))
     if count == 1:
         yield from map(job, items)
         return
-    with _pool(count, processes=processes) as pool:
-        chunk = max(1, min(16, len(items) // (4 * count)))
-        yield from pool.map(job, items, chunksize=chunk)
-
-
-@contextmanager
-def _pool(count: int, *, processes: bool) -> Iterator[Executor]:
-    # Decoding and hashing release the interpreter lock, so threads share the cores. forkserver: a fork of a
-    # process with threads may hang.
-    pool: Executor = (
-        ProcessPoolExecutor(count, mp_context=get_context("forkserver"))
-        if processes
-        else ThreadPoolExecutor(count)
-    )
+    # Decoding and hashing release the interpreter lock, so threads share the cores.
+    pool = ThreadPoolExecutor(count)
     try:
-        yield pool
+        yield from pool.map(job, items)
     finally:
         # After ctrl-C the rest of the data set is not read.
         pool.shutdown(cancel_futures=True)

@@ -123,9 +123,8 @@ def require_space(folder: Path, needed: int, *, what: str) -> None:
     free = shutil.disk_usage(place).free
     if needed and needed + SPARE_BYTES > free:
         raise FetchError(
-            f"{folder}: {what} need {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there; make "
-            "room, "
-            "or choose a folder on another disk (--path, or dataset.path in params.yaml)"
+            f"{folder}: {what} need {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there; "
+            "make room, or choose a folder on another disk (--path, or dataset.path in params.yaml)"
         )
 
 
@@ -180,9 +179,8 @@ def _settle(fetched: Path, file: RemoteFile, target: Path) -> None:
         else:
             fetched.unlink(missing_ok=True)
         raise FetchError(
-            f"{target.name}: {wrong}; what arrived was removed. Run the command again; when it happens "
-            "again, the "
-            "published file changed or the declaration is wrong"
+            f"{target.name}: {wrong}; what arrived was removed. Run the command again; when it "
+            "happens again, the published file changed or the declaration is wrong"
         )
     os.replace(fetched, target)
 

@@ -63,12 +63,9 @@ def _drive_help(file: RemoteFile, target: Path, why: object) -> str:
     reason = " ".join(str(why).split())
     return (
         f"{file.name}: Google Drive did not hand it out ({reason}). It limits how often a public file is "
-        "fetched in "
-        "24 hours by everybody together: try again tomorrow, or open "
-        f"{page} in a browser where you are logged in ('Make a copy' into your own Drive helps when the "
-        "limit is "
-        f"reached), download it there and put it at {target}; then run the command again, which goes on from "
-        "there"
+        f"fetched in 24 hours by everybody together: try again tomorrow, or open {page} in a browser where "
+        "you are logged in ('Make a copy' into your own Drive helps when the limit is reached), download it "
+        f"there and put it at {target}; then run the command again, which goes on from there"
     )
 
 
@@ -134,8 +131,7 @@ def _cityscapes_help(error: Exception, package: Path) -> str:
     reason = "the site did not hand it to this account" if refused else _without_login(str(error))
     return (
         f"{package.name}: the Cityscapes downloader failed ({reason}); run the command again (it resumes), "
-        "or "
-        "download the package on https://www.cityscapes-dataset.com/downloads/ and put it at "
+        "or download the package on https://www.cityscapes-dataset.com/downloads/ and put it at "
         f"{package.parent.with_name(package.name)}"
     )
 
@@ -155,8 +151,7 @@ def login(downloader: Any) -> Any:
         if not _stored_login() and not sys.stdin.isatty():
             raise FetchError(
                 "Cityscapes needs a login (register at https://www.cityscapes-dataset.com/register/): run "
-                "this "
-                f"in a terminal, or set the environment variables {USERNAME} and {PASSWORD}"
+                f"this in a terminal, or set the environment variables {USERNAME} and {PASSWORD}"
             )
         return downloader.login()
     except FetchError:

@@ -1,8 +1,7 @@
 """One file over http(s): resumed where it stopped, tried again when the server or the line fails.
 
 What has arrived lies in ``NAME.part`` (with the server's mark of the version in ``NAME.part.mark``) until it
-is
-complete; pooch's HTTPDownloader moves the bytes.
+is complete; pooch's HTTPDownloader moves the bytes.
 """
 
 from __future__ import annotations
@@ -99,8 +98,8 @@ def download_http(url: str, part: Path, *, expected: int | None, patience: Patie
             if error.wait_s is not None:
                 if error.wait_s > LONGEST_WAIT_S:
                     raise FetchError(
-                        f"{url}: the server asks to wait {error.wait_s:.0f} s; run the command again after "
-                        "that"
+                        f"{url}: the server asks to wait {error.wait_s:.0f} s; run the command again "
+                        "after that"
                     ) from None
                 pause = error.wait_s
             if watch.stop.wait(min(pause, LONGEST_WAIT_S)):
@@ -241,8 +240,7 @@ class _Transfer:
         if kind.startswith("text/html") and not self.part.name.endswith((".html.part", ".htm.part")):
             raise FetchError(
                 f"{self.url}: the server sent a web page in place of the file (a login or licence page?); "
-                "open "
-                f"the address in a browser and save the file as {_whole(self.part)}"
+                f"open the address in a browser and save the file as {_whole(self.part)}"
             )
         length = response.headers.get("Content-Length", "")
         if length.isdigit():
@@ -313,6 +311,5 @@ def _given_up(url: str, part: Path, why: str) -> str:
     offline = f"or fetch it on another machine and put it at {_whole(part)}"
     return (
         f"{url}: given up after several attempts ({why}); check the network (a proxy is taken from "
-        "HTTPS_PROXY) "
-        f"and run the command again, {offline}{'; ' + kept if kept else ''}"
+        f"HTTPS_PROXY) and run the command again, {offline}{'; ' + kept if kept else ''}"
     )
