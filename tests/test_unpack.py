@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from panoda.data import extract as extraction
 from panoda.data import unpack as module
 from panoda.data.dataset import DataError
 from panoda.data.unpack import unpack, unpacked_before
@@ -334,7 +335,7 @@ def test_disk_full_while_writing(tmp_path, monkeypatch):
     def full(entry, path, out):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "_write", full)
+    monkeypatch.setattr(extraction, "_write", full)
     with pytest.raises(OSError, match="disk full while writing .*out"):
         unpack(make_zip(tmp_path / "x.zip", {"a": NOISE}), tmp_path / "out")
     assert tree(tmp_path / "out") == {}

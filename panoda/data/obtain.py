@@ -14,9 +14,10 @@ from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.dataset import DataError
 from panoda.data.declaration import Declaration, RemoteFile, built_in, default_folder, read_declaration
 from panoda.data.declared import declaration_of
+from panoda.data.extract import MARKERS
 from panoda.data.fetch import fetch_files, is_remote, set_aside, verify
 from panoda.data.scan import has_images, has_labels
-from panoda.data.unpack import MARKERS, Unpacked, unpack, unpacked_before
+from panoda.data.unpack import Unpacked, unpack, unpacked_before
 
 SHOWN = 10
 """Entries in one message."""
