@@ -16,7 +16,7 @@ from PIL import Image
 
 from panoda.config import EvaluateParams
 from panoda.data.mixture import source_splits
-from panoda.evaluation import Evaluation, Region, weighted_iou
+from panoda.evaluation_counts import Evaluation, Region, weighted_iou
 from panoda.files import staged_directory, write_json
 from panoda.metrics import ConfusionMatrix
 from panoda.pieces import finish, work_folder

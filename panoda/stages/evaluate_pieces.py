@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save
 
 from panoda.config import EvaluateParams
 from panoda.data.mixture import source_splits
-from panoda.evaluation import Evaluation, evaluate_model, nothing_counted
+from panoda.evaluation import evaluate_model
+from panoda.evaluation_counts import Evaluation, nothing_counted
 from panoda.files import sha256_file
 from panoda.models.checkpoint import load_model
 from panoda.models.segmenter import Segmenter
