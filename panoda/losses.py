@@ -56,14 +56,16 @@ def cross_entropy(
         weight: (K,) class weights; each class's share of a smoothed target has the weight of that class.
         label_smoothing: Share of a pixel's target spread evenly over all K classes (Szegedy et al. 2016).
     """
+    # CUDA adds pixels in any order; it has a deterministic way without that sum alone.
+    apart = logits.is_cuda and torch.are_deterministic_algorithms_enabled()
     total = F.cross_entropy(
         logits.float(),
         label,
         weight=weight,
         ignore_index=IGNORE_INDEX,
-        reduction="sum",
+        reduction="none" if apart else "sum",
         label_smoothing=label_smoothing,
-    )
+    ).sum()
     labelled = label != IGNORE_INDEX
     if weight is None:
         return total / denominator(labelled.sum())

@@ -1,0 +1,264 @@
+"""Whole stages on a stand-in for a GPU (``standin``): they train, resume, evaluate and predict there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_data import prepared
+from standin import GPU, GpuTensor, standin_gpu
+from torch import nn
+
+from panoda.config import (
+    AdaptParams,
+    AugmentParams,
+    EvaluateParams,
+    ModelParams,
+    MPAParams,
+    OhemParams,
+    OptimParams,
+    PretrainParams,
+    PrototypeParams,
+    PseudoLabelParams,
+    SwaParams,
+    TeacherParams,
+    WarmupParams,
+)
+from panoda.losses import cross_entropy
+from panoda.models.checkpoint import load_model
+from panoda.predict import predict_files
+from panoda.stages.adapt import adapt
+from panoda.stages.evaluate import evaluate
+from panoda.stages.pretrain import pretrain
+from panoda.stages.prototypes import prototypes
+from panoda.stages.pseudo_labels import pseudo_labels
+from panoda.stages.warmup import warmup
+from panoda.training.context import RunContext
+from panoda.training.step import Stepper
+
+CPU = torch.device("cpu")
+OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
+PRETRAIN = PretrainParams(
+    iterations=4, batch_size=2, optim=OPTIM, validate_every=4, checkpoint_every=2, log_every=1
+)
+ADAPT = AdaptParams(
+    iterations=2,
+    batch_size=2,
+    optim=OptimParams(lr=5e-4),
+    augment_target=AugmentParams(yaw_roll=True, jitter=0.2),
+    mpa=MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
+    teacher=TeacherParams(enabled=True),
+    erp_warp=0.5,
+    class_colour_transfer=0.5,
+    adversarial_weight=0.01,
+    checkpoint_every=1,
+    log_every=1,
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    source: Path
+    target: Path
+
+    @property
+    def train(self) -> dict[str, Path]:
+        return {"source_train": self.source / "train", "target_train": self.target / "train"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("standin")
+    source = prepared(root / "source", {"train": 4, "val": 2}, erp=False)
+    return Data(source, prepared(root / "target", {"train": 2, "test": 2}, erp=True, shade=25))
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    with standin_gpu() as device:
+        yield device
+
+
+def _pretrain(data: Data, out: Path, context: RunContext, **changes: Any) -> dict[str, float]:
+    return pretrain(
+        source_train=data.source / "train",
+        source_val=data.source / "val",
+        out=out,
+        model=ModelParams(),
+        params=PRETRAIN.model_copy(update=changes),
+        seed=0,
+        context=context,
+    )
+
+
+def _run(data: Data, out: Path, context: RunContext) -> dict[str, float]:
+    """All stages, each switch on that has to do with devices; returns what evaluate does."""
+    swa = SwaParams(start=0.5, every=1, bn_update_batches=1)
+    _pretrain(data, out / "pretrain", context, ohem=OhemParams(), swa=swa)
+    common = {"checkpoint": out / "pretrain" / "model.safetensors", "context": context}
+    warmed = WarmupParams(iterations=1, batch_size=2, optim=OPTIM, accumulate=2, log_every=1)
+    warmup(**common, **data.train, out=out / "warmup", params=warmed, seed=0)
+    labelled = PseudoLabelParams(scales=(1.0, 0.5), flip=True, batch_size=2, prototype_sums=True)
+    labels = out / "pseudo_labels"
+    pseudo_labels(**common, target_train=data.train["target_train"], out=labels, params=labelled)
+    means = PrototypeParams(scales=(1.0,), batch_size=2)
+    prototypes(**common, **data.train, pseudo_labels=labels, out=out / "prototypes", params=means)
+    given = {"pseudo_labels": labels, "prototypes": out / "prototypes"}
+    adapt(**common, **data.train, **given, out=out / "adapt", params=ADAPT, seed=0)
+    models = {"source": common["checkpoint"], "adapt": out / "adapt" / "model.safetensors"}
+    return evaluate(
+        models=models,
+        source_val=data.source / "val",
+        target_test=data.target / "test",
+        out=out / "evaluate",
+        params=EvaluateParams(scales=(1.0,), batch_size=2),
+        context=context,
+    )
+
+
+def test_a_run_in_float32_gives_the_numbers_of_the_cpu(data: Data, tmp_path: Path) -> None:
+    expected = _run(data, tmp_path / "cpu", RunContext())
+    with standin_gpu() as gpu:
+        found = _run(data, tmp_path / "gpu", RunContext(device=gpu))
+    assert found.keys() == expected.keys()
+    for name in ("miou/target_test", "mean_confidence/target_test"):
+        assert found[name] == pytest.approx(expected[name], abs=0.03)
+    for stage in ("pretrain", "warmup", "adapt"):
+        first = [pd.read_csv(tmp_path / place / stage / "history.csv").iloc[0] for place in ("cpu", "gpu")]
+        for name in first[0].filter(like="loss/").index:
+            tolerance = 2e-4 if stage == "pretrain" else 0.02  # the others begin where pretrain ended
+            assert first[1][name] == pytest.approx(first[0][name], rel=tolerance), (stage, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_run_in_half_precision(
+    dtype: torch.dtype, data: Data, gpu: torch.device, tmp_path: Path
+) -> None:
+    metrics = _run(data, tmp_path / "out", RunContext(device=gpu, dtype=dtype))
+    assert metrics["pixel_accuracy/target_test"] > 0.0
+    for stage in ("pretrain", "warmup", "adapt"):
+        history = pd.read_csv(tmp_path / "out" / stage / "history.csv")
+        assert history["loss/total"].between(0.0, 10.0).all()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16], ids=str)
+def test_a_killed_run_resumes_on_the_gpu(
+    dtype: torch.dtype | None, data: Data, gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit; momenta, gradient scale and averages came back."""
+    context = RunContext(device=gpu, dtype=dtype)
+    whole = tmp_path / "whole"
+    _pretrain(data, whole, context)
+    again = RunContext(device=gpu, dtype=dtype, state_dir=tmp_path / "state")
+    _dies_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        _pretrain(data, tmp_path / "out", again)
+    monkeypatch.undo()
+    with standin_gpu():
+        _pretrain(data, tmp_path / "out", again)
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "out"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("to_gpu", [True, False])
+def test_a_run_goes_on_where_there_is_no_gpu_and_back(
+    to_gpu: bool, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [RunContext(state_dir=tmp_path / "state"), RunContext(device=GPU, state_dir=tmp_path / "state")]
+    before, after = places if to_gpu else places[::-1]
+    with monkeypatch.context() as patch, standin_gpu():
+        _dies_at(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            _pretrain(data, tmp_path / "out", before)
+    with standin_gpu():
+        _pretrain(data, tmp_path / "out", after)
+    history = pd.read_csv(tmp_path / "out" / "history.csv")
+    assert list(history["step"]) == [1, 2, 3, 4]
+
+
+def _dies_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Stepper.__call__
+
+    def dying(stepper: Stepper, number: int, batch: Any) -> Any:
+        if number == step:
+            raise KeyboardInterrupt
+        return original(stepper, number, batch)
+
+    monkeypatch.setattr(Stepper, "__call__", dying)
+
+
+def test_prediction_of_files_from_a_model_on_the_gpu(data: Data, gpu: torch.device, tmp_path: Path) -> None:
+    _pretrain(data, tmp_path / "model", RunContext(device=gpu), iterations=1)
+    checkpoint = tmp_path / "model" / "model.safetensors"
+    images = sorted((data.target.parent / "raw").glob("test-?.png"))
+    found = predict_files(
+        checkpoint, images, tmp_path / "out", height=32, sliding=(32, 21), device=gpu, dtype=torch.bfloat16
+    )
+    assert len(found.labels) == 2 and not found.failures
+    model, _ = load_model(checkpoint, device=gpu)
+    assert all(isinstance(p, GpuTensor) for p in model.parameters())
+
+
+def test_deterministic_mode_has_a_way_for_the_loss(gpu: torch.device) -> None:
+    logits, label = torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4))
+    weight = torch.rand(5)
+    leaf = logits.to(gpu).requires_grad_()
+    torch.use_deterministic_algorithms(True)
+    try:
+        loss = cross_entropy(leaf, label.to(gpu), weight.to(gpu), label_smoothing=0.1)
+        loss.backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected = cross_entropy(logits.requires_grad_(), label, weight, label_smoothing=0.1)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad.cpu(), logits.grad)
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses(gpu: torch.device) -> None:
+    there = torch.ones(3, 4, device=gpu)
+    for mistake in (
+        lambda: there + torch.ones(4),
+        lambda: torch.ones(3, 4)[there > 0],
+        lambda: nn.Linear(4, 5)(there),
+        lambda: torch.cat([there[0], torch.ones(1)]),
+        lambda: torch.ones(3, 4).add_(there),
+    ):
+        with pytest.raises(RuntimeError, match="same device"):
+            mistake()
+    with pytest.raises(RuntimeError, match="generator"):
+        torch.rand(3, device=gpu, generator=torch.Generator())
+    assert float((there + torch.tensor(1.0)).sum()) == 24.0
+
+
+def test_the_stand_ins_gradients_are_torchs(gpu: torch.device) -> None:
+    """Accumulated, through views, shared parts, broadcasts and a change in place."""
+
+    def loss(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        first = layer(x)
+        twice = layer(first.relu())[:, ::2] * first[:, :1]
+        out = torch.cat([first, twice], dim=1).clone()
+        out[0, 1:3] *= 3
+        return out.square().mean()
+
+    torch.manual_seed(0)
+    here, x = nn.Linear(4, 4), torch.randn(3, 4)
+    there = nn.Linear(4, 4).to(gpu)
+    there.load_state_dict(here.state_dict())
+    for _ in range(2):
+        loss(there, x.to(gpu)).backward()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autograd, "_engine_run_backward", torch.autograd.graph._engine_run_backward)
+        for _ in range(2):
+            loss(here, x).backward()
+    for own, expected in zip(there.parameters(), here.parameters(), strict=True):
+        assert own.grad is not None
+        torch.testing.assert_close(own.grad.cpu(), expected.grad)
