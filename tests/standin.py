@@ -24,7 +24,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 GPU = torch.device("cuda", 0)
 aten = torch.ops.aten
 _COPIES = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}
-_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+_INDEXING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
 """A GPU tensor may be indexed by those of the host; never the other way round."""
 _NO_SCALARS = {aten.cat.default, aten.stack.default}
 """Where a 0-dimensional operand of the host is refused as well."""

@@ -157,3 +157,19 @@ def test_a_lagging_guard_keeps_nothing_of_a_bad_step(monkeypatch, tmp_path):
     with pytest.raises(TrainingDiverged, match="loss is nan at step 8 "):
         _run(_Task(poison=7), tmp_path)  # the resume point after step 8 is not written
     assert list(resume_points(tmp_path)) == [4]
+
+
+class _Late(_Task):
+    """Another loss of step 8, which is computed once that step is taken, is not a number."""
+
+    def after_step(self, step: int) -> dict[str, torch.Tensor]:
+        return {"loss/discriminator": torch.tensor(math.nan if step == 7 else 0.5)}
+
+
+@pytest.mark.parametrize("lag", [False, True])
+def test_a_bad_value_after_a_step_keeps_nothing_of_it(monkeypatch, tmp_path, lag):
+    if lag:
+        _lagging(monkeypatch)
+    with pytest.raises(TrainingDiverged, match=r"loss/discriminator is nan at step 8 .*image-a, image-b"):
+        _run(_Late(), tmp_path)  # a resume point is due after step 8
+    assert list(resume_points(tmp_path)) == [4]

@@ -138,9 +138,7 @@ def test_a_run_in_float32_gives_the_numbers_of_the_cpu(data: Data, tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_run_in_half_precision(
-    dtype: torch.dtype, data: Data, gpu: torch.device, tmp_path: Path
-) -> None:
+def test_a_run_in_half_precision(dtype: torch.dtype, data: Data, gpu: torch.device, tmp_path: Path) -> None:
     metrics = _run(data, tmp_path / "out", RunContext(device=gpu, dtype=dtype))
     assert metrics["pixel_accuracy/target_test"] > 0.0
     for stage in ("pretrain", "warmup", "adapt"):

@@ -29,6 +29,7 @@ class _Step:
     number: int
     samples: str
     values: dict[str, Tensor]
+    watched: tuple[str, ...]
 
 
 class StepGuard:
@@ -52,7 +53,22 @@ class StepGuard:
         Raises:
             TrainingDiverged: from ``check``.
         """
-        self._pending.append(_Step(number, samples, {k: v.detach() for k, v in values.items()}))
+        self._note(number, samples, values, ("loss/total", "grad_norm"))
+
+    def add_late(self, number: int, samples: str, values: Mapping[str, Tensor]) -> None:
+        """Take note of what step ``number`` gave after it was taken, such as the discriminator's loss.
+
+        Raises:
+            TrainingDiverged: from ``check``.
+        """
+        if values:
+            self._note(number, samples, values, tuple(values))
+
+    def _note(
+        self, number: int, samples: str, values: Mapping[str, Tensor], watched: tuple[str, ...]
+    ) -> None:
+        kept = {name: value.detach() for name, value in values.items()}
+        self._pending.append(_Step(number, samples, kept, watched))
         if not self._lag or len(self._pending) >= PENDING:
             self.check()
 
@@ -65,19 +81,21 @@ class StepGuard:
         steps, self._pending = self._pending, []
         if not steps:
             return
-        pairs = [torch.stack((s.values["loss/total"].float(), s.values["grad_norm"].float())) for s in steps]
-        for step, (loss, norm) in zip(steps, torch.stack(pairs).tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise TrainingDiverged(_message("loss", loss, step))
-            if not math.isfinite(norm) and not self._overflow():
-                raise TrainingDiverged(_message("gradient norm", norm, step))
-            self._spikes.add(step.number, loss, step.samples)
+        found = iter(torch.stack([s.values[name].float() for s in steps for name in s.watched]).tolist())
+        for step in steps:
+            values = {name: next(found) for name in step.watched}
+            for name, value in values.items():
+                if not math.isfinite(value) and not (name == "grad_norm" and self._overflow()):
+                    raise TrainingDiverged(_message(name, value, step))
+            if "loss/total" in values:
+                self._spikes.add(step.number, values["loss/total"], step.samples)
 
     def _overflow(self) -> bool:
         return self._scaler.is_enabled() and self._scaler.get_scale() >= 1.0
 
 
-def _message(what: str, value: float, step: _Step) -> str:
+def _message(name: str, value: float, step: _Step) -> str:
+    what = {"loss/total": "loss", "grad_norm": "gradient norm"}.get(name, name)
     terms = ", ".join(f"{name} {float(value):.4g}" for name, value in step.values.items())
     return (
         f"{what} is {value} at step {step.number} ({terms}); batch: {step.samples}. Nothing of this step is "

@@ -93,7 +93,9 @@ class Stepper:
             self.guard.add(step + 1, self.task.describe(batch), values)
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            return {k: v.detach() for k, v in {**values, **self.task.after_step(step)}.items()}
+            late = self.task.after_step(step)
+            self.guard.add_late(step + 1, self.task.describe(batch), late)
+            return {k: v.detach() for k, v in {**values, **late}.items()}
 
     def _fitting_gradients(self, step: int, batch: Any) -> dict[str, Tensor]:
         """Gradients, in more micro-batches when memory runs out and the context allows it.
