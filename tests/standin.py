@@ -19,9 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
-GPU = torch.device("cuda", 0)
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 aten = torch.ops.aten
 _COPIES = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}
 _INDEXING = {
@@ -126,13 +125,13 @@ class _Standin(TorchDispatchMode):
     """Sees what is made on the GPU without being made from something there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        leaves = tree_leaves((args, kwargs or {}))
-        if not any(isinstance(leaf, GpuTensor) or _is_gpu(leaf) for leaf in leaves):
-            return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if not any(isinstance(leaf, GpuTensor) or _is_gpu(leaf) for leaf in _leaves((args, kwargs))):
+            return func(*args, **kwargs)
         if func._can_decompose():  # inference mode hands over operators that are made of others
             with self:
-                return func.decompose(*args, **(kwargs or {}))
-        return _computed(func, args, kwargs or {})
+                return func.decompose(*args, **kwargs)
+        return _computed(func, args, kwargs)
 
 
 _SWAPS = torch._has_compatible_shallow_copy_type
@@ -149,29 +148,45 @@ def _is_gpu(value: Any) -> bool:
     return isinstance(value, torch.device) and value.type == "cuda"
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    """Arguments of an operator; torch's own walk through them takes most of the time otherwise."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _leaves(one)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)([_mapped(function, one) for one in value])
+    if isinstance(value, dict):
+        return {key: _mapped(function, one) for key, one in value.items()}
+    return function(value)
+
+
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     """The operator on the values; what comes out is on the GPU unless it is a copy to the host."""
-    leaves = tree_leaves((args, kwargs))
-    _refuse_two_devices(func, args, leaves)
-    sums = func is aten.nll_loss2d_forward.default and args[3] != 0
-    if (sums or func in _NOT_DETERMINISTIC) and torch.are_deterministic_algorithms_enabled():
-        raise RuntimeError(f"{func} does not have a deterministic implementation")
+    leaves = list(_leaves((args, kwargs)))
+    _refuse(func, args, leaves)
+    if func is aten._fused_sdp_choice.default:
+        return 0  # plain operators; the others are kernels of one device each
     wrappers: dict[int, GpuTensor] = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, GpuTensor)}
     hosts = {id(leaf) for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, GpuTensor)}
 
     def held(value: Any) -> Any:
         if isinstance(value, GpuTensor):
             return value.held
-        return torch.device("cpu") if _is_gpu(value) else value
+        return CPU if _is_gpu(value) else value
 
-    if func is aten._fused_sdp_choice.default:
-        return 0  # plain operators; the others are kernels of one device each
     there = kwargs.get("device")
     to_host = there is not None and torch.device(there).type == "cpu"
-    values, keywords = tree_map(held, (args, kwargs))
-    if func is aten._to_copy.default and not to_host and there is not None:
-        values = (values[0].clone(),) if not isinstance(args[0], GpuTensor) else values
-    result = func(*values, **keywords)
+    values = _mapped(held, args)
+    if func is aten._to_copy.default and there is not None and not isinstance(args[0], GpuTensor):
+        values = (values[0].clone(),)
+    result = func(*values, **_mapped(held, kwargs))
 
     def placed(value: Any) -> Any:
         if not isinstance(value, Tensor) or to_host or id(value) in hosts:
@@ -184,17 +199,19 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
             raise NotImplementedError(f"{func} changes a tensor's shape in place")
         return known
 
-    return tree_map(placed, result)
+    return _mapped(placed, result)
 
 
-def _refuse_two_devices(func: Any, args: Any, leaves: Sequence[Any]) -> None:
+def _refuse(func: Any, args: Any, leaves: Sequence[Any]) -> None:
+    """Raise what a GPU would."""
     for leaf in leaves:
         if isinstance(leaf, torch.Generator) and leaf.device.type != "cuda":
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' ({func})")
-    if func in _COPIES:
-        return
+    sums = func is aten.nll_loss2d_forward.default and args[3] != 0
+    if (sums or func in _NOT_DETERMINISTIC) and torch.are_deterministic_algorithms_enabled():
+        raise RuntimeError(f"{func} does not have a deterministic implementation")
     host = [v for v in leaves if isinstance(v, Tensor) and not isinstance(v, GpuTensor)]
-    if not host or not any(isinstance(v, GpuTensor) for v in leaves):
+    if not host or func in _COPIES or not any(isinstance(v, GpuTensor) for v in leaves):
         return
     if func in _INDEXING and isinstance(args[0], GpuTensor):
         host = [v for v in args[2:3] if isinstance(v, Tensor) and not isinstance(v, GpuTensor)]

@@ -137,31 +137,26 @@ def test_a_run_in_float32_gives_the_numbers_of_the_cpu(data: Data, tmp_path: Pat
             assert first[1][name] == pytest.approx(first[0][name], rel=tolerance), (stage, name)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_run_in_half_precision(dtype: torch.dtype, data: Data, gpu: torch.device, tmp_path: Path) -> None:
-    metrics = _run(data, tmp_path / "out", RunContext(device=gpu, dtype=dtype))
+def test_a_run_in_bfloat16(data: Data, gpu: torch.device, tmp_path: Path) -> None:
+    metrics = _run(data, tmp_path / "out", RunContext(device=gpu, dtype=torch.bfloat16))
     assert metrics["pixel_accuracy/target_test"] > 0.0
     for stage in ("pretrain", "warmup", "adapt"):
         history = pd.read_csv(tmp_path / "out" / stage / "history.csv")
         assert history["loss/total"].between(0.0, 10.0).all()
 
 
-@pytest.mark.parametrize("dtype", [None, torch.float16], ids=str)
-def test_a_killed_run_resumes_on_the_gpu(
-    dtype: torch.dtype | None, data: Data, gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_run_in_float16_resumes_on_the_gpu(
+    data: Data, gpu: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit; momenta, gradient scale and averages came back."""
-    context = RunContext(device=gpu, dtype=dtype)
-    whole = tmp_path / "whole"
-    _pretrain(data, whole, context)
-    again = RunContext(device=gpu, dtype=dtype, state_dir=tmp_path / "state")
-    _dies_at(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        _pretrain(data, tmp_path / "out", again)
-    monkeypatch.undo()
-    with standin_gpu():
-        _pretrain(data, tmp_path / "out", again)
-    first, second = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path / "out"))
+    """Bit for bit: momenta and gradient scale came back."""
+    _pretrain(data, tmp_path / "whole", RunContext(device=gpu, dtype=torch.float16))
+    context = RunContext(device=gpu, dtype=torch.float16, state_dir=tmp_path / "state")
+    with monkeypatch.context() as patch:
+        _dies_at(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            _pretrain(data, tmp_path / "out", context)
+    _pretrain(data, tmp_path / "out", context)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
