@@ -212,18 +212,18 @@ def _seconds(model: Segmenter, image: torch.Tensor) -> float:
     start = time.perf_counter()
     model(image)
     if image.is_cuda:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(image.device)
     return time.perf_counter() - start
 
 
 def _peak_megabytes(model: Segmenter, image: torch.Tensor) -> float:
     """Peak of memory during a pass less what was in use before it."""
     if image.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        place = image.device  # not always the current one
+        torch.cuda.reset_peak_memory_stats(place)
+        before = torch.cuda.memory_allocated(place)
         model(image)
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
+        return (torch.cuda.max_memory_allocated(place) - before) / 1e6
     gc.collect()
     _return_free_memory()
     before = reset_peak_memory()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,3 +71,13 @@ def test_a_device_that_is_not_there(device: str) -> None:
         models_command(
             size=None, encoder=None, decoder=None, classes=3, fast=True, device=device, threads=None
         )
+
+
+def test_another_gpu_than_the_current_one_is_waited_for_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    second, asked = torch.device("cuda", 1), []
+    for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: asked.append(device) or 0)
+    image = SimpleNamespace(is_cuda=True, device=second)
+    table._seconds(lambda _: None, image)
+    table._peak_megabytes(lambda _: None, image)
+    assert len(asked) == 4 and set(asked) == {second}
