@@ -229,13 +229,15 @@ def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.devi
     """The device and how many processes train on such ones; GPUs are held against other stages."""
     import torch
 
-    from panoda.models.deform.choice import use_deform
     from panoda.training.context import resolve_device, resolve_devices, set_deterministic, set_threads
 
     runtime = params.runtime
     set_threads(runtime.threads)
     set_deterministic(runtime.deterministic)
-    use_deform(runtime.deform)
+    if stage.on_gpu:  # else no model is computed with, and importing them takes seconds
+        from panoda.models.deform.choice import use_deform
+
+        use_deform(runtime.deform)
     elsewhere = runtime.cluster is not None and runtime.cluster.address and stage.in_pieces == "all"
     device = resolve_device(runtime.device if stage.on_gpu and not elsewhere else "cpu")
     count = resolve_devices(runtime.devices, device, **_shared(stage, params)) if stage.trains else 1
