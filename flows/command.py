@@ -20,7 +20,7 @@ from urllib.request import urlopen
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.execution import Job
+from flows.job import Job
 from flows.temporary_server import temporary_server
 from panoda.config import Params, load_params
 from panoda.files import explained_error

@@ -13,42 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from pydantic import Field
-
+from flows.devices import shares, take_devices, what_to_lower
+from flows.job import Job
 from panoda import runs
-from panoda.config import ConfigError, Params, RuntimeParams, Section, load_params, parse_params
+from panoda.config import Params, RuntimeParams
 from panoda.files import write_json
-from panoda.locks import file_lock, gpu_lock_path
 from panoda.pipeline import Stage, flatten, get_stage
 from panoda.training.preemption import sigterm_ends
 
 if TYPE_CHECKING:
-    import torch
-
     from panoda.pieces import Runner
     from panoda.training.context import RunContext
 
 log = logging.getLogger("panoda")
-GPU_LIMIT = "gpu"
-
-
-class Job(Section):
-    """Where a flow takes its parameters and inputs from, and where its result goes."""
-
-    pipeline: bool = False
-    """Write the DVC output of the stage instead of a run folder; what dvc.yaml does."""
-    params: str = "params.yaml"
-    """File with the sections that are not given."""
-    overrides: list[str] = Field(default_factory=list)
-    """``section.key=value`` changes to that file."""
-    inputs: dict[str, str] = Field(default_factory=dict)
-    """Input name -> path, instead of the pipeline's."""
-    out: str | None = None
-    """Result folder; null makes runs/<stage>-<time>-<id>."""
-
-
-HERE = Job()
-"""params.yaml, the pipeline's inputs, a new run folder."""
 
 
 @dataclass
@@ -95,9 +72,9 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
     with ExitStack() as stack:
         stack.enter_context(sigterm_ends())
         stage = get_stage(name)
-        params = _effective(job, sections)
-        inputs = _inputs(stage, job, role, params)
-        out = _out(stage, job, role)
+        params = job.effective(sections)
+        inputs = job.input_paths(stage, role, params)
+        out = job.out_path(stage, role)
         record = _record(stage, role, params, inputs, job)
         mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
         # Imported here: what is wrong above is reported before torch loads.
@@ -105,8 +82,8 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
         from panoda.training.failures import explained
 
         state = stack.enter_context(runs.resume_state(stage.folder_name(role), mark, say=log.warning))
-        device, devices = _devices(stage, params, stack)
-        record |= _sharing(stage, params, devices)
+        device, devices = take_devices(stage, params, stack)
+        record |= shares(stage, params, devices)
         logger = stack.enter_context(_tracked(stage, params, record, state))
         context = RunContext(
             device=device,
@@ -127,7 +104,9 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
         )
         run = StageRun(params, inputs, out, context, record)
         stack.enter_context(_recorded(run, job, out))
-        stack.enter_context(explained(lambda: f"stage {stage.name}, on {device}", lambda: _smaller(stage)))
+        stack.enter_context(
+            explained(lambda: f"stage {stage.name}, on {device}", lambda: what_to_lower(stage))
+        )
         yield run
         _log_results(stage, run)
 
@@ -140,51 +119,6 @@ def parameter_differences(record: Mapping[str, Any], params: Params, role: str |
     return [
         f"{k}: {mine.get(k)!r} instead of {theirs.get(k)!r}" for k in keys if mine.get(k) != theirs.get(k)
     ]
-
-
-def _effective(job: Job, sections: Mapping[str, Any]) -> Params:
-    base = load_params(Path(job.params), job.overrides)
-    given = {
-        key: value.model_dump(mode="json") if isinstance(value, Section) else value
-        for key, value in sections.items()
-        if value is not None
-    }
-    return parse_params({**base.model_dump(mode="json"), **given}, "flow parameters") if given else base
-
-
-def _inputs(stage: Stage, job: Job, role: str | None, params: Params) -> dict[str, Path]:
-    paths = stage.input_paths(role, params)
-    unknown = set(job.inputs) - set(paths)
-    if unknown:
-        raise ConfigError(
-            f"--input {', '.join(sorted(unknown))}: stage {stage.name} has no such input; "
-            f"it has {', '.join(paths) or 'none'}"
-        )
-    for name, given in job.inputs.items():
-        path = Path(given)
-        # A run folder stands for the model in it.
-        is_model = paths[name].suffix == ".safetensors"
-        paths[name] = path / paths[name].name if is_model and path.is_dir() else path
-    return paths
-
-
-def _out(stage: Stage, job: Job, role: str | None) -> Path:
-    if job.pipeline:
-        if job.inputs or job.overrides or job.out or job.params != "params.yaml":
-            raise ConfigError(
-                "--pipeline writes DVC's output, so it takes params.yaml and the pipeline's inputs only"
-            )
-        return stage.out_path(role)
-    if job.out is None:
-        return runs.new_run_folder(stage.folder_name(role))
-    out = Path(job.out)
-    root = Path.cwd()
-    for kept in ("data", "outputs", "reports", "panoda", "flows", ".git", ".dvc"):
-        if out.resolve() in (root, *root.parents) or (root / kept) in (out.resolve(), *out.resolve().parents):
-            raise ConfigError(f"--out {out}: not a place for a run by hand; use a folder below runs/")
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out / runs.RECORD).is_file()):
-        raise ConfigError(f"--out {out}: exists and is no run folder; choose an empty or new one")
-    return out
 
 
 def _record(
@@ -223,84 +157,6 @@ def _fan_out(stage: Stage, runtime: RuntimeParams) -> Iterator[Runner | None]:
 
     with workers(runtime, runtime.cluster) as runner:
         yield runner
-
-
-def _devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.device, int]:
-    """The device and how many processes train on such ones; GPUs are held against other stages."""
-    import torch
-
-    from panoda.training.context import resolve_device, resolve_devices, set_deterministic, set_threads
-
-    runtime = params.runtime
-    set_threads(runtime.threads)
-    set_deterministic(runtime.deterministic)
-    if stage.on_gpu:  # else no model is computed with, and importing them takes seconds
-        from panoda.models.deform.choice import use_deform
-
-        use_deform(runtime.deform)
-    elsewhere = runtime.cluster is not None and runtime.cluster.address and stage.in_pieces == "all"
-    device = resolve_device(runtime.device if stage.on_gpu and not elsewhere else "cpu")
-    count = resolve_devices(runtime.devices, device, **_shared(stage, params)) if stage.trains else 1
-    if device.type == "cuda":
-        # One order for all stages: two that want the same GPUs never hold one each.
-        for gpu in [device] if count == 1 else [torch.device("cuda", i) for i in range(count)]:
-            identity = str(torch.cuda.get_device_properties(gpu).uuid)
-            stack.enter_context(file_lock(gpu_lock_path(identity), what=f"GPU {gpu}", say=log.warning))
-        stack.enter_context(_gpu_slot())
-    return device, count
-
-
-def _batch(stage: Stage, params: Params) -> int:
-    return int(getattr(params, stage.trains).batch_size)
-
-
-def _shared(stage: Stage, params: Params) -> dict[str, int]:
-    """What divides between processes."""
-    own = getattr(params, stage.trains)
-    return {"batch_size": own.batch_size, "accumulate": own.accumulate}
-
-
-def _smaller(stage: Stage) -> str:
-    """What to lower when memory runs out outside of a training step, which has a message of its own."""
-    if stage.trains:
-        return f"Lower {stage.trains}.batch_size"
-    if not stage.on_gpu:
-        return "Free some memory, or use a machine that has more"
-    advice = f"Lower {stage.name}.batch_size or the largest of {stage.name}.scales"
-    return f"{advice}, or set evaluate.sliding" if stage.name == "evaluate" else advice
-
-
-def _sharing(stage: Stage, params: Params, devices: int) -> dict[str, Any]:
-    """What the record says of the processes that train; several are announced."""
-    if not stage.trains:
-        return {}
-    batch = _batch(stage, params)
-    if devices > 1:
-        log.warning(
-            "%s: %d processes, each with %d of the %d images of every step (and domain)",
-            stage.name,
-            devices,
-            batch // devices,
-            batch,
-        )
-    return {"processes": devices, "batch_size": batch, "batch_size_per_process": batch // devices}
-
-
-@contextmanager
-def _gpu_slot() -> Iterator[None]:
-    """A slot of the Prefect server's limit ``gpu``.
-
-    Only a lasting server frees the slot of a killed process; with a temporary one the file lock, which the
-    kernel frees, does the work alone.
-    """
-    from prefect.concurrency.sync import concurrency
-    from prefect.settings import PREFECT_API_URL
-
-    if not PREFECT_API_URL.value():
-        yield
-        return
-    with concurrency(GPU_LIMIT, occupy=1, strict=False):
-        yield
 
 
 @contextmanager

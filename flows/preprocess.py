@@ -7,7 +7,8 @@ from pathlib import Path
 from prefect import flow
 
 from flows.command import main
-from flows.execution import HERE, Job, stage_run
+from flows.execution import stage_run
+from flows.job import HERE, Job
 from panoda.config import DataParams, RuntimeParams, TrackingParams
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from prefect import flow
 
 from flows.command import main
-from flows.execution import HERE, Job, stage_run
+from flows.execution import stage_run
+from flows.job import HERE, Job
 from panoda.config import RuntimeParams, TrackingParams
 from panoda.pipeline import STAGES
 from panoda.runs import pipeline_record

@@ -25,7 +25,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.command import SERVER_NOTE
-from flows.execution import GPU_LIMIT
+from flows.devices import GPU_LIMIT
 from panoda.config import load_params
 from panoda.files import write_json
 from panoda.tracking import prepare_environment, tracking_uri

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.command import main
-from flows.execution import HERE, Job, stage_run
+from flows.execution import stage_run
+from flows.job import HERE, Job
 from panoda.config import ModelParams, RuntimeParams, TrackingParams
 
 

@@ -20,11 +20,12 @@ pytest.importorskip("mlflow")
 
 import torch
 
-from flows import execution
+from flows import devices, execution
 from flows import server as server_module
 from flows import temporary_server as temporary_server_module
 from flows.command import SERVER_NOTE, main, running_server
-from flows.execution import HERE, Job, stage_run
+from flows.execution import stage_run
+from flows.job import HERE, Job
 from flows.report import provenance
 from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
@@ -293,7 +294,7 @@ def test_set_up_creates_pool_and_limit_once(server: str) -> None:
     set_up_limits(server)
     set_up_limits(server, gpus=2)
     with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
-        limit = client.read_global_concurrency_limit_by_name(execution.GPU_LIMIT)
+        limit = client.read_global_concurrency_limit_by_name(devices.GPU_LIMIT)
         pool = client.read_work_pool(POOL)
     assert limit.limit == 2 and limit.active_slots == 0 and pool.type == "process"
 
@@ -304,9 +305,9 @@ def test_a_stage_on_a_gpu_takes_a_slot_of_the_server(server: str) -> None:
 
     set_up_limits(server)
     with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
-        with execution._gpu_slot():
-            assert client.read_global_concurrency_limit_by_name(execution.GPU_LIMIT).active_slots == 1
-        assert client.read_global_concurrency_limit_by_name(execution.GPU_LIMIT).active_slots == 0
+        with devices.gpu_slot():
+            assert client.read_global_concurrency_limit_by_name(devices.GPU_LIMIT).active_slots == 1
+        assert client.read_global_concurrency_limit_by_name(devices.GPU_LIMIT).active_slots == 0
 
 
 def test_a_running_server_is_found_and_a_dead_one_ignored(server: str, tmp_path: Path) -> None:

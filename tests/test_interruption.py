@@ -19,7 +19,8 @@ from small_data import prepared
 pytest.importorskip("prefect")
 pytest.importorskip("mlflow")
 
-from flows.execution import Job, stage_run
+from flows.execution import stage_run
+from flows.job import Job
 from panoda.config import load_params
 from panoda.stages.pretrain import pretrain as stage
 from panoda.tracking import connect
