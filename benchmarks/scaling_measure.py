@@ -13,9 +13,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
@@ -24,8 +23,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.growth import _memory, _start
 from benchmarks.scaling_costs import RESULT, SCENARIO, Launches, count
+from benchmarks.scaling_fan_out import Figures, cpu_seconds, database_bytes, fan_out
 from panoda import pieces
 from panoda.config import PseudoLabelParams, load_params
 from panoda.data.codec import Codec
@@ -36,7 +35,7 @@ from panoda.data.prepare import prepare
 from panoda.data.prepare_split import INDEX_SCHEMA
 from panoda.data.prepared import PreparedSplit
 from panoda.files import staged_once, write_json
-from panoda.machine import cores, processor
+from panoda.machine import cores, peak_memory, processor, reset_peak_memory
 from panoda.model_table import operations
 from panoda.models import create_model
 from panoda.models.checkpoint import make_card, save_model
@@ -85,9 +84,6 @@ def main() -> None:
     write_json(options.out, {**about, "figures": figures})
 
 
-Figures = Iterator[tuple[str, float]]
-
-
 def preparing(like: Path, root: Path, images: int) -> Figures:
     """Files of street panoramas to shards of both codecs, and reading them."""
     files = sorted(path for path in like.iterdir() if is_image_name(path))
@@ -107,10 +103,10 @@ def preparing(like: Path, root: Path, images: int) -> Figures:
             workers=1,
             progress=False,
         )
-        yield f"prepare_{codec}_seconds_per_image", _seconds(write) / images
+        yield f"prepare_{codec}_seconds_per_image", cpu_seconds(write) / images
         split = PreparedSplit(out / "train")
         yield f"shard_{codec}_bytes_per_image", _size(out / "train", "*.arrow") / images
-        yield f"read_{codec}_seconds_per_image", _seconds(partial(list, split)) / images
+        yield f"read_{codec}_seconds_per_image", cpu_seconds(partial(list, split)) / images
 
 
 def labelling(root: Path) -> Figures:
@@ -135,74 +131,12 @@ def labelling(root: Path) -> Figures:
     made = sorted((state / "pieces/pseudo-labels").iterdir())
     work = LabelWork.of(root / "model.safetensors", split.folder, params, split)
     again = ThresholdWork(work, made[0].parent, _limits(made, params, split.num_classes))
-    took = _seconds(lambda: pieces.finish(again, root / "thresholds", RunContext()))
+    took = cpu_seconds(lambda: pieces.finish(again, root / "thresholds", RunContext()))
     yield "threshold_seconds_per_image", took / len(split)
     inside = [path for path in (state / "pieces").glob("*/000000/*") if path.suffix != ".arrow"]
     yield "small_files_per_piece", float(len(inside))
     sums = (state / "pieces/pseudo-labels/000000/counts.safetensors").stat().st_size
     yield "sums_bytes_per_piece_and_channel", sums / model.feature_channels
-
-
-@dataclass(frozen=True)
-class Nothing(pieces.Work):
-    """Pieces that cost nothing but what every piece costs."""
-
-    count: int
-    name = "nothing"
-
-    def identity(self) -> dict[str, Any]:
-        """Nothing to know."""
-        return {}
-
-    def __len__(self) -> int:
-        """Number of pieces."""
-        return self.count
-
-    def open(self, compute: Any) -> Callable[[int, Path], None]:
-        """Make a piece of one small file."""
-
-        def make(number: int, folder: Path) -> None:
-            (folder / "nothing").touch()
-
-        return make
-
-
-def fan_out(root: Path, count: int) -> Figures:
-    """Empty pieces through Prefect and Dask (two workers), and through this process."""
-    # As ``__main__`` the workers could not import it.
-    from benchmarks.scaling_measure import Nothing
-    from flows.fan_out import workers
-    from flows.temporary_server import temporary_server
-    from panoda.config import ClusterParams, RuntimeParams
-
-    alone = _seconds(lambda: pieces.finish(Nothing(count), root / "alone", RunContext())) / count
-    yield "piece_seconds", alone
-    runtime = RuntimeParams(device="cpu", threads=1)
-    database = root / "prefect/prefect.db"
-    with temporary_server(), workers(runtime, ClusterParams(workers=2)) as runner:
-        context = RunContext(fan_out=runner)
-        pieces.finish(Nothing(50), root / "first", context)
-        time.sleep(2)  # events are written a little later
-        before = _database(database)
-        start = _cpu()
-        pieces.finish(Nothing(count), root / "second", context)
-        for who, seconds in _cpu().items():
-            yield f"task_{who}_seconds", (seconds - start[who]) / count
-        time.sleep(5)
-        yield "task_database_bytes", (_database(database) - before) / count
-
-
-def _cpu() -> dict[str, float]:
-    """CPU time so far of this process (with Dask's scheduler), the Prefect server and the workers."""
-    import psutil
-
-    me = psutil.Process()
-    found = {"driver": time.process_time(), "server": 0.0, "worker": 0.0}
-    for child in me.children(recursive=True):
-        times = child.cpu_times()
-        served = "flows.temporary_server" in child.cmdline()
-        found["server" if served else "worker"] += times.user + times.system
-    return found
 
 
 def opening(root: Path, rows: int) -> Figures:
@@ -232,9 +166,9 @@ def opening(root: Path, rows: int) -> Figures:
         )
     yield "index_bytes_per_image", (folder / INDEX).stat().st_size / rows
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        seconds, megabytes = pool.submit(_open, folder).result()
+        seconds, memory = pool.submit(_open, folder).result()
     yield "open_index_seconds_per_image", seconds / rows
-    yield "open_index_bytes_per_image", megabytes * 2**20 / rows
+    yield "open_index_bytes_per_image", memory / rows
 
 
 def _varying(number: int) -> dict[str, Any]:
@@ -242,13 +176,13 @@ def _varying(number: int) -> dict[str, Any]:
     return {"id": f"{number:08d}", "image_sha256": digest, "crc32": int(digest[:8], 16)}
 
 
-def _open(folder: Path) -> tuple[float, float]:
-    """Seconds, and megabytes that stay."""
-    before = _start(torch.device("cpu"))
+def _open(folder: Path) -> tuple[float, int]:
+    """Seconds, and bytes that stay."""
+    before = reset_peak_memory()
     start = time.process_time()
     split = PreparedSplit(folder)
     seconds = time.process_time() - start
-    return seconds, (_memory(torch.device("cpu")) - before if len(split) else 0.0)
+    return seconds, (peak_memory() - before if len(split) else 0)
 
 
 def folders(root: Path) -> Figures:
@@ -264,7 +198,7 @@ def folders(root: Path) -> Figures:
             with staged_once(folder / str(number)) as aside:
                 (aside / "file").write_text("")
 
-    slow, fast = _seconds(lambda: make(many)), _seconds(lambda: make(few))
+    slow, fast = cpu_seconds(lambda: make(many)), cpu_seconds(lambda: make(few))
     yield "scan_seconds_per_entry", (slow - fast) / 50 / count
 
 
@@ -274,7 +208,7 @@ def hashing(root: Path) -> Figures:
     path.write_bytes(os.urandom(2**20) * 2**9)
     for name in ("md5", "sha256"):
         with path.open("rb") as file:
-            seconds = _seconds(partial(hashlib.file_digest, file, name))
+            seconds = cpu_seconds(partial(hashlib.file_digest, file, name))
         yield f"{name}_bytes_per_second", size / seconds
     path.unlink()
 
@@ -287,7 +221,7 @@ def tracking(root: Path) -> Figures:
     with start_run(
         f"sqlite:///{path}", "scaling", stage="adapt", name="adapt", params={}, tags={}, root=root
     ) as log:
-        before = _database(path)
+        before = database_bytes(path)
         keys = [f"loss/{n}" for n in range(10)]
 
         def write() -> None:
@@ -295,8 +229,8 @@ def tracking(root: Path) -> Figures:
                 log.log_metrics(dict.fromkeys(keys, 1.0 / (step + 1)), step)
             log.flush()
 
-        yield "metric_seconds", _seconds(write) / steps / len(keys)
-        yield "metric_bytes", (_database(path) - before) / steps / len(keys)
+        yield "metric_seconds", cpu_seconds(write) / steps / len(keys)
+        yield "metric_bytes", (database_bytes(path) - before) / steps / len(keys)
 
 
 @torch.no_grad()
@@ -304,7 +238,7 @@ def predicting() -> Figures:
     """Operations per second of Trans4PASS-T's forward pass on one core, float32."""
     model, counted = (create_model("trans4pass_t", num_classes=19).eval() for _ in range(2))
     image = torch.randn(1, 3, HEIGHT, WIDTH)
-    seconds = min(_seconds(lambda: model(image)) for _ in range(3))
+    seconds = min(cpu_seconds(lambda: model(image)) for _ in range(3))
     yield "cpu_flops", operations(counted, (HEIGHT, WIDTH)) / seconds
     # Weights and maps that stay in the cache: what is left is what Python and PyTorch do for an operator.
     small = create_model("trans4pass_nano", num_classes=19).eval()
@@ -312,7 +246,7 @@ def predicting() -> Figures:
     with Launches() as launches:
         small(tiny)
     repeats = 50
-    took = _seconds(lambda: [small(tiny) for _ in range(repeats)])
+    took = cpu_seconds(lambda: [small(tiny) for _ in range(repeats)])
     yield "operator_seconds", took / repeats / launches.count
 
 
@@ -331,22 +265,8 @@ def _items(files: Sequence[Path], images: int) -> Iterator[RawItem]:
         )
 
 
-def _seconds(action: Callable[[], object]) -> float:
-    """CPU time of this process with all its threads."""
-    start = time.process_time()
-    action()
-    return time.process_time() - start
-
-
 def _size(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.rglob(pattern))
-
-
-def _database(path: Path) -> int:
-    """Bytes of an SQLite database with what waits in its log."""
-    return sum(
-        part.stat().st_size for part in path.parent.glob(f"{path.name}*") if not part.name.endswith("-shm")
-    )
 
 
 if __name__ == "__main__":
