@@ -27,17 +27,16 @@ from panoda.models.segmenter import Segmenter
 from panoda.shares import rows
 from panoda.stages.common import (
     batches,
-    optimisation,
     prepared_size,
+    run_training,
     save_training_result,
     section_dict,
     source_weights,
-    training_mode,
 )
 from panoda.training.context import RunContext
 from panoda.training.distributed import result_directory
 from panoda.training.launch import on_devices
-from panoda.training.loop import LoopState, run_loop
+from panoda.training.loop import LoopState
 from panoda.training.seeds import stream_seed
 from panoda.training.self_training import SelfTrainingTask, Warp
 from panoda.training.sharding import shard, whole
@@ -90,21 +89,9 @@ def adapt(
         shard(net, context)
         if task.teacher is not None:
             shard(task.teacher.module, context)
-        optimizer, scheduler = optimisation(net, params.optim, params.iterations)
-        with training_mode(net):
-            state = run_loop(
-                task,
-                optimizer=optimizer,
-                scheduler=scheduler,
-                num_steps=params.iterations,
-                seed=stream_seed(seed, "adapt"),
-                clip_norm=params.optim.clip_norm,
-                checkpoint_every=params.checkpoint_every,
-                log_every=params.log_every,
-                accumulate=params.accumulate,
-                context=context,
-                description="adapt",
-            )
+        state = run_training(
+            task, params, seed=stream_seed(seed, "adapt"), context=context, description="adapt"
+        )
     result = whole(task.result(), context) if params.iterations else net
     card = make_card(
         result,

@@ -1,8 +1,7 @@
-"""What the training stages share: building optimisers from params, saving results."""
+"""What the training stages share: training as params say, saving results."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from panoda.config import AugmentParams, ClassWeightParams, OptimParams, Section
+from panoda.config import AdaptParams, AugmentParams, ClassWeightParams, PretrainParams, Section, WarmupParams
 from panoda.data.loader import Batch, SampleSource, training_batches
 from panoda.data.mixture import Mixture
 from panoda.data.prepared import PreparedSplit
@@ -23,7 +22,7 @@ from panoda.losses import class_weights
 from panoda.models.checkpoint import ModelCard, save_model
 from panoda.models.segmenter import Segmenter
 from panoda.training.context import RunContext, check_shares
-from panoda.training.loop import LoopState
+from panoda.training.loop import LoopState, Task, run_loop
 from panoda.training.optim import build_optimizer, build_scheduler
 from panoda.training.validation import picture_indices, prediction_picture
 
@@ -40,27 +39,65 @@ def source_weights(
     return class_weights(pixels, kind=params.kind, cap=params.cap).to(device)
 
 
-def optimisation(
-    model: nn.Module, params: OptimParams, iterations: int, *, constant: tuple[int, float] | None = None
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Optimiser and schedule of a stage; ``constant`` = (step, learning rate) from that step on."""
+def run_training(
+    task: Task,
+    params: PretrainParams | WarmupParams | AdaptParams,
+    *,
+    seed: int,
+    context: RunContext,
+    description: str,
+    constant: tuple[int, float] | None = None,
+    validate: Callable[[LoopState], dict[str, float]] | None = None,
+    validate_every: int = 0,
+) -> LoopState:
+    """Train ``task.trained`` for all iterations of a stage, in train mode; evaluation mode after.
+
+    Args:
+        task: What is trained.
+        params: The stage's section.
+        seed: Of the training loop.
+        context: Device, precision, logger, resume folder.
+        description: For the progress bar and messages.
+        constant: (step, learning rate) from that step on, or None for the schedule alone.
+        validate: As in ``run_loop``.
+        validate_every: As in ``run_loop``.
+    """
+    optim = params.optim
     optimizer = build_optimizer(
-        model,
-        name=params.name,
-        lr=params.lr,
-        weight_decay=params.weight_decay,
-        momentum=params.momentum,
-        layer_decay=params.layer_decay,
-        head_lr_factor=params.head_lr_factor,
+        task.trained,
+        name=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        layer_decay=optim.layer_decay,
+        head_lr_factor=optim.head_lr_factor,
     )
     scheduler = build_scheduler(
         optimizer,
-        horizon=params.horizon or iterations,
-        warmup_iterations=params.warmup_iterations,
-        poly_power=params.poly_power,
-        constant=None if constant is None else (constant[0], constant[1] / params.lr),
+        horizon=optim.horizon or params.iterations,
+        warmup_iterations=optim.warmup_iterations,
+        poly_power=optim.poly_power,
+        constant=None if constant is None else (constant[0], constant[1] / optim.lr),
     )
-    return optimizer, scheduler
+    task.trained.train()
+    try:
+        return run_loop(
+            task,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            num_steps=params.iterations,
+            seed=seed,
+            clip_norm=optim.clip_norm,
+            checkpoint_every=params.checkpoint_every,
+            log_every=params.log_every,
+            accumulate=params.accumulate,
+            context=context,
+            description=description,
+            validate=validate,
+            validate_every=validate_every,
+        )
+    finally:
+        task.trained.eval()
 
 
 def batches(
@@ -139,13 +176,3 @@ def prepared_size(split: PreparedSplit) -> dict[str, Any]:
 def section_dict(section: Section) -> dict[str, Any]:
     """A params section as plain JSON values, for the model card."""
     return section.model_dump(mode="json")
-
-
-@contextlib.contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Train mode inside, evaluation mode after."""
-    model.train()
-    try:
-        yield
-    finally:
-        model.eval()

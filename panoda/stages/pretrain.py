@@ -22,19 +22,18 @@ from panoda.models.fitting import fit, load_fitted
 from panoda.models.segmenter import Segmenter
 from panoda.stages.common import (
     batches,
-    optimisation,
     prepared_size,
+    run_training,
     save_training_result,
     section_dict,
     source_weights,
-    training_mode,
 )
 from panoda.stages.weights import build_model, read_stage_weights
 from panoda.training.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
 from panoda.training.context import RunContext
 from panoda.training.distributed import broadcast, meet, result_directory
 from panoda.training.launch import on_devices
-from panoda.training.loop import LoopState, run_loop
+from panoda.training.loop import LoopState
 from panoda.training.seeds import stream_seed
 from panoda.training.sharding import shard, whole
 from panoda.training.supervised import SupervisedTask
@@ -115,23 +114,16 @@ def pretrain(
     shard(net, context)
     if average is not None:
         shard(average.averaged.module, context)
-    optimizer, scheduler = optimisation(net, params.optim, params.iterations, constant=constant)
-    with training_mode(net):
-        state = run_loop(
-            task,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            num_steps=params.iterations,
-            seed=stream_seed(seed, "pretrain"),
-            clip_norm=params.optim.clip_norm,
-            checkpoint_every=params.checkpoint_every,
-            log_every=params.log_every,
-            accumulate=params.accumulate,
-            context=context,
-            description="pretrain",
-            validate=keeper,
-            validate_every=params.validate_every,
-        )
+    state = run_training(
+        task,
+        params,
+        seed=stream_seed(seed, "pretrain"),
+        context=context,
+        description="pretrain",
+        constant=constant,
+        validate=keeper,
+        validate_every=params.validate_every,
+    )
     kept, metrics = keeper.result()
     if params.swa is not None and average is not None:
         _recompute_norms(average.model, train, params, params.swa.bn_update_batches, seed, context)

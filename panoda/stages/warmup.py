@@ -18,18 +18,17 @@ from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
 from panoda.stages.common import (
     batches,
-    optimisation,
     prepared_size,
+    run_training,
     save_training_result,
     section_dict,
     source_weights,
-    training_mode,
 )
 from panoda.training.alignment import AlignmentTask
 from panoda.training.context import RunContext
 from panoda.training.distributed import result_directory
 from panoda.training.launch import on_devices
-from panoda.training.loop import LoopState, run_loop
+from panoda.training.loop import LoopState
 from panoda.training.seeds import stream_seed
 from panoda.training.sharding import shard, whole
 
@@ -112,18 +111,6 @@ def _align(
         device=context.device,
     )
     shard(net, context)
-    optimizer, scheduler = optimisation(net, params.optim, params.iterations)
-    with training_mode(net):
-        return run_loop(
-            task,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            num_steps=params.iterations,
-            seed=stream_seed(seed, "warmup"),
-            clip_norm=params.optim.clip_norm,
-            checkpoint_every=params.checkpoint_every,
-            log_every=params.log_every,
-            accumulate=params.accumulate,
-            context=context,
-            description="warm-up",
-        )
+    return run_training(
+        task, params, seed=stream_seed(seed, "warmup"), context=context, description="warm-up"
+    )
