@@ -212,7 +212,7 @@ def table(root: Path, seeds: list[int], look_sets: list[str]) -> str:
     parts = []
     for looks in look_sets:
         names = [n for n in order if (root / f"seed{seeds[0]}" / looks / f"{n}.json").exists()]
-        found = {n: [_read(root, s, looks, n) for s in seeds] for n in names}
+        found = {n: [read_score(root, s, looks, n) for s in seeds] for n in names}
         control = found.get("control")
         rows = []
         for name, results in found.items():
@@ -236,7 +236,7 @@ def table(root: Path, seeds: list[int], look_sets: list[str]) -> str:
         parts.append(
             f"Looks: {looks}; {len(seeds)} seeds; {images} test images each; mean +- standard error\n"
         )
-        parts.append(_markdown(pd.DataFrame(rows)))
+        parts.append(markdown_table(pd.DataFrame(rows)))
     return "\n".join(parts)
 
 
@@ -245,12 +245,14 @@ def _mean_error(value: np.ndarray) -> str:
     return f"{value.mean():.1f} +- {error:.1f}"
 
 
-def _markdown(frame: pd.DataFrame) -> str:
+def markdown_table(frame: pd.DataFrame) -> str:
+    """The frame as a Markdown table."""
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _read(root: Path, seed: int, looks: str, name: str) -> dict[str, Any]:
+def read_score(root: Path, seed: int, looks: str, name: str) -> dict[str, Any]:
+    """What ``_score`` found for one recipe."""
     return dict(json.loads((root / f"seed{seed}" / looks / f"{name}.json").read_text()))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from benchmarks.adaptation import HERE, _markdown, _read, data, recipes, settings, source_model
+from benchmarks.adaptation import HERE, data, markdown_table, read_score, recipes, settings, source_model
 from panoda.machine import cores
 from panoda.models.checkpoint import load_model
 
@@ -44,7 +44,7 @@ def table(root: Path, names: list[str], seed: int) -> str:
     rows = []
     for name in names:
         model, card = load_model(root / name / f"seed{seed}" / "pretrain/model.safetensors")
-        found = {key: _read(root / name, seed, LOOKS, key) for key in RESULTS}
+        found = {key: read_score(root / name, seed, LOOKS, key) for key in RESULTS}
         row = {"model": name, "parameters, M": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}"}
         row["source val"] = f"{100 * found['source_only']['source_val']['miou']:.1f}"
         for key, title in RESULTS.items():
@@ -54,7 +54,7 @@ def table(root: Path, names: list[str], seed: int) -> str:
         row["8 frequent, adapted"] = f"{100 * found['default']['target_test']['miou_frequent']:.1f}"
         rows.append(row)
         steps = card.params["pretrain"]["iterations"]
-    return f"Seed {seed}, one run each, {steps} source steps\n\n" + _markdown(pd.DataFrame(rows))
+    return f"Seed {seed}, one run each, {steps} source steps\n\n" + markdown_table(pd.DataFrame(rows))
 
 
 def main() -> None:

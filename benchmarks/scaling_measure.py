@@ -39,7 +39,7 @@ from panoda.machine import cores, peak_memory, processor, reset_peak_memory
 from panoda.model_table import operations
 from panoda.models import create_model
 from panoda.models.checkpoint import make_card, save_model
-from panoda.stages.pseudo_labels import LabelWork, ThresholdWork, _limits, pseudo_labels
+from panoda.stages.pseudo_labels import LabelWork, ThresholdWork, class_limits, pseudo_labels
 from panoda.training.context import RunContext
 
 HEIGHT, WIDTH = 400, 2048
@@ -130,7 +130,7 @@ def labelling(root: Path) -> Figures:
     yield "label_index_bytes_per_image", (root / "labels" / INDEX).stat().st_size / len(split)
     made = sorted((state / "pieces/pseudo-labels").iterdir())
     work = LabelWork.of(root / "model.safetensors", split.folder, params, split)
-    again = ThresholdWork(work, made[0].parent, _limits(made, params, split.num_classes))
+    again = ThresholdWork(work, made[0].parent, class_limits(made, params, split.num_classes))
     took = cpu_seconds(lambda: pieces.finish(again, root / "thresholds", RunContext()))
     yield "threshold_seconds_per_image", took / len(split)
     inside = [path for path in (state / "pieces").glob("*/000000/*") if path.suffix != ".arrow"]

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import command_line
 import pandas as pd
 import pytest
 import yaml
 from miniature import SIZE
-from typer.testing import CliRunner
 
-from panoda import cli
 from panoda.config import DomainParams
 from panoda.data import declaration as declarations
 from panoda.data import survey
@@ -71,11 +70,7 @@ def declare(folder: Path, tree: dict) -> Path:
 
 def panoda(*arguments: str) -> tuple[int, str]:
     """Exit status and output of `panoda data`."""
-    result = CliRunner().invoke(cli.app, ["data", *arguments])
-    if isinstance(result.exception, (ValueError, OSError)):
-        return 1, f"{result.output}error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+    return command_line.panoda("data", *arguments)
 
 
 def problems(name: str) -> Counter[str]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 import timm
 import torch
@@ -16,9 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_models_weights import released
 from torch import Tensor
-from typer.testing import CliRunner
 
-from panoda import cli
 from panoda.models import Segmenter, create_model
 from panoda.models.catalogue import VITS
 from panoda.models.checkpoint import make_card, save_model
@@ -38,12 +37,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def panoda(*arguments: str) -> tuple[int, str]:
-    """Exit status and output; a user error counts as what ``main`` makes of it."""
-    result = CliRunner().invoke(cli.app, ["weights", *arguments])
-    if isinstance(result.exception, (ValueError, OSError)):
-        return 1, f"{result.output}error: {result.exception}"
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
+    """Exit status and output of `panoda weights`."""
+    return command_line.panoda("weights", *arguments)
 
 
 def done(*arguments: str) -> str:

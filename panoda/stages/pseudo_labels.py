@@ -66,7 +66,7 @@ def pseudo_labels(
     with work_folder(context, out) as place:
         label = LabelWork.of(checkpoint.absolute(), target_train.absolute(), params, split)
         labelled = finish(label, place, context)
-        limits = _limits(labelled, params, split.num_classes)
+        limits = class_limits(labelled, params, split.num_classes)
         threshold = ThresholdWork(label, (place / label.name).absolute(), limits)
         kept = finish(threshold, place, context)
         with staged_directory(out) as folder:
@@ -230,7 +230,8 @@ def _predict(
     return label.to(torch.uint8), level
 
 
-def _limits(pieces: Sequence[Path], params: PseudoLabelParams, num_classes: int) -> ClassThresholds:
+def class_limits(pieces: Sequence[Path], params: PseudoLabelParams, num_classes: int) -> ClassThresholds:
+    """Thresholds per class from the histograms of all pieces."""
     histogram = ConfidenceHistogram(num_classes)
     for piece in pieces:
         histogram.counts += load_file(piece / COUNTS)["histogram"]

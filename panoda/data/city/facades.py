@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panoda.data.city.hits import Hits, Surface, mix
+from panoda.data.city.hits import Hits, Surface, mix, uniform
 from panoda.data.city.looks import STYLES
 from panoda.data.city.noise import bar, fade, hashed, pulse, value_noise
 
@@ -14,10 +14,6 @@ _GROUND_FLOOR = 3.7
 _WINDOWS = torch.tensor(
     [[0.42, 0.56, 0.11], [0.38, 0.58, 0.13], [0.92, 0.86, 0.05], [0.74, 0.46, 0.07], [0.36, 0.44, 0.12]]
 )
-
-
-def _rgb(hits: Hits, r: float, g: float, b: float) -> Tensor:
-    return torch.tensor([r, g, b], device=hits.u.device).expand(len(hits), 3)
 
 
 def paint_facade(h: Hits) -> Surface:
@@ -38,10 +34,10 @@ def paint_facade(h: Hits) -> Surface:
     chance = hashed(column, storey, h.salt)
     resolved = fade(h.fu, bay) * fade(h.fv, storey_height)
     chance = 0.5 + (chance - 0.5) * resolved
-    trim = torch.where((style == STYLES.index("glass"))[:, None], 0.35 * wall, _rgb(h, 0.62, 0.61, 0.58))
+    trim = torch.where((style == STYLES.index("glass"))[:, None], 0.35 * wall, uniform(h, 0.62, 0.61, 0.58))
     trim = torch.where((style == STYLES.index("timber"))[:, None], h.accent, trim)
-    curtain = _rgb(h, 0.3, 0.29, 0.27) * (chance > 0.7)[:, None] * 0.7
-    pane = _rgb(h, 0.028, 0.034, 0.042) + curtain * resolved[:, None]
+    curtain = uniform(h, 0.3, 0.29, 0.27) * (chance > 0.7)[:, None] * 0.7
+    pane = uniform(h, 0.028, 0.034, 0.042) + curtain * resolved[:, None]
     tint = (style == STYLES.index("glass"))[:, None]
     pane = torch.where(tint, 0.12 * h.colour + 0.4 * pane, pane)
     rgb = mix(wall, trim, surround * upper)
@@ -56,7 +52,7 @@ def paint_facade(h: Hits) -> Surface:
     rgb = mix(rgb, 0.62 * wall + 0.1, torch.maximum(cornice, band) * (style != STYLES.index("glass")))
     rgb = mix(rgb, 0.45 * wall, bar(h.v, h.fv, 0.0, 0.45) * (h.face != 2))
     on = lit & (torch.where(low & shop, 1.0, chance) > 0.6)
-    glow = _rgb(h, 0.85, 0.58, 0.28) * (glass * on * (0.5 + 0.5 * chance))[:, None] * 0.55
+    glow = uniform(h, 0.85, 0.58, 0.28) * (glass * on * (0.5 + 0.5 * chance))[:, None] * 0.55
     return Surface(rgb, 0.3 * glass, glow)
 
 
@@ -89,7 +85,7 @@ def _wall(h: Hits, style: Tensor) -> Tensor:
         hashed(((h.u + 60 + 0.25 * row) / 0.5).floor().to(torch.int64), row.to(torch.int64), h.salt) - 0.5
     )
     brick = rgb * (1 + 0.5 * speckle * fade(h.fu, 0.5) * fade(h.fv, 0.22))[:, None]
-    brick = mix(brick, _rgb(h, 0.4, 0.37, 0.33), 0.7 * bricks)
+    brick = mix(brick, uniform(h, 0.4, 0.37, 0.33), 0.7 * bricks)
     panels = 1 - (1 - pulse(h.u + h.half_u, h.fu, 3.2, 0.02)) * (1 - pulse(h.v, h.fv, 3.0, 0.025))
     boards = pulse(h.v, h.fv, 0.24, 0.18)
     rgb = torch.where((style == STYLES.index("brick"))[:, None], brick, rgb)
@@ -107,13 +103,13 @@ def _ground_floor(h: Hits, x: Tensor, bay: Tensor, shop: Tensor, wall: Tensor) -
         fascia * bar(h.v, h.fv, 3.0, 3.3) * (value_noise(h.u * 4 + h.salt, h.v * 0) > 0.5) * fade(h.fu, 0.5)
     )
     shop_rgb = mix(wall, h.accent, fascia)
-    shop_rgb = mix(shop_rgb, _rgb(h, 0.8, 0.8, 0.76), letters * (h.u.abs() < 0.5 * h.half_u))
+    shop_rgb = mix(shop_rgb, uniform(h, 0.8, 0.8, 0.76), letters * (h.u.abs() < 0.5 * h.half_u))
     goods = 0.5 + value_noise(h.u * 2.2 + h.salt, h.v * 2.2)
-    shop_rgb = mix(shop_rgb, _rgb(h, 0.07, 0.065, 0.06) * goods[:, None], display)
+    shop_rgb = mix(shop_rgb, uniform(h, 0.07, 0.065, 0.06) * goods[:, None], display)
     window = pulse(x - 0.3 * bay, h.fu, bay, torch.full_like(bay, 0.4)) * bar(h.v, h.fv, 1.1, 2.6)
     door = pulse(x - 0.3 * bay, h.fu, bay, torch.full_like(bay, 0.36)) * bar(h.v, h.fv, 0.0, 2.4)
     is_door = chance > 0.72
-    home_rgb = mix(wall, _rgb(h, 0.035, 0.04, 0.045), window * ~is_door)
+    home_rgb = mix(wall, uniform(h, 0.035, 0.04, 0.045), window * ~is_door)
     home_rgb = mix(home_rgb, 0.4 * h.accent, door * is_door)
     rgb = torch.where(shop[:, None], shop_rgb, home_rgb)
     return rgb, torch.where(shop, display, window * ~is_door)

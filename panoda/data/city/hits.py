@@ -91,6 +91,11 @@ def plain(albedo: Tensor, *, gloss: float = 0.0, soft: float = 0.0) -> Surface:
     return Surface(albedo, level, torch.zeros_like(albedo), torch.full_like(level, soft))
 
 
+def uniform(hits: Hits, r: float, g: float, b: float) -> Tensor:
+    """One colour for all hits, (n, 3)."""
+    return torch.tensor([r, g, b], device=hits.u.device).expand(len(hits), 3)
+
+
 def mix(base: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """(n, 3) blend by (n,) share, bool or in [0, 1]."""
     return torch.lerp(base, other.expand_as(base), share.to(base.dtype)[:, None])

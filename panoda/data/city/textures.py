@@ -10,18 +10,13 @@ from collections.abc import Callable
 from dataclasses import fields
 
 import torch
-from torch import Tensor
 
 from panoda.data.city.facades import paint_facade
-from panoda.data.city.hits import Hits, Surface, mix, plain
+from panoda.data.city.hits import Hits, Surface, mix, plain, uniform
 from panoda.data.city.noise import bar, fade, pulse, value_noise
 from panoda.data.city.primitives import Material
 
 GLASS = (0.025, 0.03, 0.036)
-
-
-def _rgb(hits: Hits, r: float, g: float, b: float) -> Tensor:
-    return torch.tensor([r, g, b], device=hits.u.device).expand(len(hits), 3)
 
 
 def _plain(h: Hits) -> Surface:
@@ -55,19 +50,19 @@ def _paint(h: Hits) -> Surface:
     across, level = h.u.abs() / h.half_u, h.v / (2 * h.half_v)
     seams = bar((h.u - 0.05).abs(), h.fu, 0.0, 0.02) + bar((h.u.abs() - 0.95).abs(), h.fu, 0.0, 0.02)
     rgb = h.colour * (1 - 0.5 * seams * side)[:, None]
-    rgb = torch.where((level < 0.22)[:, None] & (h.face != 2)[:, None], _rgb(h, 0.03, 0.03, 0.033), rgb)
+    rgb = torch.where((level < 0.22)[:, None] & (h.face != 2)[:, None], uniform(h, 0.03, 0.03, 0.033), rgb)
     front = end & (h.sign > 0)
     rear = end & (h.sign < 0)
     lamp = (across > 0.58) & (level > 0.45) & (level < 0.8)
     grille = front & (across < 0.5) & (level > 0.3) & (level < 0.62)
-    rgb = torch.where(grille[:, None], _rgb(h, 0.02, 0.02, 0.022), rgb)
-    rgb = torch.where((front & lamp)[:, None], _rgb(h, 0.75, 0.76, 0.74), rgb)
-    rgb = torch.where((rear & lamp)[:, None], _rgb(h, 0.42, 0.012, 0.012), rgb)
+    rgb = torch.where(grille[:, None], uniform(h, 0.02, 0.02, 0.022), rgb)
+    rgb = torch.where((front & lamp)[:, None], uniform(h, 0.75, 0.76, 0.74), rgb)
+    rgb = torch.where((rear & lamp)[:, None], uniform(h, 0.42, 0.012, 0.012), rgb)
     plate = end & (across < 0.28) & (level > 0.24) & (level < 0.42)
-    rgb = torch.where(plate[:, None], _rgb(h, 0.7, 0.7, 0.66), rgb)
+    rgb = torch.where(plate[:, None], uniform(h, 0.7, 0.7, 0.66), rgb)
     lit = h.tex[:, :1]
-    glow = torch.where((front & lamp)[:, None], _rgb(h, 1.3, 1.25, 1.1), torch.zeros_like(rgb))
-    glow = torch.where((rear & lamp)[:, None], _rgb(h, 0.8, 0.02, 0.02), glow)
+    glow = torch.where((front & lamp)[:, None], uniform(h, 1.3, 1.25, 1.1), torch.zeros_like(rgb))
+    glow = torch.where((rear & lamp)[:, None], uniform(h, 0.8, 0.02, 0.02), glow)
     return Surface(rgb, torch.where(level < 0.22, 0.02, 0.16), glow * lit)
 
 
@@ -79,7 +74,7 @@ def _cabin(h: Hits) -> Surface:
     frame = (level < 0.08) | (level > 0.9) | (across > 1 - torch.where(side, pillar, 0.5 * pillar))
     frame |= side & (h.u.abs() < 0.05)
     painted = frame | (h.face == 2)
-    rgb = torch.where(painted[:, None], h.colour, _rgb(h, *GLASS))
+    rgb = torch.where(painted[:, None], h.colour, uniform(h, *GLASS))
     return Surface(rgb, torch.where(painted, 0.16, 0.5), torch.zeros_like(rgb))
 
 
@@ -113,15 +108,15 @@ def _coach(h: Hits) -> Surface:
     stripe = bar(level, h.fv / (2 * h.half_v), 0.22, 0.34) * (h.face != 2)
     rgb = mix(rgb, h.accent, stripe * (0.4 + 0.6 * rail))
     rgb = mix(rgb, 0.5 * rgb, (level < 0.1) & (h.face != 2))
-    rgb = mix(rgb, _rgb(h, *GLASS), glass)
+    rgb = mix(rgb, uniform(h, *GLASS), glass)
     lamps = end & (level > 0.14) & (level < 0.24) & (across > 0.55) & (across < 0.85)
-    rgb = mix(rgb, _rgb(h, 0.7, 0.7, 0.66), lamps)
-    rgb = mix(rgb, _rgb(h, 0.05, 0.04, 0.01), sign)
+    rgb = mix(rgb, uniform(h, 0.7, 0.7, 0.66), lamps)
+    rgb = mix(rgb, uniform(h, 0.05, 0.04, 0.01), sign)
     dots = sign & (torch.remainder(h.u * 6, 1.0) < 0.6)
-    glow = _rgb(h, 0.9, 0.55, 0.1) * dots[:, None] * 0.6
-    warm = _rgb(h, 0.55, 0.45, 0.3) * (glass * (lit > 0.5) * ~screen)[:, None]
-    head = _rgb(h, 1.2, 1.1, 0.9) * (lamps & (h.sign > 0))[:, None] * lit[:, None]
-    tail = _rgb(h, 0.9, 0.03, 0.02) * (lamps & (h.sign < 0))[:, None] * lit[:, None]
+    glow = uniform(h, 0.9, 0.55, 0.1) * dots[:, None] * 0.6
+    warm = uniform(h, 0.55, 0.45, 0.3) * (glass * (lit > 0.5) * ~screen)[:, None]
+    head = uniform(h, 1.2, 1.1, 0.9) * (lamps & (h.sign > 0))[:, None] * lit[:, None]
+    tail = uniform(h, 0.9, 0.03, 0.02) * (lamps & (h.sign < 0))[:, None] * lit[:, None]
     return Surface(rgb, 0.1 + 0.35 * glass, glow + warm * 0.6 + head + tail)
 
 
@@ -186,7 +181,7 @@ def _lamp_head(h: Hits) -> Surface:
     burning = lamp & (slot == h.tex[:, 0])
     rgb = mix(h.colour.clone(), 0.12 * own + 0.02, lamp)
     edge = towards & ((h.u.abs() > 0.185) | (level > 0.97) | (level < 0.03))
-    rgb = mix(rgb, _rgb(h, 0.3, 0.3, 0.28), edge)
+    rgb = mix(rgb, uniform(h, 0.3, 0.3, 0.28), edge)
     return Surface(rgb, torch.full_like(h.u, 0.03), own * burning[:, None] * 1.6)
 
 
@@ -206,9 +201,9 @@ def _sign(h: Hits) -> Surface:
     ink = (motif == 0) & (z.abs() < 0.18) & (y.abs() < 0.5)
     ink |= (motif == 1) & (y.abs() < 0.1) & (z > -0.5) & (z < 0.2)
     rgb = mix(h.colour, h.accent, rim | figure)
-    rgb = mix(rgb, _rgb(h, 0.02, 0.02, 0.02), ink)
+    rgb = mix(rgb, uniform(h, 0.02, 0.02, 0.02), ink)
     back = h.sign > 0
-    return plain(mix(rgb, _rgb(h, 0.25, 0.25, 0.26), back), gloss=0.03)
+    return plain(mix(rgb, uniform(h, 0.25, 0.25, 0.26), back), gloss=0.03)
 
 
 def _glow(h: Hits) -> Surface:
