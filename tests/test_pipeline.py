@@ -147,7 +147,7 @@ def test_code_redoes_what_imports_it(city: ProjectCopy) -> None:
         ("panoda/data/city/looks.py", PREPARED),
         ("flows/evaluate.py", {"evaluate"}),
         ("panoda/cli.py", set()),
-        ("panoda/tracking.py", set()),
+        ("panoda/tracking/run.py", set()),
     ):
         path = city.folder / file
         original = path.read_text()

@@ -11,15 +11,8 @@ import pytest
 
 pytest.importorskip("mlflow")
 
-from panoda.tracking import (
-    GIVE_UP_AFTER,
-    DatasetRecord,
-    MLflowLogger,
-    TrackingError,
-    connect,
-    start_run,
-    tracking_uri,
-)
+from panoda.tracking import DatasetRecord, MLflowLogger, TrackingError, connect, start_run, tracking_uri
+from panoda.tracking.logger import GIVE_UP_AFTER
 
 
 @pytest.fixture(autouse=True)

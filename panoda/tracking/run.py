@@ -1,0 +1,172 @@
+"""Opening a run, or the one of a killed stage again, and closing it as what it came to."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from panoda.tracking.logger import MLflowLogger
+from panoda.tracking.store import SQLITE, TrackingError, connect, first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+BATCH_PARAMS = 100
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A data set that a stage reads.
+
+    Attributes:
+        name: Input name.
+        digest: At most 36 characters.
+        path: Where it lies.
+    """
+
+    name: str
+    digest: str
+    path: str
+
+
+@contextmanager
+def start_run(
+    uri: str,
+    experiment: str,
+    *,
+    stage: str,
+    name: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    datasets: Sequence[DatasetRecord] = (),
+    run_id: str | None = None,
+    start: str | None = None,
+    root: Path = Path(),
+    warn: Callable[[str], None] = log.warning,
+) -> Iterator[MLflowLogger]:
+    """Open a run and close it as finished, failed or killed.
+
+    Args:
+        uri: Tracking store, already absolute.
+        experiment: Experiment name; created when missing.
+        stage: Value of the tag ``stage``.
+        name: Run name.
+        params: Flat parameters of the stage.
+        tags: More tags; None is left out.
+        datasets: Data sets the stage reads.
+        run_id: Run of a killed stage to go on with, if it still exists.
+        start: Without ``run_id``: tag ``start`` of a run that a stage may have opened right before it died.
+        root: Project root; artifacts of a sqlite store lie in its ``mlruns``.
+        warn: Receives warnings.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    client = connect(uri)
+    all_tags = {"stage": stage, **{k: v for k, v in tags.items() if v is not None}}
+    try:
+        resumed = _resume(client, run_id or _opened(client, experiment, start))
+        opened = resumed or _create(client, uri, experiment, name, all_tags, root)
+        _describe(client, opened, params, datasets)
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow store {uri}: the run could not be opened ({first_line(error)}); "
+            "check its permissions and the space on its disk"
+        ) from error
+    logger = MLflowLogger(client, opened, warn=warn)
+    if resumed:
+        logger.skip_logged()
+    status = "FAILED"
+    try:
+        yield logger
+        status = "FINISHED"
+    except Exception as error:
+        logger.set_tags({"error": first_line(error)[:4000]})
+        raise
+    except BaseException:
+        status = "KILLED"
+        raise
+    finally:
+        logger.end(status)
+
+
+def _opened(client: MlflowClient, experiment: str, start: str | None) -> str | None:
+    """The run with that tag ``start``, if there is one."""
+    found = client.get_experiment_by_name(experiment) if start else None
+    if found is None:
+        return None
+    runs = client.search_runs([found.experiment_id], filter_string=f"tags.start = '{start}'", max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _resume(client: MlflowClient, run_id: str | None) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        if client.get_run(run_id).info.lifecycle_stage != "active":
+            return None
+        client.update_run(run_id, status="RUNNING")
+    except MlflowException:
+        return None
+    client.set_tag(run_id, "resumed", "true")
+    return run_id
+
+
+def _create(
+    client: MlflowClient, uri: str, experiment: str, name: str, tags: Mapping[str, Any], root: Path
+) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(experiment)
+    if found is not None and found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"MLflow experiment {experiment!r} is deleted; restore it (mlflow experiments restore) or set "
+            "tracking.experiment to another name"
+        )
+    if found is None:
+        # A server picks its own place; a plain sqlite store would take the current folder.
+        place = (root / "mlruns" / experiment).resolve().as_uri() if uri.startswith(SQLITE) else None
+        try:
+            identity = client.create_experiment(experiment, artifact_location=place)
+        except MlflowException:  # another stage was faster
+            again = client.get_experiment_by_name(experiment)
+            if again is None:
+                raise
+            identity = again.experiment_id
+    else:
+        identity = found.experiment_id
+    return str(
+        client.create_run(identity, run_name=name, tags={k: str(v) for k, v in tags.items()}).info.run_id
+    )
+
+
+def _describe(
+    client: MlflowClient, run_id: str, params: Mapping[str, Any], datasets: Sequence[DatasetRecord]
+) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    pairs = [
+        Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in params.items()
+    ]
+    for start in range(0, len(pairs), BATCH_PARAMS):
+        client.log_batch(run_id, params=pairs[start : start + BATCH_PARAMS])
+    inputs = [
+        DatasetInput(
+            Dataset(d.name, d.digest, "local", json.dumps({"uri": d.path})),
+            tags=[InputTag("mlflow.data.context", "input")],
+        )
+        for d in datasets
+    ]
+    if inputs:
+        client.log_inputs(run_id, datasets=inputs)

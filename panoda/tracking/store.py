@@ -1,0 +1,106 @@
+"""The MLflow store: where it is, and a client for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from panoda.locks import file_lock, user_lock_path
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+SQLITE = "sqlite:///"
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class TrackingError(ValueError):
+    """The tracking store cannot be used; the message says where it is and what to do."""
+
+
+def prepare_environment() -> None:
+    """Switch MLflow's telemetry and long retries off, unless the user's environment says otherwise."""
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    # Alembic reports every migration step of a fresh store; of errors, which are raised as well, MLflow
+    # prints two hundred lines.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def preload() -> None:
+    """Import mlflow (seconds), for a thread that has nothing else to do."""
+    prepare_environment()
+    import mlflow  # noqa: F401
+
+
+def tracking_uri(uri: str, root: Path = Path()) -> str:
+    """``MLFLOW_TRACKING_URI`` when set, else ``uri``; a relative sqlite path becomes absolute.
+
+    Example:
+        >>> tracking_uri("sqlite:///mlflow.db", Path("/project"))
+        'sqlite:////project/mlflow.db'
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
+    if uri.startswith(SQLITE) and not uri.removeprefix(SQLITE).startswith(("/", ":memory:")):
+        return SQLITE + str((root / uri.removeprefix(SQLITE)).resolve())
+    return uri
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client for a store that answers.
+
+    Raises:
+        TrackingError: it cannot be reached, read or written.
+    """
+    prepare_environment()
+    from mlflow import MlflowClient
+
+    try:
+        _make_store(uri)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # every store and transport has its own error types
+        raise TrackingError(
+            f"MLflow store {uri} cannot be used ({first_line(error)}); start its server, check the path "
+            "and its permissions, or set tracking.uri in params.yaml or MLFLOW_TRACKING_URI"
+        ) from error
+    return client
+
+
+def _make_store(uri: str) -> None:
+    """Make a new SQLite store aside: one whose maker is killed between its tables cannot be used any more."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.is_absolute() or path.exists() or not path.parent.is_dir():
+        return
+    from mlflow import MlflowClient
+
+    with file_lock(user_lock_path(f"store {path}"), what=f"the new store {path}", say=log.warning):
+        if path.exists():  # another stage was faster
+            return
+        folder = path.with_name(f".{path.name}.new")
+        shutil.rmtree(folder, ignore_errors=True)  # of one that was killed
+        folder.mkdir()
+        new = f"{SQLITE}{folder / path.name}"
+        MlflowClient(tracking_uri=new, registry_uri=new).search_experiments(max_results=1)
+        os.replace(folder / path.name, path)
+        shutil.rmtree(folder)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    lines = str(error).strip().splitlines()
+    # Of a database's errors the line that the driver wrote: "(sqlite3.OperationalError) ...".
+    lines = [line for line in lines if re.match(r"\([\w.]+Error\) ", line)] or lines
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
