@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from panoda.config import (
     TeacherParams,
     WarmupParams,
 )
-from panoda.losses import cross_entropy
+from panoda.losses import auxiliary_cross_entropy, cross_entropy
+from panoda.models import create_model
 from panoda.models.checkpoint import load_model
 from panoda.predict import predict_files
 from panoda.stages.adapt import adapt
@@ -203,17 +205,34 @@ def test_deterministic_mode_has_a_way_for_the_loss(gpu: torch.device) -> None:
     logits, label = torch.randn(2, 5, 4, 4), torch.randint(0, 5, (2, 4, 4))
     weight = torch.rand(5)
     leaf = logits.to(gpu).requires_grad_()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with _deterministic():
         loss = cross_entropy(leaf, label.to(gpu), weight.to(gpu), label_smoothing=0.1)
         loss.backward()
-    finally:
-        torch.use_deterministic_algorithms(False)
     expected = cross_entropy(logits.requires_grad_(), label, weight, label_smoothing=0.1)
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad.cpu(), logits.grad)
+
+
+@pytest.mark.parametrize("decoder", ["dmlp", "dmlpv2", "segformer", "upernet", "fcn"])
+def test_every_decoder_has_a_deterministic_way(decoder: str, gpu: torch.device) -> None:
+    torch.manual_seed(0)
+    model = create_model("trans4pass_nano", decoder=decoder, num_classes=3).to(gpu)
+    label = torch.zeros(2, 32, 64, dtype=torch.int64, device=gpu)
+    with _deterministic():
+        logits, _, auxiliary = model(torch.rand(2, 3, 32, 64, device=gpu), return_auxiliary=True)
+        (cross_entropy(logits, label) + auxiliary_cross_entropy(auxiliary, label)).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_the_stand_in_refuses_what_a_gpu_refuses(gpu: torch.device) -> None:

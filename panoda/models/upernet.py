@@ -50,9 +50,11 @@ class PyramidPooling(nn.Module):
 
 def _pooled(x: Tensor, scale: int) -> Tensor:
     """Averages over scale x scale regions, (N, C, scale, scale)."""
-    if not exporting():
+    apart = x.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if not (exporting() or apart):
         return F.adaptive_avg_pool2d(x, scale)
-    # ONNX has no such pooling of maps of any size: the same averages as two small matrix products.
+    # ONNX has no such pooling of maps of any size, and CUDA no deterministic gradient of it: the same
+    # averages as two small matrix products.
     down, across = (_regions(side, scale, x) for side in x.shape[2:])
     return down @ x @ across.T
 
