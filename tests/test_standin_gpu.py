@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from small_data import prepared
 from standin import GPU, GpuTensor, standin_gpu
 from torch import nn
+from two_processes import pretrain_on_standin
 
 from panoda.config import (
     AdaptParams,
@@ -42,9 +43,10 @@ from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.warmup import warmup
 from panoda.training.context import RunContext
+from panoda.training.launch import launch
 from panoda.training.step import Stepper
 
-CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
 PRETRAIN = PretrainParams(
     iterations=4, batch_size=2, optim=OPTIM, validate_every=4, checkpoint_every=2, log_every=1
@@ -187,6 +189,18 @@ def _dies_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return original(stepper, number, batch)
 
     monkeypatch.setattr(Stepper, "__call__", dying)
+
+
+def test_two_processes_with_a_gpu_each_train_as_one_on_the_cpu(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch norms are torch's own for several GPUs here; on CPUs they never are."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
+    pretrain_on_standin(source=data.source, out=tmp_path / "one", context=RunContext())
+    launch(pretrain_on_standin, {"source": data.source, "out": tmp_path / "two"}, RunContext(devices=2))
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6)
 
 
 def test_prediction_of_files_from_a_model_on_the_gpu(data: Data, gpu: torch.device, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,27 @@ def train_both(*, roots: dict[str, Path], name: str, context: RunContext) -> dic
         values = train(root=root, name=name, encoder=ENCODERS[kind], context=one)
         found |= {f"{kind}/{k}": v for k, v in values.items()}
     return found
+
+
+@launchable
+def pretrain_on_standin(*, source: Path, out: Path, context: RunContext) -> dict[str, float]:
+    """A step on GPUs that are none (``standin``), gloo in the place of NCCL; alone on the CPU."""
+    from standin import standin_gpu
+
+    from panoda.config import ModelParams, OptimParams, PretrainParams
+    from panoda.stages.pretrain import pretrain
+
+    optim = OptimParams(name="sgd", lr=0.02, clip_norm=5.0)
+    with standin_gpu() if context.world > 1 else nullcontext(context.device) as device:
+        return pretrain(
+            source_train=source / "train",
+            source_val=source / "val",
+            out=out,
+            model=ModelParams(drop_path=0.2),
+            params=PretrainParams(iterations=1, batch_size=4, optim=optim, log_every=1),
+            seed=0,
+            context=replace(context, device=device),
+        )
 
 
 class _Prefixed(Numbers):
