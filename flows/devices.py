@@ -42,9 +42,11 @@ def take_devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.
         own = getattr(params, stage.trains)
         count = resolve_devices(runtime.devices, device, batch_size=own.batch_size, accumulate=own.accumulate)
     if device.type == "cuda":
-        # One order for all stages: two that want the same GPUs never hold one each.
-        for gpu in [device] if count == 1 else [torch.device("cuda", i) for i in range(count)]:
-            identity = str(torch.cuda.get_device_properties(gpu).uuid)
+        gpus = [device] if count == 1 else [torch.device("cuda", i) for i in range(count)]
+        # One order for all stages, whatever numbers CUDA_VISIBLE_DEVICES gives the GPUs: two stages that want
+        # the same ones never hold one each.
+        found = {str(torch.cuda.get_device_properties(gpu).uuid): gpu for gpu in gpus}
+        for identity, gpu in sorted(found.items()):
             stack.enter_context(file_lock(gpu_lock_path(identity), what=f"GPU {gpu}", say=log.warning))
         stack.enter_context(gpu_slot())
     return device, count

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +34,7 @@ from flows.temporary_server import temporary_server
 from panoda.config import PseudoLabelParams, load_params
 from panoda.locks import gpu_lock_path, is_locked
 from panoda.models.deform.choice import use_deform
+from panoda.pipeline import get_stage
 from panoda.tracking import connect
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,6 +239,33 @@ def test_a_gpu_is_held_while_a_stage_runs(project: Path, monkeypatch: pytest.Mon
         assert is_locked(lock) and run.context.device == device
     assert not is_locked(lock)
     lock.unlink()
+
+
+def test_gpus_are_locked_in_one_order_whatever_their_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two stages that see the same GPUs under other numbers would wait for each other for ever."""
+    own = f"test-{os.getpid()}"
+    monkeypatch.setattr("panoda.training.context.resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("panoda.training.context.resolve_devices", lambda *_, **__: 2)
+    asked: list[str] = []
+
+    @contextmanager
+    def noted(path: Path, *, what: str, say: Any) -> Iterator[None]:
+        asked.append(path.name)
+        yield
+
+    monkeypatch.setattr("flows.execution.file_lock", noted)
+    orders = []
+    for uuids in ("ab", "ba"):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda gpu, u=uuids: SimpleNamespace(uuid=own + u[gpu.index])
+        )
+        asked.clear()
+        with ExitStack() as stack:
+            execution._devices(get_stage("pretrain"), load_params(ROOT / "params.yaml"), stack)
+            orders.append([name for name in asked if own in name])
+    assert orders[0] == orders[1] and len(orders[0]) == 2
 
 
 def command(flow: Any, *arguments: str) -> int:
