@@ -26,6 +26,7 @@ from flows import devices, execution
 from flows import server as server_module
 from flows import temporary_server as temporary_server_module
 from flows.command import SERVER_NOTE, main, running_server
+from flows.devices import take_devices
 from flows.execution import stage_run
 from flows.job import HERE, Job
 from flows.report import provenance
@@ -255,7 +256,7 @@ def test_gpus_are_locked_in_one_order_whatever_their_numbers(
         asked.append(path.name)
         yield
 
-    monkeypatch.setattr("flows.execution.file_lock", noted)
+    monkeypatch.setattr("flows.devices.file_lock", noted)
     orders = []
     for uuids in ("ab", "ba"):
         monkeypatch.setattr(
@@ -263,7 +264,7 @@ def test_gpus_are_locked_in_one_order_whatever_their_numbers(
         )
         asked.clear()
         with ExitStack() as stack:
-            execution._devices(get_stage("pretrain"), load_params(ROOT / "params.yaml"), stack)
+            take_devices(get_stage("pretrain"), load_params(ROOT / "params.yaml"), stack)
             orders.append([name for name in asked if own in name])
     assert orders[0] == orders[1] and len(orders[0]) == 2
 
