@@ -201,8 +201,11 @@ class _Hungry(_Task):
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
 ALLOCATOR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
 
+DRIVER = torch.AcceleratorError("CUDA error: out of memory")
+CUDNN = RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")
 
-@pytest.mark.parametrize("error", [CUDA, ALLOCATOR, MemoryError()])
+
+@pytest.mark.parametrize("error", [CUDA, ALLOCATOR, DRIVER, CUDNN, MemoryError()])
 def test_out_of_memory_says_what_to_lower(tmp_path, error):
     with pytest.raises(OutOfMemory) as raised:
         _run(_Hungry(2, error), tmp_path)

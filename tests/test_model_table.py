@@ -65,7 +65,7 @@ def test_one_pass_has_a_time_and_a_peak() -> None:
     assert 0 < seconds < 60 and 1 < megabytes < 500
 
 
-@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+@pytest.mark.parametrize("device", ["nowhere", "meta", "mps", "cuda:99"])
 def test_a_device_that_is_not_there(device: str) -> None:
     with pytest.raises(ValueError, match=f"device .* is '{device}'"):
         models_command(

@@ -114,10 +114,12 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
         raise ValueError(
             f"device (runtime.device or --device) is {name!r}; expected auto, cpu, cuda or cuda:N"
-        ) from error
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device (runtime.device or --device) is {name!r} but {torch.cuda.device_count()} GPU(s) are "

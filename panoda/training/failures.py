@@ -7,8 +7,15 @@ from contextlib import contextmanager
 
 import torch
 
-_MEMORY = ("can't allocate memory", "CUDA out of memory", "ALLOC_FAILED")
-"""RuntimeErrors that are no torch.OutOfMemoryError: of the CPU's allocator, of cuBLAS and cuDNN."""
+_MEMORY = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+)
+"""RuntimeErrors that are no torch.OutOfMemoryError: of the CPU's allocator, of the driver (a kernel is loaded on
+a GPU that others fill), of cuBLAS, and of cuDNN before and from 9 on."""
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
