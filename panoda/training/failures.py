@@ -14,8 +14,8 @@ _MEMORY = (
     "ALLOC_FAILED",
     "ALLOCATION_FAILED",
 )
-"""RuntimeErrors that are no torch.OutOfMemoryError: of the CPU's allocator, of the driver (a kernel is loaded on
-a GPU that others fill), of cuBLAS, and of cuDNN before and from 9 on."""
+"""RuntimeErrors that are no torch.OutOfMemoryError: of the CPU's allocator, of the driver (a kernel is loaded
+while others fill the GPU), of cuBLAS, and of cuDNN before and from 9 on."""
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
