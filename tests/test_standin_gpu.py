@@ -141,8 +141,9 @@ def test_a_run_in_float32_gives_the_numbers_of_the_cpu(data: Data, tmp_path: Pat
             assert first[1][name] == pytest.approx(first[0][name], rel=tolerance), (stage, name)
 
 
-def test_a_run_in_bfloat16(data: Data, gpu: torch.device, tmp_path: Path) -> None:
-    metrics = _run(data, tmp_path / "out", RunContext(device=gpu, dtype=torch.bfloat16))
+def test_a_run_in_bfloat16_and_deterministic_mode(data: Data, gpu: torch.device, tmp_path: Path) -> None:
+    with _deterministic():
+        metrics = _run(data, tmp_path / "out", RunContext(device=gpu, dtype=torch.bfloat16))
     assert metrics["pixel_accuracy/target_test"] > 0.0
     for stage in ("pretrain", "warmup", "adapt"):
         history = pd.read_csv(tmp_path / "out" / stage / "history.csv")
