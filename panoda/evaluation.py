@@ -62,7 +62,8 @@ def evaluate_model(
     if missing := [i for i in keep if not 0 <= i < len(split)]:
         raise ValueError(f"{split.folder}: pictures of images {missing} asked for, it has {len(split)}")
     device = torch.device(device)
-    model = model.to(device).eval()
+    with torch.inference_mode(False):  # weights moved in inference mode could not be trained any more
+        model = model.to(device).eval()
     counter = PixelCounter(split, num_classes, latitude_bands, azimuth_sectors)
     result = counter.result(groups)
     wrap = split.full_circle

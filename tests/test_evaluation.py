@@ -156,3 +156,19 @@ def test_groups_are_counted_apart():
     assert result.groups["rain"].matrix.tolist() == [[1, 1], [0, 1]]
     assert sum(m.matrix for m in result.groups.values()).tolist() == result.confusion.matrix.tolist()
     assert evaluate_model(ReadClass(2), split, num_classes=2).groups == {}
+
+
+def test_a_model_that_is_moved_to_be_evaluated_can_still_be_trained():
+    class Moves(ReadClass):
+        def __init__(self):
+            super().__init__(2)
+            self.layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+
+        def to(self, device):
+            return self.double()  # new weights, as on another device
+
+    model = Moves()
+    split = FakeSplit(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]]))
+    evaluate_model(model, split, num_classes=2)
+    model.layers(torch.ones(1, 2).double()).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
