@@ -1,4 +1,4 @@
-"""A stand-in for a GPU: tensors that say they are on ``cuda:0`` and have values, computed on the CPU.
+"""A stand-in for GPUs: tensors that say they are on ``cuda:N`` and have values, computed on the CPU.
 
 torch takes them for CUDA tensors: autocast is that of a GPU, fused optimisers and gradient scalers are
 switched on, branches on ``is_cuda`` are taken. Inside, every operator is computed on CPU tensors. What a GPU
@@ -53,12 +53,12 @@ _NOT_DETERMINISTIC = {
 
 
 class GpuTensor(Tensor):
-    """Says it is on ``cuda:0``; ``held`` has the values."""
+    """Says it is on a GPU; ``held`` has the values."""
 
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> GpuTensor:
+    def __new__(cls, held: Tensor, device: torch.device) -> GpuTensor:
         wrapper: GpuTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             held.shape,
@@ -66,7 +66,7 @@ class GpuTensor(Tensor):
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
             layout=held.layout,
-            device=GPU,
+            device=device,
         )
         wrapper.held = held
         return wrapper
@@ -78,7 +78,7 @@ class GpuTensor(Tensor):
         return _computed(func, args, kwargs or {})
 
     def __repr__(self, **_: Any) -> str:
-        return f"{self.held.detach()!r} on {GPU}"
+        return f"{self.held.detach()!r} on {self.device}"
 
     def __format__(self, spec: str) -> str:
         return format(self.held.detach(), spec)
@@ -99,15 +99,15 @@ class GpuTensor(Tensor):
 
 
 @contextmanager
-def standin_gpu() -> Iterator[torch.device]:
-    """Inside, this process has one GPU."""
+def standin_gpu(index: int = 0) -> Iterator[torch.device]:
+    """Inside, this process has GPU ``index`` and those before it; the current one is always the first."""
     if torch.version.cuda is None:
         pytest.skip("torch is built without CUDA")
     torch._C._ensureCUDADeviceGuardSet()  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch, torch.backends.cudnn.flags(enabled=False), _Standin():
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "is_available", lambda: True)
-        patch.setattr(torch.cuda, "device_count", lambda: 1)
+        patch.setattr(torch.cuda, "device_count", lambda: index + 1)
         patch.setattr(torch.cuda, "current_device", lambda: 0)
         patch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
@@ -120,7 +120,7 @@ def standin_gpu() -> Iterator[torch.device]:
         # So that torch.tensor(..., device="cuda") is seen as a copy from the host.
         torch._C._set_only_lift_cpu_tensors(True)
         try:
-            yield GPU
+            yield torch.device("cuda", index)
         finally:
             torch._C._set_only_lift_cpu_tensors(False)
 
@@ -185,8 +185,9 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
             return value.held
         return CPU if _is_gpu(value) else value
 
-    there = kwargs.get("device")
-    to_host = there is not None and torch.device(there).type == "cpu"
+    there = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+    to_host = there is not None and there.type == "cpu"
+    place = next(iter(wrappers.values())).device if there is None else torch.device("cuda", there.index or 0)
     values = _mapped(held, args)
     if func is aten._to_copy.default and there is not None and not isinstance(args[0], GpuTensor):
         values = (values[0].clone(),)
@@ -198,7 +199,7 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
         known = wrappers.get(id(value))
         if known is None:
             with torch.inference_mode(False):  # a view of what was made outside is none of inference mode
-                return GpuTensor(value)
+                return GpuTensor(value, place)
         if known.shape != value.shape or known.stride() != value.stride():
             raise NotImplementedError(f"{func} changes a tensor's shape in place")
         return known
@@ -214,6 +215,9 @@ def _refuse(func: Any, args: Any, leaves: Sequence[Any]) -> None:
     sums = func is aten.nll_loss2d_forward.default and args[3] != 0
     if (sums or func in _NOT_DETERMINISTIC) and torch.are_deterministic_algorithms_enabled():
         raise RuntimeError(f"{func} does not have a deterministic implementation")
+    places = {v.device for v in leaves if isinstance(v, GpuTensor)}
+    if len(places) > 1 and func not in _COPIES:
+        raise RuntimeError(f"Expected all tensors to be on the same device, found several GPUs ({func})")
     host = [v for v in leaves if isinstance(v, Tensor) and not isinstance(v, GpuTensor)]
     if not host or func in _COPIES or not any(isinstance(v, GpuTensor) for v in leaves):
         return
@@ -221,7 +225,7 @@ def _refuse(func: Any, args: Any, leaves: Sequence[Any]) -> None:
         host = [v for v in args[2:3] if isinstance(v, Tensor) and not isinstance(v, GpuTensor)]
     mutated = func._schema.is_mutable and isinstance(args[0], Tensor) and not isinstance(args[0], GpuTensor)
     if mutated or any(v.ndim > 0 or func in _NO_SCALARS for v in host):
-        raise RuntimeError(f"Expected all tensors to be on the same device, found cuda:0 and cpu ({func})")
+        raise RuntimeError(f"Expected all tensors to be on the same device, found CPU and GPU ({func})")
 
 
 def _walk_back(

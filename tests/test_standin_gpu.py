@@ -42,7 +42,7 @@ from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext
+from panoda.training.context import RunContext, resolve_device
 from panoda.training.launch import launch
 from panoda.training.step import Stepper
 
@@ -129,8 +129,8 @@ def _run(data: Data, out: Path, context: RunContext) -> dict[str, float]:
 
 def test_a_run_in_float32_gives_the_numbers_of_the_cpu(data: Data, tmp_path: Path) -> None:
     expected = _run(data, tmp_path / "cpu", RunContext())
-    with standin_gpu() as gpu:
-        found = _run(data, tmp_path / "gpu", RunContext(device=gpu))
+    with standin_gpu():
+        found = _run(data, tmp_path / "gpu", RunContext(device=resolve_device("auto")))
     assert found.keys() == expected.keys()
     for name in ("miou/target_test", "mean_confidence/target_test"):
         assert found[name] == pytest.approx(expected[name], abs=0.03)
@@ -141,8 +141,9 @@ def test_a_run_in_float32_gives_the_numbers_of_the_cpu(data: Data, tmp_path: Pat
             assert first[1][name] == pytest.approx(first[0][name], rel=tolerance), (stage, name)
 
 
-def test_a_run_in_bfloat16_and_deterministic_mode(data: Data, gpu: torch.device, tmp_path: Path) -> None:
-    with _deterministic():
+def test_a_run_in_bfloat16_and_deterministic_mode_on_the_second_gpu(data: Data, tmp_path: Path) -> None:
+    """Which is not the current one: what is made on "cuda" lies on the first."""
+    with standin_gpu(1) as gpu, _deterministic():
         metrics = _run(data, tmp_path / "out", RunContext(device=gpu, dtype=torch.bfloat16))
     assert metrics["pixel_accuracy/target_test"] > 0.0
     for stage in ("pretrain", "warmup", "adapt"):
@@ -263,6 +264,8 @@ def test_the_stand_in_refuses_what_a_gpu_refuses(gpu: torch.device) -> None:
             mistake()
     with pytest.raises(RuntimeError, match="generator"):
         torch.rand(3, device=gpu, generator=torch.Generator())
+    with standin_gpu(1) as second, pytest.raises(RuntimeError, match="several GPUs"):
+        torch.ones(4, device=second) + torch.ones(4, device="cuda")
     assert float((there + torch.tensor(1.0)).sum()) == 24.0
 
 
