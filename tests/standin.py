@@ -213,6 +213,7 @@ def _refuse(func: Any, args: Any, leaves: Sequence[Any]) -> None:
         if isinstance(leaf, torch.Generator) and leaf.device.type != "cuda":
             raise RuntimeError(f"Expected a 'cuda' device type for generator but found 'cpu' ({func})")
     sums = func is aten.nll_loss2d_forward.default and args[3] != 0
+    sums |= func is aten.cumsum.default and args[0].is_floating_point()  # torch 2.11 does, 2.15 does not
     if (sums or func in _NOT_DETERMINISTIC) and torch.are_deterministic_algorithms_enabled():
         raise RuntimeError(f"{func} does not have a deterministic implementation")
     places = {v.device for v in leaves if isinstance(v, GpuTensor)}

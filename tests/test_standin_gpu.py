@@ -17,6 +17,7 @@ from standin import GPU, GpuTensor, standin_gpu
 from torch import nn
 from two_processes import pretrain_on_standin
 
+from panoda.adaptation.prototype_sums import _from_level
 from panoda.config import (
     AdaptParams,
     AugmentParams,
@@ -229,6 +230,15 @@ def test_deterministic_mode_has_a_way_for_the_loss(gpu: torch.device) -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert leaf.grad is not None
     torch.testing.assert_close(leaf.grad.cpu(), logits.grad)
+
+
+@pytest.mark.parametrize("shape", [(3, 9), (3, 9, 4)])
+def test_deterministic_mode_has_a_way_to_sum_over_levels(shape: tuple[int, ...], gpu: torch.device) -> None:
+    values = torch.rand(shape)
+    with _deterministic():
+        found = _from_level(values.to(gpu))
+    assert found.dtype is torch.float64
+    torch.testing.assert_close(found.cpu(), _from_level(values))
 
 
 @pytest.mark.parametrize("decoder", ["dmlp", "dmlpv2", "segformer", "upernet", "fcn"])

@@ -81,4 +81,10 @@ class PrototypeSums:
 
 
 def _from_level(x: Tensor) -> Tensor:
-    return x.to(torch.float64).flip(1).cumsum(1).flip(1)
+    """Sums of (K, L, ...) over each level and those above it, float64."""
+    x = x.to(torch.float64)
+    if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+        # Some versions of torch (2.11) have no deterministic cumsum of floating point on CUDA.
+        above = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype, device=x.device).triu()
+        return torch.einsum("lm,km...->kl...", above, x)
+    return x.flip(1).cumsum(1).flip(1)
