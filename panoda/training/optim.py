@@ -92,8 +92,21 @@ def build_optimizer(
         optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
     else:
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
+        if fused and momentum:
+            _start_momenta(optimizer)
     optimizer.register_load_state_dict_pre_hook(_own_kernels)
     return optimizer
+
+
+def _start_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter a momentum of zero, which the first step makes the gradient, as without one.
+
+    The fused kernel allocates momenta in its first step, and leaves them uninitialised where a gradient scaler
+    has that step skipped: the next one then adds whatever was in the memory to the weights.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _own_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
