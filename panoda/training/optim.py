@@ -101,7 +101,7 @@ def build_optimizer(
 def _start_momenta(optimizer: torch.optim.Optimizer) -> None:
     """Give every parameter a momentum of zero, which the first step makes the gradient, as without one.
 
-    The fused kernel allocates momenta in its first step, and leaves them uninitialised where a gradient scaler
+    The fused kernel allocates momenta in its first step, and leaves them uninitialised if a gradient scaler
     has that step skipped: the next one then adds whatever was in the memory to the weights.
     """
     for group in optimizer.param_groups:
