@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from panoda.config import Params
 from panoda.locks import file_lock, gpu_lock_path
+from panoda.machine import keep_freed_memory
 from panoda.pipeline import Stage
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def take_devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.
         from panoda.models.deform.choice import use_deform
 
         use_deform(runtime.deform)
+        keep_freed_memory()
     elsewhere = runtime.cluster is not None and runtime.cluster.address and stage.in_pieces == "all"
     device = resolve_device(runtime.device if stage.on_gpu and not elsewhere else "cpu")
     count = 1

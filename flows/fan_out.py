@@ -26,6 +26,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 
 from panoda.config import ClusterParams, ConfigError, RuntimeParams
+from panoda.machine import keep_freed_memory
 from panoda.pieces import Runner, Work, make_piece
 
 if TYPE_CHECKING:
@@ -215,5 +216,6 @@ def _context(compute: Compute) -> RunContext:
     set_threads(compute.threads)
     set_deterministic(compute.deterministic)
     use_deform(compute.deform)
+    keep_freed_memory()
     device = resolve_device(compute.device)
     return RunContext(device=device, dtype=resolve_precision(compute.precision, device))

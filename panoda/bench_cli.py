@@ -51,9 +51,11 @@ def bench_command(
 
     from benchmarks.bench import run  # type: ignore[import-not-found, unused-ignore]
     from benchmarks.timing import Settings  # type: ignore[import-not-found, unused-ignore]
+    from panoda.machine import keep_freed_memory
     from panoda.training.context import resolve_device, set_threads
 
     set_threads(threads)
+    keep_freed_memory()  # for both sides
     settings = Settings(
         device=resolve_device(device),
         dtype=torch.bfloat16 if precision is Precision.bf16 else None,

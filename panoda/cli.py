@@ -202,9 +202,11 @@ def predict(
     """Segment panoramas: label PNGs, overlays and class shares of each image."""
     model = _checkpoint(run, checkpoint)
     # Imported here: the other commands start without torch.
+    from panoda.machine import keep_freed_memory
     from panoda.predict import predict_files
     from panoda.training.context import resolve_device, resolve_precision
 
+    keep_freed_memory()
     place = resolve_device(device)
     files = list(_expand(images, out))
     result = predict_files(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -29,3 +30,33 @@ def test_the_peak_is_counted_from_its_reset() -> None:
     large = torch.ones(2**26, dtype=torch.uint8)
     assert 2**26 * 0.9 < machine.peak_memory() - before < 2**27
     del large
+
+
+FAULTS = """
+import resource, torch
+from panoda.machine import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.zeros(48 << 18)  # 48 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+if keep_freed_memory():
+    faults()
+    print(first, faults())
+"""
+
+
+def test_freed_memory_is_kept() -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    run = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True)
+    assert not run.returncode, run.stderr
+    if not run.stdout:
+        pytest.skip("not the GNU C library")
+    before, after = map(int, run.stdout.split())
+    assert after < before / 10
+    environment["MALLOC_MMAP_MAX_"] = "65536"
+    told = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True)
+    assert not told.returncode and not told.stdout

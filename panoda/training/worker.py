@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from panoda.machine import keep_freed_memory
 from panoda.models.deform.choice import use_deform
 from panoda.training.context import MetricLogger, NullLogger, RunContext, set_deterministic
 from panoda.training.distributed import process_group
@@ -41,6 +42,7 @@ def _work(path: Path) -> None:
     threading.Thread(target=_follow, args=(link,), daemon=True).start()
     logging.basicConfig(level=logging.WARNING if _rank() == 0 else logging.ERROR, format="%(message)s")
     torch.set_num_threads(job["threads"])
+    keep_freed_memory()
     try:
         function, keywords, told = unpack_call(job["call"])
         context = _own(told, link, path.parent)
