@@ -96,12 +96,7 @@ def run_loop(
         "spikes": spikes,
     }
     components = whole_states(parts)
-    step, extra = load_resume(context.state_dir, components)
-    if not context.main:
-        spikes.rows = []  # the first process has those of all
-    state = LoopState(
-        step, list(extra.get("history", [])), extra.get("best", -math.inf), extra.get("validated", 0), spikes
-    )
+    state, extra = _resumed(components, spikes, context)
     guard = StepGuard(lag=context.device.type == "cuda", scaler=scaler, spikes=spikes)
     team = Team(context)
     take_step = Stepper(
@@ -116,30 +111,8 @@ def run_loop(
         name=description.replace("-", ""),
         parts=_parts(accumulate, extra, context),
     )
+    points = _ResumePoints(state, components, guard, take_step, context)
     compiled = _Compiled(task.trained, context.compile)
-    saved = time.monotonic()
-
-    def save() -> None:
-        nonlocal saved
-        saved = time.monotonic()
-        guard.check()
-        _to_the_first(spikes, context)
-        if context.state_dir is not None and not context.main:
-            take_part(components)
-            return
-        extra = {
-            "history": state.history,
-            "best": state.best,
-            "validated": state.validated,
-            "parts": take_step.parts,
-        }
-        save_resume(
-            context.state_dir,
-            step=state.step,
-            components=components,
-            extra=extra,
-            keep=context.keep_checkpoints,
-        )
 
     def validate_when_due() -> bool:
         on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
@@ -148,9 +121,8 @@ def run_loop(
         guard.check()
         result = validate(state)
         state.validated = state.step
-        state.history.append({"step": float(state.step), **result})
-        context.logger.log_metrics(result, state.step)
-        save()
+        _record(state, result, context)
+        points.save()
         return True
 
     with (
@@ -163,8 +135,7 @@ def run_loop(
             context.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
         if state.step:
             validate_when_due()  # a run that was killed while it validated
-        clock, clock_step = time.perf_counter(), state.step
-        batches = _Waits(_take(task, state.step, num_steps))
+        batches = _Paced(_take(task, state.step, num_steps), state)
         for batch in batches:
             with compiled:
                 values = take_step(state.step, batch)
@@ -172,29 +143,81 @@ def run_loop(
             last = state.step == num_steps
             if state.step % log_every == 0 or last:
                 guard.check()
-                row = team.mean(values)
-                row["lr"] = float(max(scheduler.get_last_lr()))
-                passed = time.perf_counter() - clock
-                row["steps_per_second"] = (state.step - clock_step) / passed
-                row["data_wait_share"] = batches.waited() / passed
+                row = {**team.mean(values), "lr": float(max(scheduler.get_last_lr())), **batches.pace()}
                 if take_step.parts > 1:
                     row["micro_batches"] = float(take_step.parts)
-                clock, clock_step = time.perf_counter(), state.step
-                state.history.append({"step": float(state.step), **row})
-                context.logger.log_metrics(row, state.step)
+                _record(state, row, context)
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
-            late = 0 < context.checkpoint_minutes * 60 <= time.monotonic() - saved
-            asked, late = team.agree(stop, late)
+            asked, late = team.agree(stop, points.overdue())
             if state.step % checkpoint_every == 0 or last or late or asked:
-                save()
+                points.save()
             asked.obey(f"step {state.step} of {num_steps}")
             if validate_when_due():
-                clock, clock_step, _ = time.perf_counter(), state.step, batches.waited()
+                batches.restart()
             bar.update(line, completed=state.step)
             asked.obey(f"step {state.step} of {num_steps}")
     _to_the_first(spikes, context)
     return state
+
+
+def _resumed(
+    components: dict[str, Stateful], spikes: LossSpikes, context: RunContext
+) -> tuple[LoopState, dict[str, Any]]:
+    """The state of the last resume point, and all that was saved beside it; a fresh state without one."""
+    step, extra = load_resume(context.state_dir, components)
+    if not context.main:
+        spikes.rows = []  # the first process has those of all
+    history, best = list(extra.get("history", [])), extra.get("best", -math.inf)
+    return LoopState(step, history, best, extra.get("validated", 0), spikes), extra
+
+
+def _record(state: LoopState, row: dict[str, float], context: RunContext) -> None:
+    state.history.append({"step": float(state.step), **row})
+    context.logger.log_metrics(row, state.step)
+
+
+class _ResumePoints:
+    """Saves the resume points of a loop."""
+
+    def __init__(
+        self,
+        state: LoopState,
+        components: dict[str, Stateful],
+        guard: StepGuard,
+        take_step: Stepper,
+        context: RunContext,
+    ) -> None:
+        self._state, self._components, self._context = state, components, context
+        self._guard, self._take_step = guard, take_step
+        self._saved = time.monotonic()
+
+    def overdue(self) -> bool:
+        """The last one is ``checkpoint_minutes`` old."""
+        return 0 < self._context.checkpoint_minutes * 60 <= time.monotonic() - self._saved
+
+    def save(self) -> None:
+        """Save one; of several processes the first does, and the others bring their shards."""
+        state, context = self._state, self._context
+        self._saved = time.monotonic()
+        self._guard.check()
+        _to_the_first(state.spikes, context)
+        if context.state_dir is not None and not context.main:
+            take_part(self._components)
+            return
+        extra = {
+            "history": state.history,
+            "best": state.best,
+            "validated": state.validated,
+            "parts": self._take_step.parts,
+        }
+        save_resume(
+            context.state_dir,
+            step=state.step,
+            components=self._components,
+            extra=extra,
+            keep=context.keep_checkpoints,
+        )
 
 
 def _to_the_first(spikes: LossSpikes, context: RunContext) -> None:
@@ -229,11 +252,12 @@ class _Compiled:
         self._model._compiled_call_impl = None
 
 
-class _Waits:
-    """Batches, and how long the loop waits for them."""
+class _Paced:
+    """Batches, how fast steps are taken with them, and how long the loop waits for them."""
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self._batches, self._seconds = batches, 0.0
+    def __init__(self, batches: Iterator[Any], state: LoopState) -> None:
+        self._batches, self._state = batches, state
+        self.restart()
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -243,12 +267,18 @@ class _Waits:
         try:
             return next(self._batches)
         finally:
-            self._seconds += time.perf_counter() - start
+            self._waited += time.perf_counter() - start
 
-    def waited(self) -> float:
-        """Seconds since the last call."""
-        seconds, self._seconds = self._seconds, 0.0
-        return seconds
+    def restart(self) -> None:
+        """Leave out what was before."""
+        self._clock, self._step, self._waited = time.perf_counter(), self._state.step, 0.0
+
+    def pace(self) -> dict[str, float]:
+        """Steps per second and share of waiting since the last restart; restarts."""
+        passed = time.perf_counter() - self._clock
+        steps, waited = self._state.step - self._step, self._waited
+        self.restart()
+        return {"steps_per_second": steps / passed, "data_wait_share": waited / passed}
 
 
 def _take(task: Task, start: int, stop: int) -> Iterator[Any]:
