@@ -3,16 +3,12 @@
 Every process holds the whole model and computes an equal share of every batch (``panoda.shares``). A loss of
 a share is divided by the mean of the shares' denominators, so the mean of gradients and of logged values over
 processes is that of the whole batch, and batch_size means the same for any number of processes.
-
-Gradients are averaged here and not by torch's DistributedDataParallel: a step runs the model twice (source
-and target) before one backward pass, which that wrapper's bookkeeping of unused parameters does not know, and
-without a wrapper a model keeps its attributes, its names in checkpoints and its copies (teacher, averages).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -25,18 +21,17 @@ from torch import Tensor, nn
 from panoda.files import staged_directory
 from panoda.shares import Share, taking
 from panoda.training.context import RunContext
+from panoda.training.gradients import Gradients, averaged, before_step
 from panoda.training.preemption import StopRequest
 from panoda.training.sharding import is_sharded
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others; a process that fails ends the others at once."""
 T = TypeVar("T")
-BUCKET_BYTES = 25 << 20
-"""Gradients exchanged at a time; DistributedDataParallel's default."""
 
 
 @contextmanager
-def process_group(device: torch.device, *, patience: timedelta = PATIENCE) -> Iterator[tuple[int, int]]:
+def process_group(device: torch.device) -> Iterator[tuple[int, int]]:
     """Join the other processes that torchrun started; yields this one's rank and the number of processes.
 
     CUDA tensors go through NCCL, those of the CPU through gloo.
@@ -52,7 +47,7 @@ def process_group(device: torch.device, *, patience: timedelta = PATIENCE) -> It
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=patience)
+    dist.init_process_group(backend, timeout=PATIENCE)
     yield dist.get_rank(), dist.get_world_size()
     # Not after an error: the others would learn of a broken connection before they learn of the error.
     dist.destroy_process_group()
@@ -141,11 +136,11 @@ class Team:
         with ExitStack() as stack:
             stack.enter_context(synchronised(trained))
             if not is_sharded(trained):  # their gradients come as means already
-                self._gradients = stack.enter_context(_averaged(optimizer))
+                self._gradients = stack.enter_context(averaged(optimizer))
             for part in components.values():
                 if isinstance(part, torch.optim.Optimizer) and part is not optimizer:
-                    own = stack.enter_context(_averaged(part))
-                    handle = part.register_step_pre_hook(_before_step(own))
+                    own = stack.enter_context(averaged(part))
+                    handle = part.register_step_pre_hook(before_step(own))
                     stack.callback(handle.remove)
             yield
             self._gradients = None
@@ -197,84 +192,6 @@ class Team:
         return together, bool(said[1])
 
 
-class Gradients:
-    """Averages gradients over processes, in buckets, each as soon as the backward pass has filled it.
-
-    Buckets go out in one order, from the last parameters to the first, whatever order they fill in: all
-    processes must ask for the same exchange at the same time.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter], *, bucket_bytes: int = BUCKET_BYTES) -> None:
-        """Of all ``parameters`` that train."""
-        self._buckets = _buckets([p for p in parameters if p.requires_grad], bucket_bytes)
-        self._bucket_of = {p: i for i, bucket in enumerate(self._buckets) for p in bucket}
-        self._waiting: list[int] = []
-        self._out: list[tuple[Tensor, Any]] = []
-        self._overlaps = False
-        self._checked = False
-        self._handles = [p.register_post_accumulate_grad_hook(self._arrived) for p in self._bucket_of]
-        self._start()
-
-    def close(self) -> None:
-        """Let the parameters go."""
-        for handle in self._handles:
-            handle.remove()
-
-    @contextmanager
-    def overlapping(self) -> Iterator[None]:
-        """The backward pass inside is the last one before ``finish``: full buckets may go out."""
-        self._overlaps = True
-        try:
-            yield
-        finally:
-            self._overlaps = False
-
-    def finish(self) -> None:
-        """Every gradient is the mean over processes; a parameter without one keeps none."""
-        if not self._checked:
-            self._check()
-        while len(self._out) < len(self._buckets):
-            self._send()
-        for bucket, (flat, work) in zip(self._buckets, self._out, strict=True):
-            work.wait()
-            parts = flat.split([p.numel() for p in bucket])
-            pairs = [
-                (p.grad, part.view_as(p)) for p, part in zip(bucket, parts, strict=True) if p.grad is not None
-            ]
-            if pairs:
-                torch._foreach_copy_([grad for grad, _ in pairs], [part for _, part in pairs])
-        self._start()
-
-    def _start(self) -> None:
-        self._waiting = [len(bucket) for bucket in self._buckets]
-        self._out = []
-
-    def _arrived(self, parameter: Tensor) -> None:
-        if not self._overlaps:
-            return
-        self._waiting[self._bucket_of[parameter]] -= 1  # type: ignore[index]
-        while len(self._out) < len(self._buckets) and self._waiting[len(self._out)] == 0:
-            self._send()
-
-    def _send(self) -> None:
-        bucket = self._buckets[len(self._out)]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket])
-        flat /= dist.get_world_size()
-        self._out.append((flat, dist.all_reduce(flat, async_op=True)))
-
-    def _check(self) -> None:
-        """Once: the same parameters have gradients everywhere, or means would go into some copies alone."""
-        has = torch.tensor([p.grad is not None for p in self._bucket_of], dtype=torch.int64)
-        total = has.clone()
-        dist.all_reduce(total)
-        if not torch.equal(total, has * dist.get_world_size()):
-            raise RuntimeError(
-                f"{int((total != has * dist.get_world_size()).sum())} parameters have a gradient in some "
-                "processes only: the losses must use the same parts of the model for every share of a batch"
-            )
-        self._checked = True
-
-
 class _Exchange:
     """``panoda.shares.Exchange`` between processes."""
 
@@ -287,37 +204,6 @@ class _Exchange:
         parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, value.contiguous())
         return torch.cat(parts)
-
-
-@contextmanager
-def _averaged(optimizer: torch.optim.Optimizer) -> Iterator[Gradients]:
-    gradients = Gradients(p for group in optimizer.param_groups for p in group["params"])
-    try:
-        yield gradients
-    finally:
-        gradients.close()
-
-
-def _before_step(gradients: Gradients) -> Callable[..., None]:
-    def average(*_: Any) -> None:
-        gradients.finish()
-
-    return average
-
-
-def _buckets(parameters: list[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
-    """From the last parameter to the first; of one type and device each, and of ``limit`` bytes or one."""
-    buckets: list[list[nn.Parameter]] = []
-    size = 0
-    for p in reversed(parameters):
-        last = buckets[-1][-1] if buckets else None
-        fits = last is not None and (last.dtype, last.device) == (p.dtype, p.device)
-        if not fits or size + p.nbytes > limit:
-            buckets.append([])
-            size = 0
-        buckets[-1].append(p)
-        size += p.nbytes
-    return buckets
 
 
 @torch.no_grad()
