@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from panoda.models import create_model
-from panoda.training.optim import build_optimizer, build_scheduler, parameter_groups
+from panoda.training.optim import _fuses, build_optimizer, build_scheduler, parameter_groups
 
 
 def test_every_parameter_once_and_no_decay_on_vectors():
@@ -126,3 +128,11 @@ def test_a_state_of_another_device_leaves_the_kind_of_kernels(name, saved, own):
     two.step()
     state = next(iter(two.state.values()))
     assert name == "sgd" or float(state["step"]) == 2.0
+
+
+def test_parameters_in_parts_are_not_stepped_on_by_a_kernel_that_knows_none():
+    """torch: "Operator aten._fused_sgd_.default does not have a sharding strategy registered"."""
+    whole, part = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=True, full_tensor=None)
+    assert _fuses("sgd", [whole]) and _fuses("adamw", [whole, part])
+    assert not _fuses("sgd", [whole, part])
+    assert not _fuses("adamw", [whole, SimpleNamespace(is_cuda=False)])

@@ -86,7 +86,7 @@ def build_optimizer(
     groups = parameter_groups(
         module, weight_decay, lr=lr, layer_decay=layer_decay, head_lr_factor=head_lr_factor
     )
-    fused = True if all(p.is_cuda for group in groups for p in group["params"]) else None
+    fused = True if _fuses(name, [p for group in groups for p in group["params"]]) else None
     optimizer: torch.optim.Optimizer
     if name == "adamw":
         optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
@@ -96,6 +96,11 @@ def build_optimizer(
             _start_momenta(optimizer)
     optimizer.register_load_state_dict_pre_hook(_own_kernels)
     return optimizer
+
+
+def _fuses(name: str, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether there is a fused kernel: on GPUs, but torch's SGD knows none of parameters in parts (FSDP)."""
+    return all(p.is_cuda and (name == "adamw" or not hasattr(p, "full_tensor")) for p in parameters)
 
 
 def _start_momenta(optimizer: torch.optim.Optimizer) -> None:
