@@ -5,7 +5,8 @@ switched on, branches on ``is_cuda`` are taken. Inside, every operator is comput
 refuses is refused: operands on two devices, generators of the host, values read without a copy to the host.
 
 torch's engine for the backward pass asks the driver for streams, so the pass is walked here, in torch's order
-and with torch's checks of what a node hands on.
+and with torch's checks of what a node hands on. Hooks of tensors that are no leaves and callbacks queued
+in the engine are not called, so there is no FSDP here.
 """
 
 from __future__ import annotations
