@@ -32,7 +32,7 @@ demo: setup ## set up and run the whole pipeline on the embedded city
 	@$(BIN)/panoda summary
 
 test: setup ## set up and run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup ## style, formatting and types
 	$(BIN)/ruff check .
