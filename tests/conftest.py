@@ -2,7 +2,10 @@
 
 import pytest
 
-LONG = ("interruption", "distributed", "kill", "standin_gpu", "fan_out", "slurm", "stages", "pairs")
+LONG = (
+    *("distributed", "interruption", "models_deform_triton", "fan_out", "export", "kill", "flows"),
+    *("standin_gpu", "stages", "pairs"),
+)
 """Files of more than some 20 seconds, without those whose tests are marked ``pipeline``."""
 
 
