@@ -276,7 +276,9 @@ def test_all_start_again_with_micro_batches_when_one_process_runs_out_of_memory(
 def test_memory_that_does_not_suffice_for_one_sample_ends_all(tmp_path):
     context = RunContext(devices=2, state_dir=tmp_path, on_oom="accumulate")
     params = PretrainParams(iterations=8, batch_size=4, accumulate=2, optim=OptimParams(lr=0.1))
-    with pytest.raises(OutOfMemory, match="step 6.* in 2 micro-batches.*Lower.*smaller micro-batches are not left"):
+    with pytest.raises(
+        OutOfMemory, match="step 6.* in 2 micro-batches.*Lower.*smaller micro-batches are not left"
+    ):
         hungry(folder=tmp_path, params=params, least=0, context=context)
 
 
