@@ -49,7 +49,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed for the next allocation; True where it does (Linux with glibc).
 
     By itself it hands blocks above 32 MiB back to the system, which zeroes as many pages when the next layer
-    wants them: with large images a fourth of the time (docs/benchmarks.md). In return the process stays as
+    wants them: with large images a fifth of the time (docs/benchmarks.md). In return the process stays as
     large as it once was. Whoever has set MALLOC_MMAP_MAX_ has decided otherwise.
     """
     if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_MAX_" in os.environ:

@@ -43,8 +43,8 @@ Metrics = dict[str, float]
 log = logging.getLogger("panoda")
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
-_LONGEST_SOCKET = 103  # bytes of a path, on macOS; four more on Linux
 """For the others to say why they end, after the first has failed."""
+_LONGEST_SOCKET = 103  # bytes of a path, on macOS; four more on Linux
 
 
 def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
