@@ -47,7 +47,7 @@ class Job(Section):
                 f"it has {', '.join(paths) or 'none'}"
             )
         for name, given in self.inputs.items():
-            path = Path(given)
+            path = Path(given).expanduser()
             # A run folder stands for the model in it.
             is_model = paths[name].suffix == ".safetensors"
             paths[name] = path / paths[name].name if is_model and path.is_dir() else path
@@ -63,11 +63,11 @@ class Job(Section):
             return stage.out_path(role)
         if self.out is None:
             return runs.new_run_folder(stage.folder_name(role))
-        out = Path(self.out)
+        out = Path(self.out).expanduser()
         root = Path.cwd()
         for kept in ("data", "outputs", "reports", "panoda", "flows", ".git", ".dvc"):
             found = out.resolve()
-            if found in (root, *root.parents) or (root / kept) in (found, *found.parents):
+            if found in (root, *root.parents) or (root / kept).resolve() in (found, *found.parents):
                 raise ConfigError(f"--out {out}: not a place for a run by hand; use a folder below runs/")
         used = out.is_dir() and any(out.iterdir()) and not (out / runs.RECORD).is_file()
         if used or out.exists() and not out.is_dir():

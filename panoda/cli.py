@@ -15,12 +15,13 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from panoda.bench_cli import bench_command
 from panoda.config import Params, load_params, sections_in
 from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
-from panoda.files import explained_error, staged_file
+from panoda.files import expand_user, explained_error, staged_file
 from panoda.models_cli import export_command, models_command
 from panoda.pipeline import STAGES
 from panoda.runs import RECORD, clean_state
@@ -31,7 +32,17 @@ SCENARIOS = Path("scenarios")
 MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "MPA"}
 SETS = {"source_val": "source val", "target_test": "target test"}
 
+
+class _Commands(TyperGroup):
+    """Commands whose arguments may begin with ``~``, also after ``--option=``, where no shell replaces it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Replace ``~`` by the home folder."""
+        return super().parse_args(ctx, [expand_user(argument) for argument in args])
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="From labelled pinhole images to a model adapted to 360-degree panoramas.",
     no_args_is_help=True,
     add_completion=False,
@@ -126,12 +137,12 @@ def scenario(
     with staged_file(PARAMS) as aside:
         shutil.copyfile(known[name], aside)
     for folder in _make_download_folders(load_params(PARAMS)):
-        typer.echo(f"made {folder}: `dvc repro` needs it, and fetches the data there or says how to get them")
+        typer.echo(f"made {folder}: `dvc repro` fetches the data there or says how to get them")
     typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
 
 
 def _make_download_folders(params: Params) -> list[Path]:
-    """Make the folders below data/downloads: DVC wants a stage's inputs to exist before it runs the stage."""
+    """Make the folders below data/downloads: where archives that come by hand belong is seen at once."""
     paths = [Path(getattr(domain.dataset, "path", "")) for domain in params.data.domains.values()]
     missing = [path for path in paths if path.is_relative_to(DOWNLOADS) and not path.exists()]
     for path in missing:
@@ -245,17 +256,17 @@ def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
 
 def _expand(paths: list[Path], out: Path) -> Iterator[Path]:
     """The files, and for folders the images in them, without those that prediction itself wrote there."""
-    from panoda.data.images import IMAGE_SUFFIXES, is_image_name
+    from panoda.data.browse import images_below
+    from panoda.data.images import IMAGE_SUFFIXES
 
     own = [(out / name).resolve() for name in ("labels", "overlays")]
     for path in paths:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(p for p in path.rglob("*") if is_image_name(p) and not p.is_dir())
-        for link in (p for p in found if not p.exists()):
-            typer.echo(f"left out: {link} points to {link.readlink()}, which is not there", err=True)
-        found = [p for p in found if p.exists() and not any(f in p.resolve().parents for f in own)]
+        found, left = images_below(path, lambda name: (path / name).resolve() not in own)  # noqa: B023
+        for line in left.lines():
+            typer.echo(line, err=True)
         if not found:
             ends = ", ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(f"{path}: no images in this folder; expected files that end in {ends}")

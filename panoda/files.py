@@ -1,7 +1,8 @@
-"""Writing without ever leaving something half-written: write aside, then replace."""
+"""Files: reading text that a person wrote; writing aside, then replacing, so that nothing is half-written."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import glob
 import hashlib
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 _ADVICE = {
     errno.EACCES: "change its permissions, or choose another place",
@@ -33,6 +36,60 @@ def explained_error(error: Exception) -> str:
         return error.strerror
     text = f"{error.filename}: {error.strerror.lower()}"
     return f"{text}; {_ADVICE[error.errno]}" if error.errno in _ADVICE else text
+
+
+def expand_user(text: str) -> str:
+    """A path or ``--option=path`` with the home folder in place of ``~``."""
+    name, equals, path = text.rpartition("=")
+    return f"{name}{equals}{os.path.expanduser(path)}"
+
+
+def read_text(path: Path) -> str:
+    """A text that a person wrote: UTF-8, or UTF-16 with its byte order mark. Lines end as in Unix.
+
+    Raises:
+        ValueError: another encoding, or no text; the message names the line.
+        OSError: missing or unreadable.
+    """
+    data = path.read_bytes()
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}: line {line}: not UTF-8 ({error.reason}); save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"{path}: zero bytes, so no text in UTF-8; save the file as UTF-8 text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: no text (``read_text``), malformed, or a key stands twice; the message names the place.
+        OSError: missing or unreadable.
+    """
+    try:
+        return yaml.load(read_text(path), Loader=_Loader)  # a SafeLoader
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not valid YAML ({str(error).removeprefix(f'{path}: ')})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice (PyYAML itself takes the last one silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value} stands here twice; remove one", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep=deep)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from panoda.files import explained_error, read_yaml
 from panoda.label_spaces import BUILT_IN, REMAPS, generated_palette
 
 IGNORE_INDEX = 255
@@ -194,15 +194,17 @@ def _same_file(one: Path, two: str) -> bool:
 
 def _read_file(name: str) -> tuple[LabelSpace, dict[str, dict[str, str | None]]]:
     """The space that a YAML file defines, and its remaps by class name."""
+    path = Path(name).expanduser()
     try:
-        tree = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
+        tree = read_yaml(path)
     except FileNotFoundError as error:
         raise ValueError(
             f"{name}: no such label space file; relative paths start at the project root, in a declaration "
             "at the folder of its file"
         ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{name}: cannot be read as YAML ({error})") from error
+    except (OSError, ValueError) as error:
+        reason = explained_error(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{name}: cannot be read as YAML ({reason})") from error
     if not isinstance(tree, dict) or not {"names"} <= set(tree) <= {"names", "palette", "to"}:
         found = ", ".join(map(str, tree)) if isinstance(tree, dict) else type(tree).__name__
         raise ValueError(f"{name}: expected the keys names and, optionally, palette and to; found {found}")

@@ -77,7 +77,7 @@ def problems(name: str) -> Counter[str]:
     """Check a data set in its default folder: kind -> number of problems."""
     status, text = panoda("check", name, "--out", "report.parquet")
     table = pd.read_parquet("report.parquet")
-    facts = {"images", "labels", "class", "ignored", "label value"}
+    facts = {"images", "labels", "class", "ignored", "label value", "left out"}
     kinds = Counter(kind for kind in table["kind"] if kind not in facts)
     assert status == (1 if kinds else 0) and ("nothing wrong" in text) == (not kinds), text
     return kinds

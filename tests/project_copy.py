@@ -26,6 +26,8 @@ from pathlib import Path
 import yaml
 
 arguments = sys.argv[1:]
+if arguments[1] == "panoda.data.watch":
+    os.execv(sys.executable, [sys.executable, *arguments])
 label = arguments[1].removeprefix("flows.")
 if "--role" in arguments:
     label += "@" + arguments[arguments.index("--role") + 1]
@@ -123,9 +125,15 @@ class ProjectCopy:
         return self.run(sys.executable, "-m", "dvc", *arguments).stdout
 
     def repro(self, *arguments: str) -> set[str]:
-        """``dvc repro``; returns the stages that ran."""
+        """``dvc repro``; returns the stages that ran, without those that look at folders every time."""
         printed = self.dvc("repro", *arguments)
-        return {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
+        ran = {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
+        return {stage for stage in ran if not stage.startswith("watch@")}
+
+    def status(self) -> dict[str, object]:
+        """``dvc status``: stage -> what changed; without those that are never up to date."""
+        found = json.loads(self.dvc("status", "--json"))
+        return {stage: changes for stage, changes in found.items() if not stage.startswith("watch@")}
 
     def commit(self, message: str) -> None:
         """Commit everything to Git."""

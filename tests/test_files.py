@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from panoda.files import sha256_file, staged_directory, staged_file, write_json
+from panoda.files import read_text, read_yaml, sha256_file, staged_directory, staged_file, write_json
 
 
 def test_an_error_leaves_the_old_file(tmp_path):
@@ -60,3 +60,22 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         pass
     assert (out / "one").read_text() == "1"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_of_other_editors(tmp_path, encoding, end):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(f"names:{end}- Straße{end}".encode(encoding))
+    assert read_text(path) == "names:\n- Straße\n"
+    assert read_yaml(path) == {"names": ["Straße"]}
+
+
+def test_what_is_no_text_is_named_with_its_line(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes("image\nStraße.png\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"list\.csv: line 2: not UTF-8 .*; save the file as UTF-8"):
+        read_text(path)
+    path.write_bytes("image\n".encode("utf-16-be"))
+    with pytest.raises(ValueError, match=r"list\.csv: zero bytes, so no text in UTF-8"):
+        read_text(path)

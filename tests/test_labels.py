@@ -148,6 +148,7 @@ def test_own_space(tmp_path):
     [
         (None, "no such label space file"),
         ("names: [a", "cannot be read as YAML"),
+        ("names: [a]\nnames: [b]", "names stands here twice; remove one"),
         ("- a", "expected the keys names"),
         ("names: [a]\ncolours: []", "found names, colours"),
         ("names: [a, 1]", "names must be a list of texts"),

@@ -20,7 +20,7 @@ from panoda.config.datasets import (
     Structured3DDataset,
 )
 from panoda.config.domains import DataParams, DomainParams, PrepareParams, prepared_folder
-from panoda.config.params import Params, load_params, parse_params, read_tree, read_yaml
+from panoda.config.params import Params, load_params, parse_params, read_tree
 from panoda.config.problems import problems, sections_in
 from panoda.config.running import ClusterParams, EvaluateParams, RuntimeParams, SlidingParams, TrackingParams
 from panoda.config.section import (
@@ -96,6 +96,5 @@ __all__ = [
     "prepared_folder",
     "problems",
     "read_tree",
-    "read_yaml",
     "sections_in",
 ]

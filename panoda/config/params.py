@@ -16,6 +16,7 @@ from panoda.config.problems import problems
 from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
 from panoda.config.section import ConfigError, Count, Section, SourceWeights
 from panoda.config.training import ModelParams, PretrainParams, WarmupParams
+from panoda.files import read_yaml
 from panoda.labels import SPACES, get_label_space, is_space_file
 
 
@@ -88,11 +89,11 @@ def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ())
 def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The raw mapping of a params file with overrides applied, not yet validated."""
     try:
-        tree = read_yaml(path)
+        tree = read_yaml(path.expanduser())
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; run in the project root or name a params file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     tree = copy.deepcopy(tree)
@@ -108,31 +109,6 @@ def parse_params(tree: dict[str, Any], where: str = "params") -> Params:
     except ValidationError as error:
         lines = problems(Params, tree, error)
         raise ConfigError("\n  ".join([f"{where}: {len(lines)} problem(s)", *lines])) from error
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        yaml.YAMLError: malformed, or a key stands twice.
-        UnicodeDecodeError: not UTF-8.
-        OSError: missing or unreadable.
-    """
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key stands twice (PyYAML itself takes the last one silently)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} stands here twice; remove one", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from panoda.config import CamVidDataset
+from panoda.data.browse import left_out, warn_left_out
 from panoda.data.dataset import DataError, RawItem
-from panoda.data.images import is_image_name
 from panoda.data.listing import ListedItem, read_listing, write_listing
+from panoda.data.patterns import glob
 from panoda.data.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX
 
@@ -67,7 +68,8 @@ def list_items(dataset: CamVidDataset, raw: Path) -> Iterator[RawItem]:
 def _names(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; CamVid needs {{split}} and {{split}}annot side by side")
-    names = {path.name for path in folder.iterdir() if path.is_file() and is_image_name(path)}
+    names = set(glob(folder, "*"))
+    warn_left_out(left_out(folder, names.__contains__))
     if not names:
         raise DataError(f"{folder}: no images; put the files there or change dataset.splits")
     return names

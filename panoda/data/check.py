@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from panoda.data.browse import LeftOut
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.decode import decode, ignore_black
 from panoda.data.images import read_ids, read_rgb
@@ -79,12 +80,14 @@ class CheckReport:
         classes: Class names; empty without labels.
         splits: Counts by split.
         problems: Everything wrong, in the order of the items.
+        left_out: What looks like an image and was not looked at.
     """
 
     name: str
     classes: tuple[str, ...] = ()
     splits: dict[str, SplitReport] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    left_out: LeftOut | None = None
 
     @property
     def ok(self) -> bool:
@@ -153,7 +156,7 @@ def check_survey(survey: Survey, *, workers: int | None = None, progress: bool =
     Returns:
         The report; it says what is wrong, this function does not raise for it.
     """
-    report = CheckReport(name=survey.name, classes=survey.classes)
+    report = CheckReport(name=survey.name, classes=survey.classes, left_out=survey.left_out)
     for split in {**survey.expected, **dict.fromkeys(item.split for item in survey.items)}:
         pixels = np.zeros(len(report.classes), np.int64)
         report.splits[split] = SplitReport(expected=survey.expected.get(split), class_pixels=pixels)

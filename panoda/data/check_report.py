@@ -38,6 +38,8 @@ def show(report: CheckReport, console: Console) -> None:
         console.print(_shares(report, labelled))
     if any(split.wrong for split in report.splits.values()):
         console.print(_wrong(report))
+    for line in report.left_out.lines() if report.left_out else ():
+        console.print(escape(line), soft_wrap=True)
     for kind, count in report.counts().items():
         console.print(f"\n[bold red]{kind}[/]: {count}")
         examples = [problem for problem in report.problems if problem.kind == kind]
@@ -51,9 +53,9 @@ def show(report: CheckReport, console: Console) -> None:
 def write_parquet(report: CheckReport, path: Path) -> None:
     """Write everything as one table, one fact a row, atomically.
 
-    Columns: ``kind`` (images, labels, class, ignored, label value, or a problem's kind), ``split``, ``name``
-    (of a class, or a raw value), ``path``, ``value`` (images, pixels), ``expected`` (published images),
-    ``share`` (of the labelled pixels of the split, 0..1) and ``detail``.
+    Columns: ``kind`` (images, labels, class, ignored, label value, left out, or a problem's kind), ``split``,
+    ``name`` (of a class, or a raw value), ``path``, ``value`` (images, pixels), ``expected`` (published
+    images), ``share`` (of the labelled pixels of the split, 0..1) and ``detail``.
     """
     table = pd.DataFrame(_rows(report), columns=list(COLUMNS)).astype(COLUMNS)
     with staged_file(path) as aside:
@@ -92,6 +94,8 @@ def _rows(report: CheckReport) -> list[dict[str, Any]]:
                 "detail": problem.detail,
             }
         )
+    for cause, names in report.left_out.causes.items() if report.left_out else ():
+        rows += [{"kind": "left out", "path": name, "detail": cause} for name in names]
     return rows
 
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from panoda.config import Section, problems, read_yaml
+from panoda.config import Section, problems
+from panoda.files import read_yaml
 
 BUILT_IN = Path(__file__).parent / "declarations"
 DOWNLOADS = Path("data/downloads")
@@ -165,10 +165,8 @@ def read_declaration(name: str) -> Declaration:
     if not path.is_file():
         known = ", ".join(built_in())
         raise ValueError(f"{name}: no such file, and no built-in data set of that name; known: {known}")
+    tree = read_yaml(path)
     try:
-        tree = read_yaml(path)
         return Declaration.model_validate(tree)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML ({error})") from error
     except ValidationError as error:
         raise ValueError(f"{path}: {'; '.join(problems(Declaration, tree, error))}") from error

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from panoda.config import DeclaredDataset
+from panoda.data.browse import warn_left_out
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.declaration import Declaration, SplitFiles, built_in, read_declaration
 from panoda.data.encoding import encoding_of, space_of
 from panoda.data.group_lists import check_group_lists
 from panoda.data.listing import ListedItem, check_ids, read_listing, write_listing
 from panoda.data.pointer import existing_folder
-from panoda.data.scan import Scan, scan_split
+from panoda.data.scan import Scan, left_out_of, scan_split
 from panoda.files import sha256_file
 from panoda.labels import is_space_file
 
@@ -45,6 +46,7 @@ def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
             _check_paired(Scan(members, scan.labelled), folder, declaration.splits[theirs])
         check_ids(members)
         items += members
+    warn_left_out(left_out_of(folder, declaration))
     encoding = None
     if declaration.labels is not None:
         encoding_of(declaration.labels, dataset.declaration)

@@ -10,9 +10,11 @@ from itertools import combinations
 from pathlib import Path
 
 from panoda.config import FolderDataset
+from panoda.data.browse import left_out, warn_left_out
 from panoda.data.dataset import DataError, RawItem
-from panoda.data.images import IMAGE_SUFFIXES, is_image_name
+from panoda.data.images import IMAGE_SUFFIXES
 from panoda.data.listing import ListedItem, read_listing, write_listing
+from panoda.data.patterns import glob
 from panoda.data.pointer import existing_folder
 
 
@@ -34,6 +36,8 @@ def download(dataset: FolderDataset, out: Path, *, progress: bool) -> None:
             raise DataError(
                 f"{folder / min(shared)}: in splits {one} and {two}; make their patterns disjoint"
             )
+    taken = {name for names in splits.values() for name in names}
+    warn_left_out(left_out(folder, taken.__contains__))
     items = [
         ListedItem(
             split=split,
@@ -67,16 +71,10 @@ def list_items(dataset: FolderDataset, raw: Path) -> Iterator[RawItem]:
 
 
 def _find(folder: Path, patterns: list[str], split: str) -> list[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        wrong = f"split {split}: {pattern!r} is not a pattern relative to {folder}"
-        if Path(pattern).is_absolute():
-            raise DataError(wrong)
-        try:
-            paths = [path for path in folder.glob(pattern) if path.is_file() and is_image_name(path)]
-        except ValueError as error:
-            raise DataError(wrong) from error
-        found |= {path.relative_to(folder).as_posix() for path in paths}
+    try:
+        found = {path for pattern in patterns for path in glob(folder, pattern)}
+    except DataError as error:
+        raise DataError(f"split {split}: {error}") from error
     if not found:
         raise DataError(
             f"{folder}: split {split} is empty: no image matches {', '.join(patterns)} "

@@ -1,15 +1,17 @@
 """Groups of images that text files name, such as SynPASS's lists of places seen by day and by night.
 
-A list has one name a line: a folder, or a whole path below the data set's folder. An image belongs to the
-group when a part of its path, or all of it, is listed.
+A list has one name a line: a folder, or a whole path below the data set's folder, with slashes or backslashes
+inside, in double quotes or not. An image belongs to the group when a part of its path, or all of it, is
+listed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from panoda.data.dataset import DataError
+from panoda.files import read_text
 
 UNLISTED = "unlisted"
 """Group of an image that no list names."""
@@ -27,11 +29,22 @@ def read_group_lists(folder: Path, lists: Mapping[str, str]) -> dict[str, frozen
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(f"group list {name!r} must be a path below {folder}, relative to it")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a readable list of names ({error})") from error
-        names[group] = frozenset(line.strip().strip("/") for line in lines if line.strip())
+            lines = read_text(path).split("\n") if path.is_file() else []
+        except (OSError, ValueError) as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            raise DataError(f"{path}: not a readable list of names ({reason})") from error
+        names[group] = frozenset(filter(None, map(_name, lines)))
     return names
+
+
+def _name(line: str) -> str:
+    text = line.strip().strip('"').strip().replace("\\", "/").strip("/")
+    return PurePosixPath(text).as_posix() if text else ""
+
+
+def names_of(images: Iterable[str]) -> set[str]:
+    """Every name that a list may have for one of the images."""
+    return {part for image in images for part in (image, *PurePosixPath(image).parts)}
 
 
 def group_of(image: str, lists: Mapping[str, frozenset[str]]) -> str:
@@ -41,7 +54,7 @@ def group_of(image: str, lists: Mapping[str, frozenset[str]]) -> str:
         >>> group_of("img/fog/val/MAP_1/0.jpg", {"day": frozenset({"MAP_1"}), "night": frozenset()})
         'day'
     """
-    parts = {image, *PurePosixPath(image).parts}
+    parts = names_of([image])
     return "+".join(group for group, names in lists.items() if parts & names) or UNLISTED
 
 

@@ -3,18 +3,24 @@
 A pattern is relative to the data set's folder, with ``/`` between names. ``*`` matches within one name,
 ``{id}`` and ``{group}`` match at least one character of one name and are remembered, ``{id:path}`` matches
 across folders; what occurs twice must match the same. ``{group}`` takes as little as it can. The suffix of
-an image or label file matches in upper and lower case.
+an image or label file matches in upper and lower case. Hidden files and folders match only where the pattern
+itself has the dot.
+
+Data sets of kind folder have glob patterns instead (``glob``): ``*``, ``?`` and ``[...]`` within one name,
+``**`` for any folders.
 """
 
 from __future__ import annotations
 
-import os
+import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from panoda.data.browse import Enter, walk
 from panoda.data.dataset import DataError
 from panoda.data.images import is_image_name
 
@@ -66,13 +72,40 @@ def check_pattern(pattern: str, *, label: bool = False) -> None:
 def find(folder: Path, pattern: str) -> Iterator[Match]:
     """Images below ``folder`` that a pattern matches, in order of their paths within each folder."""
     check_pattern(pattern)
-    whole = _compile(pattern)
-    for path in _walk(folder, "", pattern.split("/")):
-        found = whole.fullmatch(path)
-        if found and is_image_name(Path(path)):
-            parts = found.groupdict()
-            name = parts.get("id") or PurePosixPath(path).with_suffix("").as_posix()
-            yield Match(path=path, id=name, group=parts.get("group"))
+    *parents, _ = pattern.split("/")
+    deep = next((i for i, part in enumerate(parents) if "{id:path}" in part), len(parents))
+    names = [_one_name(part) for part in parents[:deep]]
+    for path in _files_below(folder, _reach(names, deep="{id:path}" in pattern)):
+        found = match(pattern, path)
+        if found is not None and is_image_name(Path(path)):
+            yield found
+
+
+def match(pattern: str, path: str) -> Match | None:
+    """What a pattern makes of a path relative to the data set's folder; None when it does not match."""
+    found = _compile(pattern).fullmatch(path)
+    if found is None:
+        return None
+    parts = found.groupdict()
+    name = parts.get("id") or PurePosixPath(path).with_suffix("").as_posix()
+    return Match(path=path, id=name, group=parts.get("group"))
+
+
+def glob(folder: Path, pattern: str) -> Iterator[str]:
+    """Relative paths of the images below ``folder`` that a glob pattern matches.
+
+    Raises:
+        DataError: a path that is absolute or leads upwards, or ``**`` within a name.
+    """
+    parts = pattern.split("/")
+    if "\\" in pattern or any(part in ("", ".", "..") or ("**" in part and part != "**") for part in parts):
+        raise DataError(f"{pattern!r} is not a pattern relative to {folder}, with / inside")
+    whole = [None if part == "**" else _glob_name(part) for part in _fold(pattern).split("/")]
+    # Folders by name until the first **, below which there may be any.
+    names = list(takewhile(lambda part: part is not None, whole[:-1]))
+    for path in _files_below(folder, _reach(names, deep=None in whole)):
+        if is_image_name(Path(path)) and _fits(whole, _fold(path).split("/")):
+            yield path
 
 
 @dataclass
@@ -97,7 +130,8 @@ class LabelFinder:
             wanted = PurePosixPath(_TOKEN.sub(lambda token: values[token.group()], pattern))  # noqa: B023
             parent = wanted.parent.as_posix()
             if parent not in self._names:
-                self._names[parent] = {_fold(n): n for n in _files(self.folder / parent)}
+                files = _files_below(self.folder / parent, lambda path: False)
+                self._names[parent] = {_fold(n): n for n in files}
             names = self._names[parent]
             found = names.get(_fold(wanted.name))
             if found is not None:
@@ -123,45 +157,47 @@ def _compile(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts) + (f"(?i:{re.escape(suffix.group())})" if suffix else ""), re.DOTALL)
 
 
-def _walk(folder: Path, prefix: str, parts: list[str]) -> Iterator[str]:
-    """Relative paths of files that may match; only folders that may hold some are entered."""
-    here = folder / prefix
-    first, rest = parts[0], parts[1:]
-    if "{id:path}" in first:
-        seen: set[str] = set()
-        for parent, folders, names in os.walk(here, followlinks=True):
-            seen.add(os.path.realpath(parent))
-            folders[:] = sorted(n for n in folders if os.path.realpath(os.path.join(parent, n)) not in seen)
-            below = Path(parent).relative_to(folder).as_posix()
-            yield from (name if below == "." else f"{below}/{name}" for name in sorted(names))
-        return
-    if not rest:
-        yield from (f"{prefix}{name}" for name in sorted(_files(here)))
-        return
-    if not _TOKEN.search(first):
-        if (here / first).is_dir():
-            yield from _walk(folder, f"{prefix}{first}/", rest)
-        return
-    one = re.compile(
-        "".join("[^/]*" if _TOKEN.fullmatch(piece) else re.escape(piece) for piece in _TOKEN.split(first)),
-        re.DOTALL,
-    )
-    for name in sorted(entry.name for entry in _entries(here) if entry.is_dir()):
-        if one.fullmatch(name):
-            yield from _walk(folder, f"{prefix}{name}/", rest)
+def _one_name(part: str) -> re.Pattern[str]:
+    """Names of folders that may match one part of a pattern."""
+    pieces = ("[^/]*" if _TOKEN.fullmatch(piece) else re.escape(piece) for piece in _TOKEN.split(part))
+    return re.compile(_visible(part) + "".join(pieces), re.DOTALL)
 
 
-def _files(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if entry.is_file()]
+def _glob_name(part: str) -> re.Pattern[str]:
+    return re.compile(_visible(part) + fnmatch.translate(part))
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return list(entries)
+def _visible(part: str) -> str:
+    """Regular expression before a name: hidden ones must be asked for."""
+    return "" if part.startswith(".") else r"(?!\.)"
 
 
-def _fold(name: str) -> str:
-    stem, dot, suffix = name.rpartition(".")
-    return f"{stem}{dot}{suffix.lower()}"
+def _fits(parts: Sequence[re.Pattern[str] | None], names: Sequence[str]) -> bool:
+    """Whether the names of a path fit the parts of a glob pattern; None stands for any folders."""
+    if not parts:
+        return not names
+    if parts[0] is None:
+        return any(_fits(parts[1:], names[i:]) for i in range(len(names) + 1))
+    return bool(names) and bool(parts[0].fullmatch(names[0])) and _fits(parts[1:], names[1:])
+
+
+def _reach(names: Sequence[re.Pattern[str]], *, deep: bool) -> Enter:
+    """Folders that may hold what matches: those of ``names``; ``deep``: below them all but hidden ones."""
+
+    def enter(path: str) -> bool:
+        place, name = path.count("/"), path.rpartition("/")[2]
+        if place < len(names):
+            return bool(names[place].fullmatch(name))
+        return deep and not name.startswith(".")
+
+    return enter
+
+
+def _files_below(folder: Path, enter: Enter) -> Iterator[str]:
+    return (path for path, cause in walk(folder, enter) if not cause) if folder.is_dir() else iter(())
+
+
+def _fold(path: str) -> str:
+    """A path, or its pattern, with the suffix in lower case."""
+    stem, dot, suffix = path.rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}" if dot and "/" not in suffix else path

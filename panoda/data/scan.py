@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import pandas as pd
-
+from panoda.data.browse import LeftOut, left_out
 from panoda.data.dataset import DataError
 from panoda.data.declaration import Declaration, SplitFiles
-from panoda.data.group_lists import group_of, read_group_lists
+from panoda.data.group_lists import group_of, names_of, read_group_lists
+from panoda.data.image_lists import read_image_list
+from panoda.data.images import is_image_name
 from panoda.data.listing import ListedItem
-from panoda.data.patterns import LabelFinder, find
+from panoda.data.patterns import LabelFinder, find, match
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,39 @@ def unused_labels(folder: Path, files: SplitFiles, scan: Scan) -> list[str]:
     return sorted({m.path for pattern in files.labels for m in find(folder, pattern)} - used - {None})
 
 
+def left_out_of(folder: Path, declaration: Declaration) -> LeftOut:
+    """What looks like an image in a data set's folder and belongs to none of its splits.
+
+    Names in group lists that no image has are in it, too.
+
+    Raises:
+        DataError: a wrong list file.
+    """
+    patterns: set[str] = set()
+    listed: set[str] = set()
+    grouped: set[str] = set()
+    lists: dict[str, frozenset[str]] = {}
+    for name, files in declaration.splits.items():
+        patterns |= {*files.images, *files.labels}
+        if files.list_file is not None and (folder / files.list_file).is_file():
+            for row in read_image_list(folder / files.list_file):
+                if row.split in (None, name):
+                    listed |= {row.image, row.label or row.image}
+        if files.group_lists:
+            grouped |= names_of(found.path for pattern in files.images for found in find(folder, pattern))
+            lists |= read_group_lists(folder, {file: file for file in files.group_lists.values()})
+
+    def taken(path: str) -> bool:
+        return path in listed or (
+            is_image_name(Path(path)) and any(match(pattern, path) for pattern in patterns)
+        )
+
+    left = left_out(folder, taken)
+    for file, names in lists.items():
+        left.add(f"names in {file} that no image has", *sorted(names - grouped))
+    return left
+
+
 def _matched(
     folder: Path, declaration: Declaration, files: SplitFiles, *, named: str
 ) -> Iterator[ListedItem]:
@@ -100,45 +134,15 @@ def _listed(
     folder: Path, declaration: Declaration, files: SplitFiles, *, split: str, named: str
 ) -> Iterator[ListedItem]:
     assert files.list_file is not None
-    path = folder / files.list_file
-    table = _read_table(path)
-    if "split" in table:
-        table = table[table["split"] == split]
     seen: set[str] = set()
-    for row in table.to_dict("records"):
-        image, label = row["image"].strip(), row.get("label", "").strip() or None
-        for name in filter(None, (image, label)):
-            pure = PurePosixPath(name)
-            if pure.is_absolute() or ".." in pure.parts:
-                raise DataError(f"{path}: {name!r} must be a path below {folder}, relative to it")
-        if label is not None and declaration.labels is None:
-            raise DataError(f"{path}: has labels, but {declaration.name} declares no section labels")
-        if image in seen:
-            raise DataError(f"{path}: {image!r} is in the list twice (split {split}); keep one row")
-        seen.add(image)
-        pure = PurePosixPath(image)
+    for row in read_image_list(folder / files.list_file):
+        if row.split not in (None, split):
+            continue
+        if row.label is not None and declaration.labels is None:
+            raise DataError(f"{row.where}: a label, but {declaration.name} declares no section labels")
+        if row.image in seen:
+            raise DataError(f"{row.where}: {row.image!r} is in the list twice (split {split}); keep one row")
+        seen.add(row.image)
+        pure = PurePosixPath(row.image)
         parent = declaration.name if pure.parent.as_posix() == "." else pure.parent.as_posix()
-        name = pure.with_suffix("").as_posix()
-        yield ListedItem(named, name, row.get("group", "").strip() or parent, image, label)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    """A list file with every cell as text."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path).fillna("").astype(str)
-        else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: no such list file; add it or correct list_file in the declaration"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable CSV or parquet list ({error})") from error
-    unknown = sorted(set(table.columns) - {"image", "label", "group", "split"})
-    if "image" not in table or unknown:
-        raise DataError(
-            f"{path}: columns {', '.join(map(str, table.columns))}; expected image and, optionally, label, "
-            "group and split"
-        )
-    return table
+        yield ListedItem(named, pure.with_suffix("").as_posix(), row.group or parent, row.image, row.label)

@@ -15,8 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from panoda.config import Stanford2D3DDataset
+from panoda.data.browse import LeftOut, left_out, warn_left_out
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.listing import ListedItem, Listing, check_ids, read_listing, write_listing
+from panoda.data.patterns import glob
 from panoda.data.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.progress import track
@@ -53,6 +55,7 @@ def download(dataset: Stanford2D3DDataset, out: Path, *, progress: bool) -> None
             items += [_without_label(i) if split in dataset.unlabelled else i for i, _ in found]
             poses += [pose for _, pose in found if pose is not None]
     check_ids(items)
+    warn_left_out(left_out_of(folder))
     write_listing(
         out, dataset.path, items, facts={"names": names}, more_files=[names, *poses], progress=progress
     )
@@ -143,11 +146,16 @@ def scan_area(
     images = folder / base / "rgb"
     if not images.is_dir():
         return []
-    files = sorted(p.name for p in images.iterdir() if p.name.endswith(_RGB) and not p.name.startswith("."))
+    files = sorted(name for name in glob(images, "*") if name.endswith(_RGB))
     return [
         _scan_image(folder, area, variant, name.removesuffix(_RGB), split)
         for name in track(files, f"listing {area}", enabled=progress)
     ]
+
+
+def left_out_of(folder: Path) -> LeftOut:
+    """What looks like an image of an area and is none, or cannot be read."""
+    return left_out(folder, lambda path: path.endswith(_RGB) or "/rgb/" not in path)
 
 
 def unused_labels(folder: Path, area: str, variant: str) -> list[str]:

@@ -19,6 +19,7 @@ import pandas as pd
 from PIL import Image
 
 from panoda.config import Structured3DDataset
+from panoda.data.browse import LeftOut, left_out, warn_left_out
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.images import UNREADABLE
 from panoda.data.listing import ListedItem, Listing, read_listing, write_listing
@@ -60,6 +61,7 @@ def download(dataset: Structured3DDataset, out: Path, *, progress: bool) -> None
                 f"semantic.png, found {len(chosen)} such scenes; unpack Structured3D_panorama_*.zip there"
             )
         items += members
+    warn_left_out(left_out_of(folder))
     pd.DataFrame(skipped, columns=["path", "reason"]).to_csv(out / SKIPPED, index=False)
     if skipped:
         log.warning("%s: skipped %d rooms and scenes; %s lists them", folder, len(skipped), SKIPPED)
@@ -91,6 +93,11 @@ def label_encoding() -> Encoding:
     """File values 0..40 -> ids of nyu40."""
     classes = ((v + 1, v) for v in range(get_label_space("nyu40").num_classes))
     return Encoding(kind="ids", table=((0, IGNORE_INDEX), *classes))
+
+
+def left_out_of(folder: Path) -> LeftOut:
+    """What cannot be read; of the other files, the names are fixed."""
+    return left_out(folder, lambda path: True)
 
 
 def find_scenes(folder: Path) -> dict[int, str]:

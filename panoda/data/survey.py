@@ -12,12 +12,13 @@ from pathlib import Path
 
 from panoda.config import Stanford2D3DDataset
 from panoda.data import stanford2d3d, structured3d
+from panoda.data.browse import LeftOut
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.declaration import Declaration, read_declaration
 from panoda.data.declared import raw_items
 from panoda.data.encoding import space_of
 from panoda.data.listing import ListedItem, Listing
-from panoda.data.scan import scan_split, unused_labels
+from panoda.data.scan import left_out_of, scan_split, unused_labels
 from panoda.labels import get_label_space
 
 LIGHTS = ("rawlight", "coldlight", "warmlight")
@@ -39,6 +40,7 @@ class Survey:
         sizes: Split -> published height and width, None where they vary.
         without_label: (split, image) where a label is missing.
         without_image: (split, label) that belong to no image.
+        left_out: What looks like an image and is none of these.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Survey:
     sizes: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     without_label: list[tuple[str, Path]] = field(default_factory=list)
     without_image: list[tuple[str, Path]] = field(default_factory=list)
+    left_out: LeftOut | None = None
 
 
 def take_survey(name: str, folder: Path) -> Survey:
@@ -73,7 +76,7 @@ def take_survey(name: str, folder: Path) -> Survey:
 
 
 def _declared(declaration: Declaration, name: str, folder: Path) -> Survey:
-    survey = Survey(declaration.name)
+    survey = Survey(declaration.name, left_out=left_out_of(folder, declaration))
     # Splits may overlap: a file is named once.
     bare: dict[Path, str] = {}
     lonely: dict[Path, str] = {}
@@ -95,7 +98,8 @@ def _declared(declaration: Declaration, name: str, folder: Path) -> Survey:
 
 def _stanford2d3d(declaration: Declaration, folder: Path) -> Survey:
     """Both variants of every area, each a split; a variant of which there is nothing is left out."""
-    survey = Survey(declaration.name, classes=get_label_space("indoor13").names)
+    classes = get_label_space("indoor13").names
+    survey = Survey(declaration.name, classes=classes, left_out=stanford2d3d.left_out_of(folder))
     names = stanford2d3d.names_file(folder)
     for variant, size in STANFORD_SIZES.items():
         items: list[ListedItem] = []
@@ -125,7 +129,8 @@ def _stanford2d3d(declaration: Declaration, folder: Path) -> Survey:
 
 def _structured3d(declaration: Declaration, folder: Path) -> Survey:
     """Every room in every light that is there; its label goes with the first. Invalid scenes are left out."""
-    survey = Survey(declaration.name, classes=get_label_space("nyu40").names)
+    classes = get_label_space("nyu40").names
+    survey = Survey(declaration.name, classes=classes, left_out=structured3d.left_out_of(folder))
     scenes = {
         n: path for n, path in structured3d.find_scenes(folder).items() if n not in structured3d.INVALID
     }

@@ -108,9 +108,10 @@ def weights_file(name: str, folder: Path) -> str:
     Raises:
         CheckpointError: a path elsewhere, or a file of another kind.
     """
-    path = PurePosixPath(name)
-    if path.is_relative_to(folder.as_posix()):
-        path = path.relative_to(folder.as_posix())
+    path = PurePosixPath(Path(name).expanduser().as_posix())
+    for given in (folder.as_posix(), folder.absolute().as_posix(), folder.resolve().as_posix()):
+        if path.is_relative_to(given):
+            path = path.relative_to(given)
     if path.is_absolute() or ".." in path.parts or path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".tar"):
         raise CheckpointError(
             f"model.weights is {name!r}; expected the name of a file below {folder}, or timm, or null: run "

@@ -46,7 +46,7 @@ def preload() -> None:
 
 
 def tracking_uri(uri: str, root: Path = Path()) -> str:
-    """``MLFLOW_TRACKING_URI`` when set, else ``uri``; a relative sqlite path becomes absolute.
+    """``MLFLOW_TRACKING_URI`` when set, else ``uri``; a relative sqlite path (or ``~``) becomes absolute.
 
     Example:
         >>> tracking_uri("sqlite:///mlflow.db", Path("/project"))
@@ -54,7 +54,7 @@ def tracking_uri(uri: str, root: Path = Path()) -> str:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or uri
     if uri.startswith(SQLITE) and not uri.removeprefix(SQLITE).startswith(("/", ":memory:")):
-        return SQLITE + str((root / uri.removeprefix(SQLITE)).resolve())
+        return SQLITE + str((root / Path(uri.removeprefix(SQLITE)).expanduser()).resolve())
     return uri
 
 
