@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from panoda.data.browse import walk
 from panoda.files import sha256_file
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def list_command(
     console = Console()
     console.print(table)
     here = _table("file", "encoder", "decoder", "classes", "licence", "source")
-    for path in sorted(FOLDER.rglob("*.safetensors")):
+    found = walk(FOLDER) if FOLDER.is_dir() else ()
+    for path in sorted(FOLDER / name for name, cause in found if not cause and name.endswith(".safetensors")):
         here.add_row(path.relative_to(FOLDER).as_posix(), *(escape(cell) for cell in _row_of_file(path)))
     if here.rows:
         console.print(here)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from command_line import panoda
 from miniature import SIZE, picture, save, values
 from PIL import Image
 
@@ -401,7 +402,7 @@ def test_data_sets_that_code_reads_name_their_kind(tmp_path):
         download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
 
 
-def test_groups_from_lists(tmp_path):
+def test_groups_from_lists(tmp_path, caplog):
     """The images of SynPASS val by day and night, which lists of places tell apart."""
     folder = tmp_path / "data"
     miniature.synpass(folder)
@@ -413,9 +414,11 @@ def test_groups_from_lists(tmp_path):
     section = declared("synpass", folder, splits={"train": "train", "test": "val_light"})
     with pytest.raises(DataError, match=r"all_map_day_val\.txt.*told apart by these lists"):
         download(role="source", dataset=section, out=tmp_path / "raw", progress=False)
-    (folder / "all_map_day_val.txt").write_text("MAP_1_point2\n\nMAP_1_point4/\r\n")
-    (folder / "all_map_night_val.txt").write_text("MAP_1_point4\n")
+    lines = "MAP_1_point2\n\n.\\MAP_1_point4\\\r\nMAP_9\n"
+    (folder / "all_map_day_val.txt").write_bytes(lines.encode("utf-8-sig"))
+    (folder / "all_map_night_val.txt").write_bytes('"MAP_1_point4"'.encode("utf-16"))
     download(role="source", dataset=section, out=tmp_path / "raw", progress=False)
+    assert f"names in all_map_day_val.txt that no image has (1): {folder}/MAP_9" in caplog.text
     items = [item for item in list_items(section, tmp_path / "raw") if item.split == "test"]
     assert {(item.id, item.group) for item in items} == {
         ("cloud/MAP_1_point2/000000", "day"),
@@ -426,37 +429,54 @@ def test_groups_from_lists(tmp_path):
     assert "all_map_day_val.txt" in (tmp_path / "raw/files.csv").read_text()  # a change of it is seen
 
 
-def test_user_files_that_dvc_does_not_watch_are_named(tmp_path, capsys, monkeypatch):
+def test_names_of_an_own_label_space_are_part_of_the_raw_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     miniature.camvid(tmp_path / "data")
-    (tmp_path / "port.yaml").write_text("names: [quay, water]\n")
     tree = yaml.safe_load(built_in()["camvid"].read_text())
     tree["labels"] = {"space": "port.yaml", "encoding": "ids", "ids": {0: 0, 1: 1}, "others": "ignore"}
-    inside = "data/own.yaml"
-    for path in ("own.yaml", inside):
-        (tmp_path / path).write_text(yaml.safe_dump(tree))
-    splits = {"train": "train", "val": "val"}
-    download(
-        role="source",
-        dataset=declared("own.yaml", Path("data"), splits=splits),
-        out=Path("a"),
-        progress=False,
-    )
-    said = capsys.readouterr().out
-    assert "own.yaml lies outside data" in said and "port.yaml lies outside data" in said
-    assert "dvc repro --force download@source" in said
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
     digests = []
     for names in ("[quay, water]", "[quay, sea]"):
-        (tmp_path / "data/port.yaml").write_text(f"names: {names}\n")
-        download(
-            role="source",
-            dataset=declared(inside, Path("data"), splits=splits),
-            out=Path("b"),
-            progress=False,
-        )
+        (tmp_path / "port.yaml").write_text(f"names: {names}\n")
+        section = declared("~/own.yaml", Path("~/data"), splits={"train": "train", "val": "val"})
+        download(role="source", dataset=section, out=Path("b"), progress=False)
         digests.append((tmp_path / "b/facts.json").read_text())
-    assert not capsys.readouterr().out and digests[0] != digests[1]
-    download(
-        role="source", dataset=declared("camvid", Path("data"), splits=splits), out=Path("c"), progress=False
+    assert digests[0] != digests[1]
+
+
+def test_what_a_declaration_leaves_out_is_named_in_every_command(tmp_path, caplog):
+    """A link is followed, and the check and the download name the same files."""
+    dataset = own(tmp_path, splits(["shots/{id:path}.jpg"], ["masks/{id:path}.png"]))
+    data = tmp_path / "data"
+    for kind, suffix in (("shots", ".JPG"), ("masks", ".png")):
+        (tmp_path / "elsewhere" / kind).mkdir(parents=True)
+        shutil.copy(data / kind / f"1{suffix}", tmp_path / "elsewhere" / kind / f"9{suffix}")
+        (data / kind / "north").symlink_to(tmp_path / "elsewhere" / kind)
+    (data / "shots/3.jpeg").touch()
+    (data / "shots/4.heic").touch()
+    (data / "shots/gone.jpg").symlink_to("nowhere.jpg")
+    download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
+    assert [item.id for item in list_items(dataset, tmp_path / "raw")] == ["1", "2", "north/9"]
+    lines = sorted(caplog.messages)
+    assert [line.rpartition(": ")[2] for line in lines] == [
+        *(f"{data}/shots/4.heic", f"{data}/shots/3.jpeg"),
+        f"{data}/shots/gone.jpg points to nowhere.jpg",
+    ]
+    status, text = panoda(
+        "data", "check", dataset.declaration, "--path", str(data), "--out", str(tmp_path / "r")
     )
-    assert not capsys.readouterr().out
+    assert all(line in text for line in lines) and status == 1  # 9.JPG is a copy of 1.JPG
+    table = pd.read_parquet(tmp_path / "r")
+    assert sorted(table[table.kind == "left out"].path) == ["shots/3.jpeg", "shots/4.heic", "shots/gone.jpg"]
+
+
+def test_a_list_names_what_it_leaves_out(tmp_path, caplog):
+    dataset = own(
+        tmp_path, lists("image,label,split\nshots/1.JPG,masks/1.png,all\nshots/2.JPG,,All\n")(tmp_path)
+    )
+    download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
+    assert caplog.messages == [
+        f"left out: images that no pattern or list names (2): {tmp_path}/data/masks/2.png, "
+        f"{tmp_path}/data/shots/2.JPG"
+    ]

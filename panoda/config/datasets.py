@@ -94,7 +94,7 @@ class CityDataset(Section):
     kind: Literal["city"]
     """Data set type."""
     path: str = "panoda/data/city"
-    """Folder the images are made from: the code that renders them. dvc.yaml watches every data set's path."""
+    """Folder the images are made from: the code that renders them."""
     camera: CameraParams
     """The camera."""
     looks: dict[str, LookParams | None]

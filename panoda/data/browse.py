@@ -59,7 +59,8 @@ class LeftOut:
     def lines(self) -> list[str]:
         """One line for each cause: how many, and the first few."""
         return [
-            f"left out: {len(names)} {cause}, such as {', '.join(map(self._shown, names[:SHOWN]))}"
+            f"left out: {cause} ({len(names)}): {', '.join(map(self._shown, names[:SHOWN]))}"
+            f"{', ...' if len(names) > SHOWN else ''}"
             for cause, names in self.causes.items()
         ]
 

@@ -1,8 +1,8 @@
 """What a data set's folder looks like, in a few bytes: ``python -m panoda.data.watch ROLE`` for dvc.yaml.
 
 DVC itself does not know ``~``, does not see what lies behind links to folders, ends at a link to nothing and
-reads every byte. So `dvc repro` runs this first, every time, and stage download when the outcome differs: when
-a file of the folder, the declaration or its label space is new, gone, of another size or written to.
+reads every byte. So `dvc repro` runs this first, every time, and stage download when the outcome differs:
+when a file of the folder, the declaration or its label space is new, gone, of another size or written to.
 """
 
 from __future__ import annotations
