@@ -107,7 +107,7 @@ def walk(folder: Path, enter: Enter = lambda path: True) -> Iterator[tuple[str, 
             yield here, UNREADABLE
             continue
         seen.add((status.st_dev, status.st_ino))
-        below = []
+        below: list[str] = []
         for entry in entries:
             path = f"{here}/{entry.name}" if here else entry.name
             kind = _kind(entry)

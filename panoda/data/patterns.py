@@ -17,7 +17,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from panoda.data.browse import Enter, walk
@@ -101,8 +100,11 @@ def glob(folder: Path, pattern: str) -> Iterator[str]:
     if "\\" in pattern or any(part in ("", ".", "..") or ("**" in part and part != "**") for part in parts):
         raise DataError(f"{pattern!r} is not a pattern relative to {folder}, with / inside")
     whole = [None if part == "**" else _glob_name(part) for part in _fold(pattern).split("/")]
-    # Folders by name until the first **, below which there may be any.
-    names = list(takewhile(lambda part: part is not None, whole[:-1]))
+    names = []  # of folders, until the first **, below which there may be any
+    for part in whole[:-1]:
+        if part is None:
+            break
+        names.append(part)
     for path in _files_below(folder, _reach(names, deep=None in whole)):
         if is_image_name(Path(path)) and _fits(whole, _fold(path).split("/")):
             yield path

@@ -25,7 +25,7 @@ def existing_folder(path: str) -> Path:
     if not folder.is_dir():
         raise DataError(
             f"{path}: no such folder (looked for {folder.resolve()}); set dataset.path in params.yaml, "
-            "absolute or relative to the project root"
+            "absolute, relative to the project root, or from ~ on"
         )
     return folder
 
