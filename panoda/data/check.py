@@ -19,6 +19,7 @@ from panoda.data.dataset import DataError, RawItem
 from panoda.data.decode import decode, ignore_black
 from panoda.data.images import read_upright
 from panoda.data.orientation import DoubtfulOrientationError, OtherSizeError, upright_label
+from panoda.data.plausible import doubts, known_ids
 from panoda.data.survey import Survey, take_survey
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX
@@ -81,12 +82,14 @@ class CheckReport:
         classes: Class names; empty without labels.
         splits: Counts by split.
         problems: Everything wrong, in the order of the items.
+        doubts: What is suspicious about labels that are not wrong, a sentence each.
     """
 
     name: str
     classes: tuple[str, ...] = ()
     splits: dict[str, SplitReport] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -169,6 +172,7 @@ def check_survey(survey: Survey, *, workers: int | None = None, progress: bool =
             seen.add(item, facts)
             bar.advance(task)
     _compare_counts(report, survey)
+    report.doubts = _doubts(report, survey)
     return report
 
 
@@ -304,6 +308,26 @@ def _compare_counts(report: CheckReport, survey: Survey) -> None:
             report.problems.append(Problem(COUNT, name, "", "no images", 0))
     report.problems += _unpaired(NO_LABEL, survey.without_label, "no label where it should be")
     report.problems += _unpaired(NO_IMAGE, survey.without_image, "belongs to no image")
+
+
+def _doubts(report: CheckReport, survey: Survey) -> list[str]:
+    """Suspicious labels: classes over all splits, what is ignored split by split.
+
+    Splits with values outside the encoding are left out: these are to be corrected first.
+    """
+    encodings = {item.encoding for item in survey.items if item.label is not None}
+    labelled = {name: split for name, split in report.splits.items() if split.labels and not split.wrong}
+    if not labelled:
+        return []
+    known = set().union(*(known_ids(encoding, len(report.classes)) for encoding in encodings))
+    pixels = sum(split.class_pixels for split in labelled.values())
+    images = sum(split.labels for split in labelled.values())
+    look = partial(doubts, names=report.classes, possible=known, in_part=False)
+    found = look(np.asarray(pixels), 0, images)
+    for name, split in labelled.items():
+        more = look(split.class_pixels, split.ignored, split.labels, missing=False)
+        found += [f"{name}: {doubt}" for doubt in more if doubt not in found]
+    return found
 
 
 def _unpaired(kind: str, paths: Iterable[tuple[str, Path]], detail: str) -> Iterator[Problem]:

@@ -69,9 +69,9 @@ def upright_label(
     if len(fitting) > 1:
         raise DoubtfulOrientationError(
             f"{item.label}: {_tags(own, orientation)} ({item.image}), and the sizes do not tell whether it "
-            "was drawn on the image as stored or as shown upright; look at one, and write orientation: stored or "
-            "orientation: exif (drawn upright) into the YAML file of the data set (kind: declared), or save "
-            "both files upright without the tag"
+            "was drawn on the image as stored or as shown; look at one, and write orientation: stored"
+            " or orientation: exif (drawn upright) into the data set's YAML file (kind: declared), or save "
+            "both upright without the tag"
         )
     return ids if fitting[0] == 1 else np.array(turn(Image.fromarray(ids), fitting[0]))
 

@@ -201,6 +201,8 @@ def _load_tiff(image: Any, path: Path, unpacked: str) -> Stored:
     tags = image.tag_v2
     if tags.get(_PLANAR) == 2 and max(tags[_BITS]) == 16 and tags.get(_COMPRESSION, _RAW) == _RAW:
         return Stored(_separate_planes(image, path), unpacked, orientation)
+    # With a file name Pillow maps some files into memory, those of orientation 5 to 8 in a wrong shape.
+    image.filename = ""
     image.load()
     return Stored(turn_back(image, orientation), unpacked, orientation)
 
