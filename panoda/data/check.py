@@ -18,7 +18,9 @@ from PIL import Image
 from panoda.data.browse import LeftOut
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.decode import decode, ignore_black
-from panoda.data.images import read_ids, read_rgb
+from panoda.data.images import read_upright
+from panoda.data.orientation import DoubtfulOrientationError, OtherSizeError, upright_label
+from panoda.data.plausible import doubts, known_ids
 from panoda.data.survey import Survey, take_survey
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX
@@ -28,6 +30,7 @@ from panoda.progress import progress_bar
 COUNT, NO_LABEL, NO_IMAGE = "other number of images", "image without label", "label without image"
 UNREADABLE_IMAGE, UNREADABLE_LABEL = "unreadable image", "unreadable label"
 IMAGE_SIZE, LABEL_SIZE, VALUES = "other size than published", "label of another size", "label values"
+DOUBTFUL = "orientation in doubt"
 SAME_IMAGE, SAME_LABEL, SHARED_ID = "same image twice", "same label twice", "same id twice"
 
 
@@ -81,6 +84,7 @@ class CheckReport:
         splits: Counts by split.
         problems: Everything wrong, in the order of the items.
         left_out: What looks like an image and was not looked at.
+        doubts: What is suspicious about labels that are not wrong, a sentence each.
     """
 
     name: str
@@ -88,6 +92,7 @@ class CheckReport:
     splits: dict[str, SplitReport] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     left_out: LeftOut | None = None
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -170,6 +175,7 @@ def check_survey(survey: Survey, *, workers: int | None = None, progress: bool =
             seen.add(item, facts)
             bar.advance(task)
     _compare_counts(report, survey)
+    report.doubts = _doubts(report, survey)
     return report
 
 
@@ -186,10 +192,11 @@ def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | 
     image: Image.Image | None = None
     label: _LabelFacts | None = None
     image_sha = label_sha = ""
+    orientation = 1
     size = sizes.get(item.split)
     try:
         image_sha = sha256_file(item.image)
-        image = read_rgb(item.image)
+        image, orientation = read_upright(item.image)
         if size and (image.height, image.width) != tuple(size):
             wrong(IMAGE_SIZE, item.image, f"{_by((image.height, image.width))}, published {_by(size)}")
     except (DataError, OSError) as error:
@@ -198,33 +205,27 @@ def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | 
         return _Facts(image_sha, label_sha, None, tuple(problems))
     try:
         label_sha = sha256_file(item.label)
-        ids, values = _read_label(item)
-        if image is not None and ids.shape != (image.height, image.width):
-            found = f"{_by(ids.shape)}, its image has {_by((image.height, image.width))}"
-            wrong(LABEL_SIZE, item.label, found)
-        elif image is not None and item.encoding and item.encoding.black_is_void:
-            ignore_black(ids, image)
-        label = _count(ids, values, classes)
+        assert item.encoding is not None  # as every survey says
+        stored = decode(item.label, item.encoding)
+        ids = stored.ids
+        if image is not None:
+            ids = upright_label(item, ids, stored.orientation, image, orientation)
+            if item.encoding.black_is_void:
+                ignore_black(ids, image)
+        label = _count(ids, stored.wrong, classes)
+    except (OtherSizeError, DoubtfulOrientationError) as error:
+        kind = LABEL_SIZE if isinstance(error, OtherSizeError) else DOUBTFUL
+        wrong(kind, item.label, _reason(error, item.label))
+        label = _count(stored.ids, stored.wrong, classes)
     except (DataError, OSError) as error:
         wrong(UNREADABLE_LABEL, item.label, _reason(error, item.label))
-    if label is not None and label.wrong and item.encoding and item.encoding.others == "error":
+    if label is not None and label.wrong and item.encoding is not None and item.encoding.others == "error":
         first = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in list(label.wrong.items())[:10])
         wrong(VALUES, item.label, f"outside the encoding: {first}", sum(label.wrong.values()))
     return _Facts(image_sha, label_sha, label, tuple(problems))
 
 
-def _read_label(item: RawItem) -> tuple[np.ndarray, dict[str, int]]:
-    """(H, W) ids, and the values outside the encoding with their pixels."""
-    assert item.label is not None
-    if item.encoding is None:
-        return read_ids(item.label), {}
-    label = decode(item.label, item.encoding)
-    return label.ids, label.wrong
-
-
 def _count(ids: np.ndarray, wrong: dict[str, int], classes: int) -> _LabelFacts:
-    if ids.dtype != np.uint8:
-        return _LabelFacts(np.zeros(classes, np.int64), 0, wrong, bool(ids.min() == ids.max()))
     # Pillow counts bytes several times faster than NumPy.
     pixels = np.array(Image.fromarray(ids).histogram(), np.int64)
     ignored = int(pixels[IGNORE_INDEX]) - sum(wrong.values())
@@ -310,6 +311,26 @@ def _compare_counts(report: CheckReport, survey: Survey) -> None:
             report.problems.append(Problem(COUNT, name, "", "no images", 0))
     report.problems += _unpaired(NO_LABEL, survey.without_label, "no label where it should be")
     report.problems += _unpaired(NO_IMAGE, survey.without_image, "belongs to no image")
+
+
+def _doubts(report: CheckReport, survey: Survey) -> list[str]:
+    """Suspicious labels: classes over all splits, what is ignored split by split.
+
+    Splits with values outside the encoding are left out: these are to be corrected first.
+    """
+    encodings = {item.encoding for item in survey.items if item.label is not None}
+    labelled = {name: split for name, split in report.splits.items() if split.labels and not split.wrong}
+    if not labelled:
+        return []
+    known = set().union(*(known_ids(encoding, len(report.classes)) for encoding in encodings))
+    pixels = sum(split.class_pixels for split in labelled.values())
+    images = sum(split.labels for split in labelled.values())
+    look = partial(doubts, names=report.classes, possible=known, in_part=False)
+    found = look(np.asarray(pixels), 0, images)
+    for name, split in labelled.items():
+        more = look(split.class_pixels, split.ignored, split.labels, missing=False)
+        found += [f"{name}: {doubt}" for doubt in more if doubt not in found]
+    return found
 
 
 def _unpaired(kind: str, paths: Iterable[tuple[str, Path]], detail: str) -> Iterator[Problem]:

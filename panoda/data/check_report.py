@@ -47,15 +47,17 @@ def show(report: CheckReport, console: Console) -> None:
             console.print(f"  {escape(f'{problem.split}: {problem.path} {problem.detail}')}", soft_wrap=True)
         if count > EXAMPLES:
             console.print(f"  and {count - EXAMPLES} more")
+    for doubt in report.doubts:
+        console.print(f"\n[bold yellow]suspicious[/]: {escape(doubt)}", soft_wrap=True)
     console.print("\n[green]nothing wrong[/]" if report.ok else f"\n{len(report.problems)} problems")
 
 
 def write_parquet(report: CheckReport, path: Path) -> None:
     """Write everything as one table, one fact a row, atomically.
 
-    Columns: ``kind`` (images, labels, class, ignored, label value, left out, or a problem's kind), ``split``,
-    ``name`` (of a class, or a raw value), ``path``, ``value`` (images, pixels), ``expected`` (published
-    images), ``share`` (of the labelled pixels of the split, 0..1) and ``detail``.
+    Columns: ``kind`` (images, labels, class, ignored, label value, left out, suspicious, or a problem's kind),
+    ``split``, ``name`` (of a class, or a raw value), ``path``, ``value`` (images, pixels), ``expected``
+    (published images), ``share`` (of the labelled pixels of the split, 0..1) and ``detail``.
     """
     table = pd.DataFrame(_rows(report), columns=list(COLUMNS)).astype(COLUMNS)
     with staged_file(path) as aside:
@@ -84,6 +86,7 @@ def _rows(report: CheckReport) -> list[dict[str, Any]]:
                     "detail": f"in {files} files",
                 }
             )
+    rows += [{"kind": "suspicious", "detail": doubt} for doubt in report.doubts]
     for problem in report.problems:
         rows.append(
             {

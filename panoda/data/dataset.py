@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, cast
 from panoda.labels import IGNORE_INDEX
 
 Projection = Literal["pinhole", "erp"]
+Orientation = Literal["auto", "exif", "stored"]
 
 ADAPTERS = {
     "city": "panoda.data.city_raw",
@@ -72,6 +73,7 @@ class RawItem:
         ignore_bottom: Share of the cropped height, at the bottom, where nothing is learned.
         void_ids: Label ids that mean "unlabelled" in this data set; without ``encoding`` only.
         encoding: Meaning of the label's values; None = single-channel ids of the raw label space.
+        orientation: Which pixels the label was drawn on (``panoda.data.orientation``).
     """
 
     id: str
@@ -88,6 +90,7 @@ class RawItem:
     ignore_bottom: float = 0.0
     void_ids: tuple[int, ...] = (IGNORE_INDEX,)
     encoding: Encoding | None = None
+    orientation: Orientation = "auto"
 
 
 class Adapter(Protocol):

@@ -111,6 +111,11 @@ class Declaration(Section):
     """Published height and width in pixels; null = they vary."""
     labels: LabelEncoding | None = None
     """Label encoding; null = no labels."""
+    orientation: Literal["auto", "exif", "stored"] = "auto"
+    """What labels were drawn on where files have an EXIF orientation; images are turned upright by theirs
+    in any case. exif: on the upright image, and each label is turned by its own tag. stored: on the stored
+    pixels of the image, and each label is turned with it. auto: as their sizes tell; where they cannot, the
+    label is refused."""
     splits: dict[str, SplitFiles]
     """Splits by published name."""
     adapter: Literal["stanford2d3d", "structured3d"] | None = None

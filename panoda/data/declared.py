@@ -99,6 +99,7 @@ def raw_items(
             crop_bottom=declaration.crop_bottom,
             ignore_bottom=declaration.ignore_bottom,
             encoding=encoding,
+            orientation=declaration.orientation,
         )
         for item in items
     )

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from panoda.data.dataset import DataError, Encoding
-from panoda.data.images import read_label, to_ids
+from panoda.data.images import read_label, to_colours, to_ids
 from panoda.labels import IGNORE_INDEX
 
 UNKNOWN = 254
@@ -32,10 +32,12 @@ class Decoded:
         wrong: Value that the encoding does not know -> pixels, most frequent first; ids are written as
             numbers, colours as "R,G,B". Such pixels are 255 in ``ids``, whether or not the encoding ignores
             them.
+        orientation: EXIF orientation of the file, 1..8; ``ids`` are not turned.
     """
 
     ids: np.ndarray
     wrong: dict[str, int]
+    orientation: int = 1
 
 
 def decode(path: Path, encoding: Encoding) -> Decoded:
@@ -44,25 +46,24 @@ def decode(path: Path, encoding: Encoding) -> Decoded:
     Raises:
         DataError: unreadable file or wrong number of channels.
     """
-    raw, ids = _look_up(path, encoding)
+    image, orientation = read_label(path)
+    look_up = _colours if encoding.kind == "palette" else _ids
+    raw, ids = look_up(image, path, encoding)
     unknown = ids == UNKNOWN
     if not unknown.any():
-        return Decoded(ids, {})
+        return Decoded(ids, {}, orientation)
     wrong = {_text(value, encoding): count for value, count in _count(raw[unknown]).items()}
     ids[unknown] = IGNORE_INDEX
-    return Decoded(ids, wrong)
+    return Decoded(ids, wrong, orientation)
 
 
-def decode_label(path: Path, encoding: Encoding, *, expected: str | None = None) -> np.ndarray:
-    """Read a label file.
+def decode_label(path: Path, encoding: Encoding, *, expected: str | None = None) -> Decoded:
+    """Read a label file; values outside the encoding are refused unless it ignores them.
 
     Args:
         path: Label file.
         encoding: Meaning of its values.
         expected: What the values may be, for the message about wrong ones; None = made from the encoding.
-
-    Returns:
-        (H, W) uint8, ids of the raw label space or 255; the caller's own copy.
 
     Raises:
         DataError: unreadable file, wrong number of channels, or values that the encoding does not know.
@@ -70,7 +71,7 @@ def decode_label(path: Path, encoding: Encoding, *, expected: str | None = None)
     label = decode(path, encoding)
     if label.wrong and encoding.others == "error":
         raise DataError(_message(path, encoding, label.wrong, expected))
-    return label.ids
+    return label
 
 
 def ignore_black(ids: np.ndarray, image: Image.Image) -> None:
@@ -83,13 +84,8 @@ def colour_code(red: int, green: int, blue: int) -> int:
     return red << 16 | green << 8 | blue
 
 
-def _look_up(path: Path, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """Raw values (H, W) int32 and ids (H, W) uint8, 255 or UNKNOWN."""
-    image = read_label(path)
-    return _colours(image, path, encoding) if encoding.kind == "palette" else _ids(image, path, encoding)
-
-
 def _ids(image: Image.Image, path: Path, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """Raw values (H, W) int32 and ids (H, W) uint8, 255 or UNKNOWN."""
     raw = to_ids(image, path)
     if image.mode in ("L", "P", "1"):
         return raw, _id_table(encoding.table, 8)[raw]
@@ -99,12 +95,7 @@ def _ids(image: Image.Image, path: Path, encoding: Encoding) -> tuple[np.ndarray
 
 
 def _colours(image: Image.Image, path: Path, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    if image.mode not in ("RGB", "RGBA", "P"):
-        raise DataError(
-            f"{path}: a label in colours must be an RGB or palette image, found mode {image.mode}; "
-            "declare the data set with encoding: ids if these are class ids"
-        )
-    rgb = np.asarray(image if image.mode == "RGB" else image.convert("RGB")).astype(np.int32)
+    rgb = np.asarray(to_colours(image, path)).astype(np.int32)
     raw = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
     known = _colour_table(encoding.table)[raw]
     if encoding.red_is_void:

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from panoda.data.dataset import DataError, Encoding, RawItem
-from panoda.data.decode import decode_label, ignore_black
-from panoda.data.images import read_rgb
+from panoda.data.decode import Decoded, decode_label, ignore_black
+from panoda.data.images import read_upright
+from panoda.data.orientation import upright_label
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX
 
@@ -49,9 +50,10 @@ def prepare_item(item: RawItem, spec: ItemSpec) -> tuple[dict[str, np.ndarray], 
         index that depend on the item alone.
 
     Raises:
-        DataError: unreadable or too small image, label of another size or with ids outside its space.
+        DataError: unreadable or too small image, label of another size, in doubtful orientation or with
+            ids outside its space.
     """
-    image = read_rgb(item.image)
+    image, orientation = read_upright(item.image)
     box = _crop_box(item, image.size, spec)
     size = (spec.width, spec.height)
     pixels = np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
@@ -59,7 +61,7 @@ def prepare_item(item: RawItem, spec: ItemSpec) -> tuple[dict[str, np.ndarray], 
     valid_rows = math.floor(spec.height * (1 - item.ignore_bottom) + 1e-9)
     class_pixels = None
     if item.label is not None:
-        label = _read_label(item, image, box, spec)
+        label = _read_label(item, image, orientation, box, spec)
         label[valid_rows:] = IGNORE_INDEX
         arrays["label"] = label
         class_pixels = np.bincount(label.ravel(), minlength=256)[: spec.num_classes].tolist()
@@ -101,26 +103,22 @@ def _crop_box(item: RawItem, size: tuple[int, int], spec: ItemSpec) -> tuple[int
 
 
 def _read_label(
-    item: RawItem, image: Image.Image, box: tuple[int, int, int, int], spec: ItemSpec
+    item: RawItem, image: Image.Image, orientation: int, box: tuple[int, int, int, int], spec: ItemSpec
 ) -> np.ndarray:
     assert item.label is not None and spec.table is not None
     if item.encoding is None:
-        ids = _plain_ids(item, item.label, spec)
+        stored = _plain_ids(item, item.label, spec)
     else:
-        ids = decode_label(item.label, item.encoding)
-    if ids.shape != (image.height, image.width):
-        raise DataError(
-            f"{item.label}: label of {ids.shape[0]} x {ids.shape[1]} pixels (height x width), but its image "
-            f"{item.image} has {image.height} x {image.width}; both must have one size"
-        )
+        stored = decode_label(item.label, item.encoding)
+    ids = upright_label(item, stored.ids, stored.orientation, image, orientation)
     if item.encoding is not None and item.encoding.black_is_void:
         ignore_black(ids, image)
     label = Image.fromarray(spec.table[ids])
     return np.array(label.resize((spec.width, spec.height), Image.Resampling.NEAREST, box=box))
 
 
-def _plain_ids(item: RawItem, path: Path, spec: ItemSpec) -> np.ndarray:
-    """(H, W) uint8 from a file of single-channel ids of the raw label space; void ids become 255."""
+def _plain_ids(item: RawItem, path: Path, spec: ItemSpec) -> Decoded:
+    """A file of single-channel ids of the raw label space; void ids become 255."""
     void = dict.fromkeys(item.void_ids, IGNORE_INDEX)
     table = void | {i: i for i in range(spec.num_classes_from)}
     expected = f"0..{spec.num_classes_from - 1}, or {', '.join(map(str, item.void_ids))} for unlabelled"

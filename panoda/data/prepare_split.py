@@ -16,10 +16,12 @@ from panoda.data.dataset import DataError, RawItem
 from panoda.data.finished import Finished
 from panoda.data.index import CODEC_FORMAT, FORMAT, INDEX, IndexWriter
 from panoda.data.item_table import SplitItems
+from panoda.data.plausible import doubts, known_ids
 from panoda.data.prepare_items import How, Problems, Result, prepare_items
 from panoda.data.shards import ShardInfo, ShardWriter, shard_name
 from panoda.data.statistics import Counts
 from panoda.files import sha256_file, take_over
+from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.progress import progress_bar
 
 INDEX_SCHEMA = pa.schema(
@@ -176,13 +178,31 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
     if work.waiting is not None:
         for info in infos:
             take_over(work.waiting / info["file"], folder)
+    found = suspicions(work, space)
     return {
         "images": len(work.items),
         "labelled": work.items[0].label is not None,
         "projection": work.items[0].projection,
         "fov_x_deg": work.items[0].fov_x_deg,
         "digest": sha256_file(folder / INDEX),
-    }
+    } | ({"doubts": found} if found else {})
+
+
+def suspicions(work: SplitWork, space: str) -> list[str]:
+    """What is suspicious about the prepared labels of a split (``panoda.data.plausible``)."""
+    spec, item = work.how.spec, work.items[0]
+    if item.label is None or spec.table is None:
+        return []
+    reached = {int(spec.table[k]) for k in known_ids(item.encoding, spec.num_classes_from)}
+    return doubts(
+        work.counts.labels[: spec.num_classes],
+        int(work.counts.labels[IGNORE_INDEX]),
+        work.counts.images,
+        names=get_label_space(space).names,
+        possible=reached - {IGNORE_INDEX},
+        in_part=IGNORE_INDEX in reached or (item.encoding is not None and item.encoding.others == "ignore"),
+        missing=work.name == "train",
+    )
 
 
 def make_shard(
@@ -247,4 +267,6 @@ def _metadata(work: SplitWork, infos: list[ShardInfo], space: str) -> dict[str, 
     }
     if how.codec != "raw":
         metadata |= {"format": CODEC_FORMAT, "codec": how.codec}
+    if found := suspicions(work, space):
+        metadata["doubts"] = found
     return metadata

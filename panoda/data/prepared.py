@@ -62,6 +62,7 @@ class PreparedSplit:
         has_labels: Labels exist.
         codec: How the shards store arrays.
         class_pixels: (K,) int64 labelled pixels per class.
+        doubts: What was suspicious about the labels when they were prepared, a sentence each.
         digest: SHA-256 over the index, which holds the hashes of raw files and shards.
 
     Raises:
@@ -85,6 +86,7 @@ class PreparedSplit:
         if self.has_labels:
             values = pc.list_flatten(table["class_pixels"]).to_numpy()
             self.class_pixels = values.reshape(len(table), self.num_classes).sum(axis=0)
+        self.doubts: list[str] = metadata.get("doubts", [])
         self.digest = sha256_file(folder / INDEX)
         self.codec: Codec = metadata.get("codec", "raw")
         self._reader = _shard_reader(folder, metadata)

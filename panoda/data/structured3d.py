@@ -21,8 +21,8 @@ from PIL import Image
 from panoda.config import Structured3DDataset
 from panoda.data.browse import LeftOut, left_out, warn_left_out
 from panoda.data.dataset import DataError, Encoding, RawItem
-from panoda.data.images import UNREADABLE
 from panoda.data.listing import ListedItem, Listing, read_listing, write_listing
+from panoda.data.pixels import UNREADABLE
 from panoda.data.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.progress import track

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from panoda.data.dataset import DataError, list_items, raw_label_space
 from panoda.data.prepare import CONTACT_SHEET, prepare
 from panoda.data.statistics import STATISTICS
 from panoda.training.context import RunContext
+
+log = logging.getLogger("panoda")
 
 
 def preprocess(
@@ -38,7 +41,7 @@ def preprocess(
         OSError: disk full.
     """
     try:
-        prepare(
+        summary = prepare(
             list_items(domain.dataset, raw),
             out,
             height=domain.prepare.height,
@@ -55,6 +58,9 @@ def preprocess(
         )
     except DataError as error:
         raise DataError(f"{role}: {error}") from error
+    for split, part in summary["splits"].items():
+        for doubt in part.get("doubts", []):
+            log.warning("%s %s: %s", role, split, doubt)
     metrics: dict[str, float] = json.loads((out / STATISTICS).read_text(encoding="utf-8"))
     context.logger.log_metrics(metrics, 0)
     context.logger.log_image("contact_sheet", np.asarray(Image.open(out / CONTACT_SHEET)), 0)

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from panoda.config import ModelParams, PretrainParams
+from panoda.data.dataset import DataError
 from panoda.data.loader import Batch
 from panoda.data.mixture import Mixture, source_splits, training_source
 from panoda.data.prepared import PreparedSplit
@@ -77,12 +79,13 @@ def pretrain(
         average, and ``swa/miou/...`` and ``swa/single_miou/...`` of them and of the best or last checkpoint.
 
     Raises:
-        ValueError: a split without labels, or weights that do not fit the model.
+        ValueError: a split without labels or with one class alone, or weights that do not fit the model.
         TrainingDiverged: a loss or gradient is not finite.
     """
     train = training_source(source_train, more_sources, sources)
     vals = {f"{role}_val": s for role, s in source_splits(source_val, more_sources, sources).items()}
     first = vals["source_val"]
+    _check_labels(train, vals, say=context.main)
     space = get_label_space(train.label_space)
     torch.manual_seed(stream_seed(seed, "model"))
     net = build_model(model, num_classes=space.num_classes)
@@ -137,6 +140,23 @@ def pretrain(
     if context.main and context.state_dir is None:
         keeper.path.unlink(missing_ok=True)
     return values
+
+
+def _check_labels(train: PreparedSplit | Mixture, vals: Mapping[str, PreparedSplit], *, say: bool) -> None:
+    """Repeat what preprocess found suspicious; refuse a single class, whose mIoU of 1.0 says nothing."""
+    parts = train.parts.values() if isinstance(train, Mixture) else [train]
+    if say:
+        for split in (*parts, *vals.values()):
+            for doubt in split.doubts:
+                log.warning("%s: %s", split.folder, doubt)
+    if train.num_classes > 1 and np.count_nonzero(train.class_pixels) == 1:
+        name = get_label_space(train.label_space).names[int(train.class_pixels.argmax())]
+        folders = ", ".join(str(split.folder) for split in parts)
+        raise DataError(
+            f"{folders}: every labelled pixel is {name!r}, so there is nothing to learn (a model that always "
+            "says so has mIoU 1.0); correct the label encoding (`panoda data check` shows the values) and "
+            "preprocess again"
+        )
 
 
 def _load_weights(
