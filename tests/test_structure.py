@@ -41,7 +41,7 @@ LEVELS = (
     ("sliding", "inference"),
     ("training",),
     ("exported", "export_check"),
-    ("evaluation", "evaluation_counts", "predict", "export", "model_table"),
+    ("evaluation", "evaluation_counts", "view", "predict", "export", "model_table"),
     ("report",),
     ("stages",),
     ("pipeline", "runs", "tracking"),

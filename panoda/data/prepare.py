@@ -16,7 +16,7 @@ from PIL import Image
 
 from panoda.data.codec import Codec, check_codec
 from panoda.data.contact_sheet import SheetRow, contact_sheet
-from panoda.data.dataset import DataError, RawItem
+from panoda.data.dataset import DataError, RawItem, is_full_circle
 from panoda.data.item_table import ItemTable, SplitItems
 from panoda.data.prepare_item import ItemSpec
 from panoda.data.prepare_items import How, Problems, Result, prepare_items
@@ -154,7 +154,7 @@ def _check_split(members: SplitItems, problems: Problems, *, labelled: bool) -> 
             without_label = without_label or item
         else:
             with_label = with_label or item
-        cameras.add((item.projection, item.fov_x_deg >= 360))
+        cameras.add((item.projection, is_full_circle(item.projection, item.fov_x_deg)))
     if with_label and without_label:
         problems.add(f"{without_label.image}: split {members.name} has labels for some images only")
     if with_label and not labelled:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from panoda.data.codec import Codec
-from panoda.data.dataset import DataError, Projection
+from panoda.data.dataset import DataError, Projection, is_full_circle
 from panoda.data.index import INDEX, read_index, read_metadata, read_rows
 from panoda.data.shards import Columns, ShardReader
 from panoda.files import sha256_file
@@ -80,7 +80,7 @@ class PreparedSplit:
         self.projection = cast(Projection, table["projection"][0].as_py())
         fov, top, bottom = (float(np.median(table[name])) for name in _SUMMED[1:4])
         self.fov_x_deg, self.lat_top_deg, self.lat_bottom_deg = fov, top, bottom
-        self.full_circle = self.projection == "erp" and self.fov_x_deg >= 360.0
+        self.full_circle = is_full_circle(self.projection, self.fov_x_deg)
         self.class_pixels = np.zeros(self.num_classes, dtype=np.int64)
         if self.has_labels:
             values = pc.list_flatten(table["class_pixels"]).to_numpy()
