@@ -211,11 +211,12 @@ def predict(
         Projection, typer.Option(help="What the images are; auto: as metadata, model and shape say.")
     ] = Projection.auto,
     wrap: Annotated[
-        bool | None, typer.Option("--wrap/--no-wrap", help="Close images around the circle; default: full circles.")
+        bool | None,
+        typer.Option("--wrap/--no-wrap", help="Close around the circle; default: full circles."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Segment panoramas: label PNGs, overlays and class shares of each image; says what each was taken for."""
+    """Segment panoramas: label PNGs, overlays, class shares; says what each image was taken for."""
     model = _checkpoint(run, checkpoint)
     # Imported here: the other commands start without torch.
     from panoda.machine import keep_freed_memory

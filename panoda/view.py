@@ -1,7 +1,7 @@
 """What prediction takes an image for: a panorama closed around the circle, a part of one, or a photograph.
 
-What the user says comes first, then what the file says (GPano, then the lens in EXIF), then what the model was
-trained on, then the shape. What was assumed is said of every image.
+What the user says comes first, then what the file says (GPano, then the lens in EXIF), then what the model
+was trained on, then the shape. What was assumed is said of every image.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _without_area(
     if facts.lens:
         return View("pinhole", facts.fov_x_deg, False, "EXIF focal length")
     shape = "2:1" if abs(width - 2 * height) <= 2 else f"{width / height:.2f}:1"
-    evidence = f"{shape}, no metadata"
+    evidence = shape if facts.notes else f"{shape}, no metadata"
     if width < FULL_CIRCLE_ASPECT * height or wrap is False:
         return View("pinhole", None, False, evidence if wrap is None else f"{evidence}, --no-wrap")
     kind, fov = trained.get("projection"), float(trained.get("fov_x_deg", 360.0))

@@ -115,7 +115,9 @@ def test_values_that_are_missing(tmp_path):
 def test_nothing_in_the_packet_is_expanded(tmp_path):
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
     facts = read_facts(save(tmp_path / "a.jpg", 192, 512, xmp=packet(HALF, head=bomb)))
-    assert facts.area is None and facts.notes == ("GPano is ignored: its XMP has a document type, which is not read",)
+    assert facts.area is None and facts.notes == (
+        "GPano is ignored: its XMP has a document type, which is not read",
+    )
     facts = read_facts(save(tmp_path / "b.jpg", 192, 512, xmp=packet(HALF)[:-60]))
     assert facts.area is None and "not well-formed" in facts.notes[0]
 

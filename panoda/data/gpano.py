@@ -178,7 +178,7 @@ def _area(
         found = f"GPano is of {area_w:g} x {area_h:g} pixels, the file has {width} x {height}"
         rounding = 1 / min(width, height)
         if abs(width * area_h / (height * area_w) - 1) > SAME_ASPECT + rounding:
-            raise _Wrong(found.removeprefix("GPano is ") + ", another shape: it was cut since")
+            raise _Wrong(found.replace("GPano", "it", 1) + ", another shape: it was cut since")
         notes = (f"{found}: resized",)
     top_deg = 90 - 180 * top / full_h
     fov = min(360 * area_w / full_w, 360.0)
