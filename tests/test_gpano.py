@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from panoda.data.gpano import Area, read_facts
+from panoda.data.dataset import RawItem
+from panoda.data.gpano import Area, contradiction, read_facts
 
 NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 HALF = {
@@ -147,3 +148,49 @@ def test_lens(tmp_path, exif, size, lens, fov):
 def test_no_image(tmp_path):
     (tmp_path / "a.png").write_bytes(b"nothing")
     assert read_facts(tmp_path / "a.png") is None and read_facts(tmp_path / "b.png") is None
+
+
+@pytest.mark.parametrize(
+    ("size", "metadata", "declared", "said"),
+    [
+        ((256, 512), {}, {}, ""),
+        ((100, 512), {}, {}, ""),
+        ((256, 512), {"xmp": packet(WHOLE)}, {}, ""),
+        (
+            (192, 512),
+            {"xmp": packet(HALF)},
+            {"fov_x_deg": 180.0, "lat_top_deg": 45, "lat_bottom_deg": -22},
+            "",
+        ),
+        ((256, 512), {}, {"projection": "pinhole", "fov_x_deg": 60.0}, ""),
+        (
+            (192, 512),
+            {"xmp": packet(HALF)},
+            {},
+            "GPano says 180 degrees of the circle, latitudes 45 to -22.5, d",
+        ),
+        (
+            (256, 512),
+            {"xmp": packet(WHOLE)},
+            {"lat_top_deg": 35.0},
+            "90 to -90, declared is 360 degrees of the",
+        ),
+        (
+            (300, 400),
+            {},
+            {},
+            "400 x 300 pixels (width x height) are at most 240 degrees wide, declared is 360",
+        ),
+        (
+            (256, 512),
+            {"xmp": packet(WHOLE)},
+            {"projection": "pinhole"},
+            "latitudes 90 to -90, declared is pinhole",
+        ),
+    ],
+)
+def test_files_against_their_declaration(tmp_path, size, metadata, declared, said):
+    path = save(tmp_path / "a.jpg", *size, **metadata)
+    camera = {"projection": "erp", "fov_x_deg": 360.0, "lat_top_deg": 90.0, "lat_bottom_deg": -90.0}
+    why = contradiction(read_facts(path), RawItem("a", "train", "", path, None, **camera | declared))
+    assert said in why and bool(said) == bool(why)

@@ -168,7 +168,7 @@ def test_a_crop_is_predicted_at_the_resolution_of_the_whole_panorama(
         if not options:
             lines = capsys.readouterr().out.splitlines()
             table = pd.read_csv(tmp_path / "out" / "class_shares.csv")
-    # 1024 pixels around: 96 of 192 rows at half the size, as in the whole panorama; 69 degrees of a photograph.
+    # 1024 pixels around: 96 of 192 rows at half the size, as in the whole; 69 degrees of a photograph.
     assert asked[:3] == [(96, False), (256, True), (56, False)]
     assert [wrap for _, wrap in asked[3:]] == [False] * 6
     said = ["half circle of 180 degrees (GPano)", "full circle (2:1, no metadata)"]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.decode import decode, ignore_black
+from panoda.data.gpano import contradiction, read_facts
 from panoda.data.images import read_ids, read_rgb
 from panoda.data.survey import Survey, take_survey
 from panoda.files import sha256_file
@@ -27,6 +28,7 @@ from panoda.progress import progress_bar
 COUNT, NO_LABEL, NO_IMAGE = "other number of images", "image without label", "label without image"
 UNREADABLE_IMAGE, UNREADABLE_LABEL = "unreadable image", "unreadable label"
 IMAGE_SIZE, LABEL_SIZE, VALUES = "other size than published", "label of another size", "label values"
+GEOMETRY = "not the declared part of the sphere"
 SAME_IMAGE, SAME_LABEL, SHARED_ID = "same image twice", "same label twice", "same id twice"
 
 
@@ -187,6 +189,9 @@ def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | 
     try:
         image_sha = sha256_file(item.image)
         image = read_rgb(item.image)
+        facts = read_facts(item.image)
+        if facts is not None and (why := contradiction(facts, item)):
+            wrong(GEOMETRY, item.image, why)
         if size and (image.height, image.width) != tuple(size):
             wrong(IMAGE_SIZE, item.image, f"{_by((image.height, image.width))}, published {_by(size)}")
     except (DataError, OSError) as error:

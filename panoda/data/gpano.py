@@ -10,20 +10,27 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from xml.parsers import expat
 
 from PIL import ExifTags, Image
 
+from panoda.data.dataset import RawItem
 from panoda.data.images import UNREADABLE
 
 NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 SAME_ASPECT = 0.01
 """Relative difference of aspects up to which a file counts as resized and not as cut."""
+DEGREES_ALIKE = 2.0
+"""Largest difference between declared angles and those of a file."""
+NARROWEST = 0.95
+"""Share of the declared width that square pixels must give: pixels may be a little wider than high."""
 SHORTEST_LENS = 3.0
 """Focal length in mm below which a lens alone does not make a photograph: panoramic cameras have such."""
 FULL_FRAME_DIAGONAL = math.hypot(36, 24)
+_PNG_TAIL = 2**18
+"""So many last bytes of a PNG are searched."""
 _PNG_KEYWORD = b"iTXtXML:com.adobe.xmp\0"
 
 
@@ -89,6 +96,31 @@ def read_facts(path: Path) -> FileFacts | None:
     return FileFacts(height, width, area, lens, fov, notes)
 
 
+def contradiction(facts: FileFacts, item: RawItem) -> str:
+    """Why a file cannot be what its data set declares of it; "" when nothing speaks against that."""
+    area = facts.area
+    if item.projection != "erp":
+        return "" if area is None else f"GPano says {_text(area)}, declared is {item.projection}"
+    declared = Area(item.fov_x_deg, item.lat_top_deg, item.lat_bottom_deg)
+    if area is not None:
+        pairs = zip(astuple(area), astuple(declared), strict=True)
+        same = all(abs(one - two) <= DEGREES_ALIKE for one, two in pairs)
+        return "" if same else f"GPano says {_text(area)}, declared is {_text(declared)}"
+    widest = 180 * facts.width / facts.height
+    if widest >= NARROWEST * item.fov_x_deg:
+        return ""
+    return (
+        f"{facts.width} x {facts.height} pixels (width x height) are at most {widest:.0f} degrees wide, "
+        f"declared is {_text(declared)}"
+    )
+
+
+def _text(area: Area) -> str:
+    return (
+        f"{area.fov_x_deg:g} degrees of the circle, latitudes {area.lat_top_deg:g} to {area.lat_bottom_deg:g}"
+    )
+
+
 def _packet(image: Image.Image, path: Path) -> bytes:
     """The XMP packet of a JPEG, PNG, WebP or TIFF; empty without one."""
     found = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
@@ -101,7 +133,9 @@ def _packet(image: Image.Image, path: Path) -> bytes:
 
 def _late_png_packet(path: Path) -> bytes:
     """XMP behind the pixels of a PNG, where some programs write it: Pillow would have to decode them."""
-    content = path.read_bytes()
+    with path.open("rb") as stream:
+        stream.seek(-min(path.stat().st_size, _PNG_TAIL), 2)
+        content = stream.read()
     start = content.find(_PNG_KEYWORD)
     if start < 4:
         return b""
