@@ -20,7 +20,7 @@ from panoda.data.images import IMAGE_SUFFIXES, is_image_name, read_rgb
 from panoda.exported import is_exported, load_exported
 from panoda.files import explain_disk_full, staged_file
 from panoda.inference import MIN_SIDE, predict_image
-from panoda.labels import LabelSpace, get_label_space
+from panoda.labels import LabelSpace
 from panoda.models.checkpoint import load_model
 from panoda.progress import track
 from panoda.sliding import Sliding
@@ -94,7 +94,7 @@ def predict_files(
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     loaded = load_exported(checkpoint) if is_exported(checkpoint) else load_model(checkpoint, device=device)
     model, card = loaded
-    space = get_label_space(card.label_space)
+    space = card.space
     trained: dict[str, Any] = card.params.get("prepared") or {}
     names = _output_names(images)
     written: list[Path] = []

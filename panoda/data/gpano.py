@@ -87,7 +87,8 @@ def read_facts(path: Path) -> FileFacts | None:
             packet = _packet(image, path)
     except UNREADABLE:
         return None
-    area, notes = None, ()
+    area: Area | None = None
+    notes: tuple[str, ...] = ()
     try:
         values = _gpano_values(packet) if packet else {}
         area, notes = _area(values, height, width, turned=turned) if values else (None, ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -120,7 +120,9 @@ class Todo:
         return (item for number in self._numbers for item in self._work.items_of(number))
 
 
-def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -> dict[str, Any]:
+def write_shards(
+    work: SplitWork, folder: Path, *, classes: Mapping[str, Any], progress: bool
+) -> dict[str, Any]:
     """Make what is not finished, and the index.
 
     Shards are made in the waiting folder, or at once in ``folder`` where there is none.
@@ -128,7 +130,7 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
     Args:
         work: The split.
         folder: Where shards and index.parquet go.
-        space: Label space of the prepared labels.
+        classes: What the index says of the label space.
         progress: Show a progress bar.
 
     Returns:
@@ -172,7 +174,7 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
             work.counts.add(Counts.from_json(done["counts"]))
             index.add(done["rows"])
         problems.check()
-        index.finish(_metadata(work, infos, space))
+        index.finish(_metadata(work, infos, classes))
     if work.waiting is not None:
         for info in infos:
             take_over(work.waiting / info["file"], folder)
@@ -234,12 +236,12 @@ def make_shard(
     return Finished(info=writer.shards[0], rows=rows, counts=counts.to_json())
 
 
-def _metadata(work: SplitWork, infos: list[ShardInfo], space: str) -> dict[str, Any]:
+def _metadata(work: SplitWork, infos: list[ShardInfo], classes: Mapping[str, Any]) -> dict[str, Any]:
     """What the index says of the split as a whole."""
     how = work.how
     metadata = {
         "format": FORMAT,
-        "label_space": space,
+        **classes,
         "height": how.spec.height,
         "width": how.spec.width,
         "has_labels": work.items[0].label is not None,
