@@ -127,7 +127,11 @@ def test_where_it_computes_and_logs_changes_nothing(city: ProjectCopy) -> None:
         ("pseudo_labels.scales", [0.5], {"pseudo_labels", "rounds"}),
         ("prototypes.scales", [0.5], {"prototypes", "rounds"}),
         ("evaluate.pictures", 1, {"evaluate"}),
-        ("data.target.dataset.splits.test.images", 3, {"download@target", "preprocess@target"}),
+        (
+            "data.target.dataset.splits.test.images",
+            3,
+            {"named_files", "download@target", "preprocess@target"},
+        ),
     ],
 )
 def test_a_section_concerns_the_stages_that_use_it(
@@ -174,6 +178,49 @@ def test_a_change_in_a_folder_used_in_place_downloads_again(tmp_path: Path) -> N
     picture(images / "panoramas" / "new.png", 32, 128, seed=99)
     assert set(json.loads(project.dvc("status", "--json"))) == {"download@target"}
     assert "download@target" in project.repro("download")
+
+
+def test_the_content_of_named_files_decides_wherever_they_lie(tmp_path: Path) -> None:
+    """Two names of the label space swapped (as many bytes as before), a declaration edited."""
+    scenario = tiny(tmp_path, tmp_path / "images")
+    space, declaration = tmp_path / "elsewhere" / "mine.yaml", tmp_path / "elsewhere" / "own.yaml"
+    space.parent.mkdir()
+    names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "walker", "rider"]
+    space.write_text(yaml.safe_dump({"names": names}))
+    splits = {
+        name: {"images": [f"{name}/{{id}}.png"], "labels": [f"{name}annot/{{id}}.png"]}
+        for name in ("train", "val")
+    }
+    own = {"name": "own", "title": "Own", "projection": "pinhole", "fov_x_deg": 60.0, "splits": splits}
+    own["labels"] = {"space": "mine.yaml", "others": "ignore"}
+    declaration.write_text(yaml.safe_dump(own))
+    tree = yaml.safe_load(scenario.read_text())
+    tree["label_space"] = str(space)
+    tree["data"]["source"]["dataset"] = {
+        "kind": "declared",
+        "declaration": str(declaration),
+        "path": str(tmp_path / "images" / "camvid"),
+        "splits": {"train": "train", "val": "val"},
+    }
+    scenario.write_text(yaml.safe_dump(tree))
+    project = ProjectCopy(tmp_path / "project", scenario, doubles=True)
+    assert PREPARED <= project.repro() and project.repro() == set()
+    assert "up to date" in project.dvc("status")
+    names[:2] = names[1::-1]
+    written = yaml.safe_dump({"names": names})
+    assert len(written) == space.stat().st_size
+    space.write_text(written)
+    assert set(json.loads(project.dvc("status", "--json"))) == {
+        "named_files",
+        "download@source",  # its declaration names the file, too
+        "preprocess@source",
+        "preprocess@target",
+    }
+    assert {"download@source", "preprocess@source", "preprocess@target"} <= project.repro()
+    assert project.repro() == set()
+    declaration.write_text(yaml.safe_dump(own | {"title": "New"}))
+    assert {"download@source", "preprocess@source"} <= project.repro()
+    assert project.repro() == set()
 
 
 # --- the real flows ----------------------------------------------------------------------------------------

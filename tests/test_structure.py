@@ -44,7 +44,7 @@ LEVELS = (
     ("evaluation", "evaluation_counts", "view", "predict", "export", "model_table"),
     ("report",),
     ("stages",),
-    ("pipeline", "runs", "tracking"),
+    ("pipeline", "runs", "tracking", "named_files"),
     ("cli", "bench_cli", "data_cli", "models_cli", "weights_cli"),
     ("__main__",),
 )
@@ -123,7 +123,7 @@ def filled(stage: Stage, texts: Any) -> list[str]:
 
 
 def test_dvc_and_the_table_name_the_same_stages(pipeline: dict[str, Any]) -> None:
-    assert list(pipeline["stages"]) == list(STAGES)
+    assert list(pipeline["stages"]) == ["named_files", *STAGES]
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda s: s.name)
@@ -133,7 +133,12 @@ def test_dvc_stage_says_what_the_table_says(pipeline: dict[str, Any], stage: Sta
     assert entry["cmd"] == f"sh flows/python.sh -m flows.{stage.name}{role} --pipeline"
     assert entry["params"] == filled(stage, stage.sections)
     assert entry["outs"] == filled(stage, [stage.out])
-    data = [d for d in entry["deps"] if d.startswith(("data/", "outputs/"))]
+    named = [d for d in entry["deps"] if d.startswith("data/named/")]
+    assert named == {
+        "download": ["data/named/datasets/${key}"],
+        "preprocess": ["data/named/datasets/${key}", "data/named/label_space"],
+    }.get(stage.name, [])
+    data = [d for d in entry["deps"] if d.startswith(("data/", "outputs/")) and d not in named]
     if stage.name == "report":
         assert data == [s.out for s in STAGES.values() if s.out.startswith("outputs/")]
     else:

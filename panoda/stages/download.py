@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from panoda.config import AnyDataset, DeclaredDataset
+from panoda.config import AnyDataset
 from panoda.data.dataset import DataError, adapter
-from panoda.data.declaration import built_in
-from panoda.data.declared import declaration_of
-from panoda.data.encoding import space_of
 from panoda.data.gpano import contradiction, read_facts
 from panoda.data.obtain import provide
 from panoda.files import staged_directory
-from panoda.labels import is_space_file
 from panoda.progress import track
 
 SHOWN = 5
@@ -42,11 +38,6 @@ def download(*, role: str, dataset: AnyDataset, out: Path, progress: bool) -> di
     """
     try:
         provide(dataset, progress=progress)
-        for path in _unwatched(dataset):
-            print(
-                f"{role}: {path} lies outside {dataset.path}, the folder that DVC watches, so a change of it "
-                f"is not seen; put it there, or run `dvc repro --force download@{role}` after every change"
-            )
         with staged_directory(out) as staged:
             adapter(dataset.kind).download(dataset, staged, progress=progress)
             for line in _contradictions(dataset, staged, progress=progress):
@@ -77,14 +68,3 @@ def _contradictions(dataset: AnyDataset, raw: Path, *, progress: bool) -> Iterat
         yield from (f"  {line}" for line in found[:SHOWN])
         if len(found) > SHOWN:
             yield f"  and {len(found) - SHOWN} more"
-
-
-def _unwatched(dataset: AnyDataset) -> list[Path]:
-    """The user's YAML files (declaration, label space) that lie outside the data set's folder."""
-    if not isinstance(dataset, DeclaredDataset) or dataset.declaration in built_in():
-        return []
-    labels = declaration_of(dataset).labels
-    spaces = [] if labels is None else [space_of(labels, dataset.declaration)]
-    files = [Path(name) for name in (dataset.declaration, *filter(is_space_file, spaces))]
-    folder = Path(dataset.path).expanduser().resolve()
-    return [path for path in files if not path.expanduser().resolve().is_relative_to(folder)]
