@@ -21,6 +21,7 @@ from PIL import Image
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
 from panoda.data.dataset import ADAPTERS, DataError, list_items, raw_label_space
 from panoda.data.declaration import built_in, read_declaration
+from panoda.data.declared import files_of
 from panoda.data.encoding import encoding_of
 from panoda.data.prepared import PreparedSplit
 from panoda.data.scan import scan_split, unused_labels
@@ -426,37 +427,22 @@ def test_groups_from_lists(tmp_path):
     assert "all_map_day_val.txt" in (tmp_path / "raw/files.csv").read_text()  # a change of it is seen
 
 
-def test_user_files_that_dvc_does_not_watch_are_named(tmp_path, capsys, monkeypatch):
+def test_the_users_files_of_a_section(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     miniature.camvid(tmp_path / "data")
     (tmp_path / "port.yaml").write_text("names: [quay, water]\n")
     tree = yaml.safe_load(built_in()["camvid"].read_text())
     tree["labels"] = {"space": "port.yaml", "encoding": "ids", "ids": {0: 0, 1: 1}, "others": "ignore"}
-    inside = "data/own.yaml"
-    for path in ("own.yaml", inside):
-        (tmp_path / path).write_text(yaml.safe_dump(tree))
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
     splits = {"train": "train", "val": "val"}
-    download(
-        role="source",
-        dataset=declared("own.yaml", Path("data"), splits=splits),
-        out=Path("a"),
-        progress=False,
-    )
-    said = capsys.readouterr().out
-    assert "own.yaml lies outside data" in said and "port.yaml lies outside data" in said
-    assert "dvc repro --force download@source" in said
-    digests = []
-    for names in ("[quay, water]", "[quay, sea]"):
-        (tmp_path / "data/port.yaml").write_text(f"names: {names}\n")
-        download(
-            role="source",
-            dataset=declared(inside, Path("data"), splits=splits),
-            out=Path("b"),
-            progress=False,
-        )
-        digests.append((tmp_path / "b/facts.json").read_text())
-    assert not capsys.readouterr().out and digests[0] != digests[1]
-    download(
-        role="source", dataset=declared("camvid", Path("data"), splits=splits), out=Path("c"), progress=False
-    )
-    assert not capsys.readouterr().out
+    own = declared("own.yaml", Path("data"), splits=splits)
+    assert files_of(own) == {"declaration": Path("own.yaml"), "declared_space": Path("port.yaml")}
+    assert files_of(declared("camvid", Path("data"), splits=splits)) == {}
+    with pytest.raises(DataError, match="nowhere.yaml: no such file"):
+        files_of(declared("nowhere.yaml", Path("data"), splits=splits))
+    facts = []
+    for names in ("[quay, water]", "[water, quay]"):
+        (tmp_path / "port.yaml").write_text(f"names: {names}\n")
+        download(role="source", dataset=own, out=Path("raw"), progress=False)
+        facts.append((tmp_path / "raw/facts.json").read_text())
+    assert facts[0] != facts[1], "stage preprocess sees the change"

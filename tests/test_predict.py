@@ -15,9 +15,10 @@ from test_gpano import HALF, packet, save
 
 from panoda.cli import main
 from panoda.inference import predict_image
-from panoda.labels import get_label_space
+from panoda.labels import LabelSpace, get_label_space
 from panoda.models import create_model
 from panoda.models.checkpoint import load_model, make_card, save_model
+from panoda.models.errors import CheckpointError
 from panoda.predict import predict_files
 
 SPACE = get_label_space("cs13")
@@ -139,6 +140,25 @@ def test_card_says_how_large_pixels_were_in_training(tmp_path, checkpoint, monke
     files = [picture(tmp_path / "full.png", (600, 1200)), picture(tmp_path / "photo.png", (300, 400))]
     predict_files(tmp_path / "model.safetensors", files, tmp_path / "out")
     assert asked == [256, 96]  # a full sphere 512 pixels around is 256 high; others take the prepared height
+
+
+def test_a_label_space_file_that_moved_is_not_missed(tmp_path):
+    """Names and colours are in the card: prediction, export and reading need the checkpoint alone."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("names: [quay, water]\npalette: [[1, 2, 3], [4, 5, 6]]\n")
+    model = create_model("trans4pass_nano", num_classes=2)
+    card = make_card(model, label_space=str(file), stage="pretrain", seed=0)
+    save_model(tmp_path / "new.safetensors", model, card)
+    save_model(tmp_path / "old.safetensors", model, card.model_copy(update={"palette": None}))
+    file.unlink()
+    image = picture(tmp_path / "a.png", (40, 80))
+    for name, colours in (("new", [1, 2, 3, 4, 5, 6]), ("old", [128, 0, 0, 0, 128, 0])):
+        result = predict_files(tmp_path / f"{name}.safetensors", [image], tmp_path / name)
+        assert Image.open(result.labels[0]).getpalette()[:6] == colours
+        assert pd.read_csv(result.shares)[["quay", "water"]].sum(axis=1).round(3).tolist() == [1.0]
+    swapped = LabelSpace("mine.yaml", ("water", "quay"), ((0, 0, 0), (1, 1, 1)))
+    with pytest.raises(CheckpointError, match="class 0 is 'quay' there and 'water' here; train it again"):
+        load_model(tmp_path / "new.safetensors", space=swapped)
 
 
 def test_a_crop_is_predicted_at_the_resolution_of_the_whole_panorama(
