@@ -17,6 +17,7 @@ from flows.devices import shares, take_devices, what_to_lower
 from flows.job import Job
 from panoda import runs
 from panoda.config import Params, RuntimeParams
+from panoda.data.named_files import named_files
 from panoda.files import write_json
 from panoda.pipeline import Stage, flatten, get_stage
 from panoda.training.preemption import sigterm_ends
@@ -134,7 +135,7 @@ def _record(
         "params": stage.params(params, role),
         "inputs": {
             name: {"path": str(path), "digest": runs.digest(path), "run": runs.run_of_input(path)}
-            for name, path in inputs.items()
+            for name, path in {**inputs, **named_files(stage.name, role, params)}.items()
         },
         "code": runs.code_digest(stage.module, registries=stage.registries),
         "status": "running",

@@ -17,6 +17,7 @@ from typing import Any
 from flows.execution import parameter_differences, register_adapted
 from panoda import runs, tracking
 from panoda.config import Params, load_params
+from panoda.data.named_files import named_files
 from panoda.files import staged_directory, write_json
 from panoda.pipeline import STAGES, Stage, get_stage
 
@@ -68,7 +69,8 @@ def _input_differences(
     record: Mapping[str, Any], stage: Stage, role: str | None, params: Params
 ) -> list[str]:
     found = []
-    for name, path in stage.input_paths(role, params).items():
+    paths = stage.input_paths(role, params) | named_files(stage.name, role, params)
+    for name, path in paths.items():
         now = runs.digest(path) if path.exists() else "missing"
         then = record["inputs"].get(name, {})
         if then.get("digest") != now:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -26,6 +27,15 @@ from panoda.models_cli import export_command, models_command
 from panoda.pipeline import STAGES
 from panoda.runs import RECORD, clean_state
 from panoda.weights_cli import weights
+
+
+class Projection(StrEnum):
+    """What images are taken for."""
+
+    auto = "auto"
+    erp = "erp"
+    pinhole = "pinhole"
+
 
 PARAMS = Path("params.yaml")
 SCENARIOS = Path("scenarios")
@@ -208,9 +218,16 @@ def predict(
     sliding: Annotated[
         int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
     ] = None,
+    projection: Annotated[
+        Projection, typer.Option(help="What the images are; auto: as metadata, model and shape say.")
+    ] = Projection.auto,
+    wrap: Annotated[
+        bool | None,
+        typer.Option("--wrap/--no-wrap", help="Close around the circle; default: full circles."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Segment panoramas: label PNGs, overlays and class shares of each image."""
+    """Segment panoramas: label PNGs, overlays, class shares; says what each image was taken for."""
     model = _checkpoint(run, checkpoint)
     # Imported here: the other commands start without torch.
     from panoda.machine import keep_freed_memory
@@ -225,10 +242,13 @@ def predict(
         files,
         out,
         height=height,
+        projection=projection.value,
+        wrap=wrap,
         sliding=None if sliding is None else (sliding, 2 * sliding // 3),
         device=place,
         dtype=resolve_precision("auto", place),
         progress=True,
+        say=typer.echo,
     )
     for _, reason in result.failures:
         print(reason, file=sys.stderr)

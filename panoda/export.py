@@ -22,7 +22,6 @@ from panoda.data.transforms import normalise
 from panoda.export_check import TOLERANCE, Check, checked, median_seconds, sample_images
 from panoda.exported import EXTRA_FILE, KEY, SUFFIXES, ExportCard, ExportedModel, card_text, require
 from panoda.files import staged_file
-from panoda.labels import get_label_space
 from panoda.models.checkpoint import ModelCard
 from panoda.models.encoder import Encoder
 from panoda.models.segmenter import MIN_SIZE as SMALLEST_FIXED
@@ -181,7 +180,7 @@ def _describe(
             )
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}; expected at least 1, or `dynamic`")
-    space = get_label_space(card.label_space)
+    space = card.space
     return ExportCard(
         input="float",
         output="logits",

@@ -11,7 +11,7 @@ and the path of that file is its name everywhere (relative paths start at the pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,28 @@ def get_label_space(name: str) -> LabelSpace:
             f"unknown label space {name!r}; known: {', '.join(SPACES)}, or the path of a YAML file"
         )
     return SPACES[name]
+
+
+def stored_space(
+    name: str,
+    names: Sequence[str] | None,
+    palette: Sequence[Sequence[int]] | None,
+) -> LabelSpace:
+    """The label space that a file of ours keeps, so that it needs neither this table nor a YAML file.
+
+    Files that were written before spaces were kept have a name without ``names`` or ``palette``; what they
+    lack comes from the space of that name, or, of a class list without colours, is generated.
+    """
+    if names is None:
+        return get_label_space(name)
+    if palette is None:
+        try:
+            known = get_label_space(name)
+        except ValueError:
+            known = None
+        same = known is not None and known.names == tuple(names)
+        palette = known.palette if known is not None and same else generated_palette(len(names))
+    return LabelSpace(name, tuple(names), tuple((r, g, b) for r, g, b in palette))
 
 
 def remap_targets(source: str) -> list[str]:

@@ -5,9 +5,10 @@ A file that cannot be read is skipped and named in the result; everything else i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,16 +20,17 @@ from panoda.data.images import IMAGE_SUFFIXES, is_image_name, read_rgb
 from panoda.exported import is_exported, load_exported
 from panoda.files import explain_disk_full, staged_file
 from panoda.inference import MIN_SIDE, predict_image
-from panoda.labels import LabelSpace, get_label_space
-from panoda.models.checkpoint import ModelCard, load_model
+from panoda.labels import LabelSpace
+from panoda.models.checkpoint import load_model
 from panoda.progress import track
 from panoda.sliding import Sliding
+from panoda.view import Asked, View, pixels_per_radian, view_of, width_at
 
 DEFAULT_HEIGHT = 512
 """Working height when neither the caller nor the checkpoint says one."""
-FULL_CIRCLE_ASPECT = 1.9
-"""Images at least this many times wider than high are taken for full circles."""
 OVERLAY_SHARE = 0.5
+ASSUMED = ("projection", "fov_x_deg", "wrapped", "taken_for")
+"""Columns of class_shares.csv: what the image was taken for."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +54,48 @@ def predict_files(
     out: Path,
     *,
     height: int | None = None,
+    projection: Asked = "auto",
     wrap: bool | None = None,
     sliding: Sliding | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     progress: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> PredictResult:
     """Write ``labels/*.png``, ``overlays/*.jpg`` and ``class_shares.csv`` into ``out``.
 
-    Label PNGs hold train ids with the palette of the label space. Shares are shares of pixels.
+    Label PNGs hold train ids with the palette of the label space. Shares are shares of pixels; beside them
+    stands what each image was taken for (``panoda.view``).
 
     Args:
         checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
         images: Image files of any size.
         out: Result folder; files of other images that lie there stay.
-        height: Working height in pixels; None = as in training when the checkpoint's card says it
-            (``params["prepared"]`` with height, width, full_circle), else 512; never above the image's own.
-        wrap: The images are full circles; None = those at least 1.9 times wider than high.
+        height: Working height in pixels; None = pixels of the angular size seen in training where the
+            checkpoint's card (``params["prepared"]``) and the image tell it, else the height in training,
+            else 512; never above the image's own.
+        projection: What the images are; auto = as their metadata, the card and their shape say.
+        wrap: Whether they close around the circle; None = full circles do.
         sliding: Window and stride of sliding windows at the working height; None = whole images.
         device: Where to compute.
         dtype: Autocast type, or None.
         progress: Show a progress bar.
+        say: Told in one line what each image was taken for.
 
     Raises:
-        ValueError: no images, or arguments that are not image files.
+        ValueError: no images, wrap for pinhole images, or arguments that are not image files.
         OSError: disk full.
     """
     images = list(dict.fromkeys(images))
     _check_arguments(images)
+    if wrap and projection == "pinhole":
+        raise ValueError("pinhole images are no circles: leave out --wrap, or give --projection erp")
     if height is not None and height < MIN_SIDE:
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     loaded = load_exported(checkpoint) if is_exported(checkpoint) else load_model(checkpoint, device=device)
     model, card = loaded
-    space = get_label_space(card.label_space)
+    space = card.space
+    trained: dict[str, Any] = card.params.get("prepared") or {}
     names = _output_names(images)
     written: list[Path] = []
     rows: list[dict[str, object]] = []
@@ -99,20 +110,24 @@ def predict_files(
             except DataError as error:
                 failures.append((path, str(error)))
                 continue
-            full = wrap if wrap is not None else rgb.shape[1] >= FULL_CIRCLE_ASPECT * rgb.shape[0]
+            view = view_of(path, *rgb.shape[:2], projection=projection, wrap=wrap, trained=trained)
+            if getattr(model, "wraps", False) and not view.wrap:
+                view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
+            if say is not None:
+                say(f"{path}: {view}")
             label = predict_image(
                 model,
                 torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
-                height=_working_height(card, rgb.shape, asked=height, full=full),
-                wrap=full,
+                height=_working_height(trained, rgb.shape, asked=height, view=view),
+                wrap=view.wrap,
                 sliding=sliding,
                 dtype=dtype,
             ).numpy()
             written.append(_write(out, names[path], rgb, label, space))
-            rows.append({"image": str(path), "label": names[path], **_shares(label, space)})
+            rows.append({"image": str(path), "label": names[path], **_assumed(view), **_shares(label, space)})
         shares = out / "class_shares.csv"
         with staged_file(shares) as aside:
-            columns = ["image", "label", *space.names]
+            columns = ["image", "label", *ASSUMED, *space.names]
             pd.DataFrame(rows, columns=columns).to_csv(aside, index=False, float_format="%.6f")
     return PredictResult(labels=written, shares=shares, failures=failures)
 
@@ -147,17 +162,24 @@ def _read(path: Path) -> np.ndarray:
     return rgb
 
 
-def _working_height(card: ModelCard, shape: tuple[int, ...], *, asked: int | None, full: bool) -> int:
+def _working_height(
+    trained: Mapping[str, Any], shape: tuple[int, ...], *, asked: int | None, view: View
+) -> int:
     height, width = shape[:2]
     wanted = asked
     if wanted is None:
-        prepared = card.params.get("prepared") or {}
-        if full and prepared.get("full_circle"):
+        resolution = pixels_per_radian(trained)
+        across = None if resolution is None else width_at(view, resolution)
+        if across is not None:
             # Pixels of the angular size seen in training, whatever part of the sphere the image shows.
-            wanted = round(int(prepared["width"]) * height / width)
+            wanted = round(across * height / width)
         else:
-            wanted = int(prepared.get("height", DEFAULT_HEIGHT))
+            wanted = int(trained.get("height", DEFAULT_HEIGHT))
     return max(MIN_SIDE, min(wanted, height))
+
+
+def _assumed(view: View) -> dict[str, object]:
+    return dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))
 
 
 def _output_names(images: Sequence[Path]) -> dict[Path, str]:

@@ -128,12 +128,12 @@ class ProjectCopy:
         """``dvc repro``; returns the stages that ran, without those that look at folders every time."""
         printed = self.dvc("repro", *arguments)
         ran = {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
-        return {stage for stage in ran if not stage.startswith("watch@")}
+        return {stage for stage in ran if not stage.startswith("watch")}
 
     def status(self) -> dict[str, object]:
         """``dvc status``: stage -> what changed; without those that are never up to date."""
         found = json.loads(self.dvc("status", "--json"))
-        return {stage: changes for stage, changes in found.items() if not stage.startswith("watch@")}
+        return {stage: changes for stage, changes in found.items() if not stage.startswith("watch")}
 
     def commit(self, message: str) -> None:
         """Commit everything to Git."""

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 from rich.console import Console
+from test_gpano import HALF, packet, save
 
 from panoda.data import check as module
 from panoda.data.check import CheckReport, check_dataset, check_survey
@@ -133,6 +134,16 @@ def test_labels_of_one_value_are_no_copies(tmp_path, good):
     for i in range(3):
         label(good / f"gt/train/bonn/{i}_ids.png", 7)
     assert check_dataset(declare(tmp_path), good).ok
+
+
+def test_panoramas_that_are_no_full_circle(tmp_path):
+    for name, width, xmp in (("a", 128, b""), ("b", 128, packet(HALF)), ("c", 96, b"")):
+        save(tmp_path / "data" / f"{name}.jpg", 48 if xmp else 64, width, xmp=xmp)
+    splits = {"all": {"images": ["{id}.jpg"]}}
+    tree = {"projection": "erp", "fov_x_deg": 360.0, "size": None, "labels": None, "splits": splits}
+    report = check_dataset(declare(tmp_path, **tree), tmp_path / "data")
+    assert found(report) == {module.GEOMETRY: ["b.jpg", "c.jpg"]}
+    assert "GPano says 180 degrees" in report.problems[0].detail
 
 
 def test_unreadable_files(tmp_path, good):

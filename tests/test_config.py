@@ -57,6 +57,20 @@ def test_mistakes_are_named(override, message):
         load_params(ROOT / "params.yaml", tree_overrides)
 
 
+@pytest.mark.parametrize("name", ["a/b", "a:b", "..", "", " a", "a\\b", "a\nb", "x" * 101])
+def test_names_that_mlflow_or_a_folder_cannot_take(name):
+    tree = read_tree(ROOT / "params.yaml")
+    with pytest.raises(ConfigError, match="scenario: .*names files and folders"):
+        parse_params({**tree, "scenario": name})
+    tree["data"]["target"]["dataset"]["splits"][name] = {"images": 1, "seed": 99, "labels": True}
+    with pytest.raises(ConfigError, match="data.target: .*names files and folders"):
+        parse_params(tree)
+    assert (
+        parse_params({**read_tree(ROOT / "params.yaml"), "scenario": "Köln, day (2)"}).scenario
+        == "Köln, day (2)"
+    )
+
+
 def test_splits_must_not_share_worlds():
     tree = read_tree(ROOT / "params.yaml")
     splits = tree["data"]["source"]["dataset"]["splits"]

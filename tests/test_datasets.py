@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from raw_data import write_pair
+from test_gpano import HALF, packet, save
 
 from panoda.config import CamVidDataset, CityDataset, DomainParams, FolderDataset, PrepareParams
 from panoda.data.dataset import DataError, adapter, list_items
@@ -105,6 +106,19 @@ def test_folder(tmp_path):
     assert train.index.raw_width.tolist() == [128, 160, 200]
     assert (train.lat_top_deg, train.lat_bottom_deg) == (90.0, -45.0)
     assert train[2]["valid"][:32].all() and not train[2]["valid"][32:].any()
+
+
+def test_download_names_what_is_no_full_circle(tmp_path, capsys):
+    folder = tmp_path / "panos"
+    save(folder / "whole.jpg", 256, 512)
+    save(folder / "half.jpg", 192, 512, xmp=packet(HALF))
+    save(folder / "photo.jpg", 300, 400)
+    dataset = FolderDataset(kind="folder", path=str(folder), splits={"train": ["*"], "test": ["*"]})
+    download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
+    said = capsys.readouterr().out
+    assert "target: 2 of 3 images cannot be what the data set declares" in said
+    assert "half.jpg: GPano says 180 degrees of the circle" in said and "whole.jpg" not in said
+    assert "photo.jpg: 400 x 300 pixels (width x height) are at most 240 degrees wide" in said
 
 
 def test_pointer_follows_the_folder(tmp_path, monkeypatch):

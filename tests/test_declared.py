@@ -22,6 +22,7 @@ from PIL import Image
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
 from panoda.data.dataset import ADAPTERS, DataError, list_items, raw_label_space
 from panoda.data.declaration import built_in, read_declaration
+from panoda.data.declared import files_of
 from panoda.data.encoding import encoding_of
 from panoda.data.prepared import PreparedSplit
 from panoda.data.scan import scan_split, unused_labels
@@ -429,20 +430,26 @@ def test_groups_from_lists(tmp_path, caplog):
     assert "all_map_day_val.txt" in (tmp_path / "raw/files.csv").read_text()  # a change of it is seen
 
 
-def test_names_of_an_own_label_space_are_part_of_the_raw_data(tmp_path, monkeypatch):
+def test_the_users_files_of_a_section(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     miniature.camvid(tmp_path / "data")
     tree = yaml.safe_load(built_in()["camvid"].read_text())
     tree["labels"] = {"space": "port.yaml", "encoding": "ids", "ids": {0: 0, 1: 1}, "others": "ignore"}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(tree))
-    digests = []
-    for names in ("[quay, water]", "[quay, sea]"):
+    splits = {"train": "train", "val": "val"}
+    own = declared("own.yaml", Path("data"), splits=splits)
+    assert files_of(own) == {"declaration": Path("own.yaml"), "declared_space": Path("port.yaml")}
+    assert files_of(declared("camvid", Path("data"), splits=splits)) == {}
+    with pytest.raises(DataError, match="nowhere.yaml: no such file"):
+        files_of(declared("nowhere.yaml", Path("data"), splits=splits))
+    facts = []
+    for names in ("[quay, water]", "[water, quay]"):
         (tmp_path / "port.yaml").write_text(f"names: {names}\n")
-        section = declared("~/own.yaml", Path("~/data"), splits={"train": "train", "val": "val"})
-        download(role="source", dataset=section, out=Path("b"), progress=False)
-        digests.append((tmp_path / "b/facts.json").read_text())
-    assert digests[0] != digests[1]
+        section = declared("~/own.yaml", Path("~/data"), splits=splits)
+        download(role="source", dataset=section, out=Path("raw"), progress=False)
+        facts.append((tmp_path / "raw/facts.json").read_text())
+    assert facts[0] != facts[1], "stage preprocess sees the change"
 
 
 def test_what_a_declaration_leaves_out_is_named_in_every_command(tmp_path, caplog):

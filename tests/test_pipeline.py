@@ -196,6 +196,48 @@ def test_paths_of_data_sets_mean_under_dvc_what_they_mean_by_hand(
     assert project.repro("download") == {"download@target"}
 
 
+def test_the_content_of_named_files_decides_wherever_they_lie(tmp_path: Path) -> None:
+    """Two names of the label space swapped (as many bytes as before), a declaration edited."""
+    scenario = tiny(tmp_path, tmp_path / "images")
+    space, declaration = tmp_path / "elsewhere" / "mine.yaml", tmp_path / "elsewhere" / "own.yaml"
+    space.parent.mkdir()
+    names = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "walker", "rider"]
+    space.write_text(yaml.safe_dump({"names": names}))
+    splits = {
+        name: {"images": [f"{name}/{{id}}.png"], "labels": [f"{name}annot/{{id}}.png"]}
+        for name in ("train", "val")
+    }
+    own = {"name": "own", "title": "Own", "projection": "pinhole", "fov_x_deg": 60.0, "splits": splits}
+    own["labels"] = {"space": "mine.yaml", "others": "ignore"}
+    declaration.write_text(yaml.safe_dump(own))
+    tree = yaml.safe_load(scenario.read_text())
+    tree["label_space"] = str(space)
+    tree["data"]["source"]["dataset"] = {
+        "kind": "declared",
+        "declaration": str(declaration),
+        "path": str(tmp_path / "images" / "camvid"),
+        "splits": {"train": "train", "val": "val"},
+    }
+    scenario.write_text(yaml.safe_dump(tree))
+    project = ProjectCopy(tmp_path / "project", scenario, doubles=True)
+    assert PREPARED <= project.repro() and project.repro() == set()
+    assert "up to date" in project.dvc("status")
+    names[:2] = names[1::-1]
+    written = yaml.safe_dump({"names": names})
+    assert len(written) == space.stat().st_size
+    space.write_text(written)
+    assert set(json.loads(project.dvc("status", "--json"))) == {
+        "download@source",  # its declaration names the file, too
+        "preprocess@source",
+        "preprocess@target",
+    }
+    assert {"download@source", "preprocess@source", "preprocess@target"} <= project.repro()
+    assert project.repro() == set()
+    declaration.write_text(yaml.safe_dump(own | {"title": "New"}))
+    assert {"download@source", "preprocess@source"} <= project.repro()
+    assert project.repro() == set()
+
+
 # --- the real flows ----------------------------------------------------------------------------------------
 
 

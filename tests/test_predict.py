@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from test_gpano import HALF, packet, save
 
 from panoda.cli import main
 from panoda.inference import predict_image
-from panoda.labels import get_label_space
+from panoda.labels import LabelSpace, get_label_space
 from panoda.models import create_model
 from panoda.models.checkpoint import load_model, make_card, save_model
+from panoda.models.errors import CheckpointError
 from panoda.predict import predict_files
 
 SPACE = get_label_space("cs13")
@@ -138,6 +140,88 @@ def test_card_says_how_large_pixels_were_in_training(tmp_path, checkpoint, monke
     files = [picture(tmp_path / "full.png", (600, 1200)), picture(tmp_path / "photo.png", (300, 400))]
     predict_files(tmp_path / "model.safetensors", files, tmp_path / "out")
     assert asked == [256, 96]  # a full sphere 512 pixels around is 256 high; others take the prepared height
+
+
+def test_a_label_space_file_that_moved_is_not_missed(tmp_path):
+    """Names and colours are in the card: prediction, export and reading need the checkpoint alone."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("names: [quay, water]\npalette: [[1, 2, 3], [4, 5, 6]]\n")
+    model = create_model("trans4pass_nano", num_classes=2)
+    card = make_card(model, label_space=str(file), stage="pretrain", seed=0)
+    save_model(tmp_path / "new.safetensors", model, card)
+    save_model(tmp_path / "old.safetensors", model, card.model_copy(update={"palette": None}))
+    file.unlink()
+    image = picture(tmp_path / "a.png", (40, 80))
+    for name, colours in (("new", [1, 2, 3, 4, 5, 6]), ("old", [128, 0, 0, 0, 128, 0])):
+        result = predict_files(tmp_path / f"{name}.safetensors", [image], tmp_path / name)
+        assert Image.open(result.labels[0]).getpalette()[:6] == colours
+        assert pd.read_csv(result.shares)[["quay", "water"]].sum(axis=1).round(3).tolist() == [1.0]
+    swapped = LabelSpace("mine.yaml", ("water", "quay"), ((0, 0, 0), (1, 1, 1)))
+    with pytest.raises(CheckpointError, match="class 0 is 'quay' there and 'water' here; train it again"):
+        load_model(tmp_path / "new.safetensors", space=swapped)
+
+
+def test_a_crop_is_predicted_at_the_resolution_of_the_whole_panorama(
+    tmp_path, checkpoint, monkeypatch, capsys
+):
+    model, card = load_model(checkpoint)
+    prepared = {"height": 256, "width": 512, "full_circle": True, "projection": "erp", "fov_x_deg": 360.0}
+    save_model(tmp_path / "m.safetensors", model, card.model_copy(update={"params": {"prepared": prepared}}))
+    files = [
+        save(tmp_path / "crop.jpg", 192, 512, xmp=packet(HALF)),
+        save(tmp_path / "whole.jpg", 512, 1024),
+        save(tmp_path / "photo.jpg", 512, 1024, exif={ExifTags.Base.FocalLengthIn35mmFilm: 28}),
+    ]
+    asked: list[tuple[int, bool]] = []
+
+    def spy(model, image, *, height, wrap, **_):
+        asked.append((height, wrap))
+        return torch.zeros(image.shape[1:], dtype=torch.uint8)
+
+    monkeypatch.setattr("panoda.predict.predict_image", spy)
+    arguments = ["panoda", "predict", *map(str, files), "--checkpoint", str(tmp_path / "m.safetensors")]
+    for options in ([], ["--projection", "pinhole"], ["--no-wrap"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "out"), *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        if not options:
+            lines = capsys.readouterr().out.splitlines()
+            table = pd.read_csv(tmp_path / "out" / "class_shares.csv")
+    # 1024 pixels around: 96 of 192 rows at half the size, as in the whole; 69 degrees of a photograph.
+    assert asked[:3] == [(96, False), (256, True), (56, False)]
+    assert [wrap for _, wrap in asked[3:]] == [False] * 6
+    said = ["half circle of 180 degrees (GPano)", "full circle (2:1, no metadata)"]
+    said.append("pinhole photograph of 69 degrees (EXIF focal length)")
+    assert lines[:3] == [f"{file}: {text}" for file, text in zip(files, said, strict=True)]
+    assert table.taken_for.tolist() == said and table.wrapped.tolist() == [False, True, False]
+    assert table.projection.tolist() == ["erp", "erp", "pinhole"] and table.fov_x_deg[0] == 180
+    assert "pinhole images are no circles" in refused(monkeypatch, capsys, arguments, tmp_path)
+
+
+def refused(monkeypatch, capsys, arguments, folder) -> str:
+    return said(
+        monkeypatch, capsys, *arguments[2:], "--out", folder / "no", "--projection", "pinhole", "--wrap"
+    )
+
+
+@pytest.mark.parametrize("sliding", [None, (48, 32)])
+def test_a_photograph_is_not_closed_around(tmp_path, checkpoint, sliding):
+    """The left columns of a photograph do not depend on its right ones, with and without windows."""
+    one = save(tmp_path / "a.png", 64, 128)
+    pixels = np.asarray(Image.open(one)).copy()
+    pixels[:, 96:] = 255 - pixels[:, 96:]
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    labels = {}
+    for name, options in {"open": {"projection": "pinhole"}, "closed": {}}.items():
+        result = predict_files(
+            checkpoint, [one, tmp_path / "b.png"], tmp_path / name, height=64, sliding=sliding, **options
+        )
+        labels[name] = [np.asarray(Image.open(path)) for path in result.labels]
+    if sliding:  # the model itself sees a whole image at once
+        assert np.array_equal(*(label[:, :32] for label in labels["open"]))
+    assert not np.array_equal(labels["open"][0][:, :16], labels["closed"][0][:, :16])
+    assert (labels["closed"][0][:, :16] != labels["closed"][1][:, :16]).any()
 
 
 def test_disk_full(tmp_path, checkpoint, monkeypatch):

@@ -41,7 +41,7 @@ LEVELS = (
     ("sliding", "inference"),
     ("training",),
     ("exported", "export_check"),
-    ("evaluation", "evaluation_counts", "predict", "export", "model_table"),
+    ("evaluation", "evaluation_counts", "view", "predict", "export", "model_table"),
     ("report",),
     ("stages",),
     ("pipeline", "runs", "tracking"),
@@ -133,7 +133,12 @@ def test_dvc_stage_says_what_the_table_says(pipeline: dict[str, Any], stage: Sta
     assert entry["cmd"] == f"sh flows/python.sh -m flows.{stage.name}{role} --pipeline"
     assert entry["params"] == filled(stage, stage.sections)
     assert entry["outs"] == filled(stage, [stage.out])
-    data = [d for d in entry["deps"] if d.startswith(("data/", "outputs/"))]
+    named = [d for d in entry["deps"] if d.startswith("data/named/")]
+    assert named == {
+        "download": ["data/named/datasets/${key}"],
+        "preprocess": ["data/named/datasets/${key}", "data/named/label_space"],
+    }.get(stage.name, [])
+    data = [d for d in entry["deps"] if d.startswith(("data/", "outputs/")) and d not in named]
     if stage.name == "report":
         assert data == [s.out for s in STAGES.values() if s.out.startswith("outputs/")]
     else:

@@ -120,6 +120,25 @@ def test_registered_model_gets_the_alias_of_the_newest_version(store: tuple[str,
     assert found.run_id == logger.run_id and found.source.endswith("/artifacts/model.safetensors")
 
 
+def test_names_with_anything_in_them(store: tuple[str, Path]) -> None:
+    warnings: list[str] = []
+    with start_run(
+        store[0],
+        "../day: 1/2",
+        stage="evaluate",
+        name="evaluate",
+        params={"splits.a (b)": 1},
+        tags={},
+        root=store[1],
+        warn=warnings.append,
+    ) as logger:
+        logger.log_metrics({"iou/val/car (parked)": 0.5, "iou/val/Straße, nass": 0.25, "iou/val/..": 0.1}, 3)
+    run = connect(store[0]).get_run(logger.run_id)
+    assert run.data.metrics == {"iou/val/car _parked_": 0.5, "iou/val/Straße_ nass": 0.25, "iou/val/__": 0.1}
+    assert run.data.params == {"splits.a _b_": "1"} and not warnings
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(store[1] / "mlruns")
+
+
 def test_unusable_store_stops_the_stage_before_it_computes(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from panoda.config import CityDataset, DeclaredDataset, FolderDataset
-from panoda.data.watch import look, main
+from panoda.config import CityDataset, FolderDataset
+from panoda.data.watch import FOLDER, look, main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -56,38 +58,52 @@ def test_what_is_seen(home):
     assert not changed()
 
 
-def test_declaration_and_label_space_wherever_they_lie(home):
-    Path("space.yaml").write_text("names: [a]\n")
-    tree = {"name": "mine", "title": "Mine", "projection": "erp", "fov_x_deg": 360.0}
-    tree |= {"labels": {"space": "space.yaml"}, "splits": {"train": {"images": ["{id}.jpg"]}}}
-    Path("mine.yaml").write_text(yaml.safe_dump(tree))
-    section = {
+def test_declaration_and_label_spaces_by_content_wherever_they_lie(home):
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    Path("space.yaml").write_text("names: [a, b]\n")
+    own = {"name": "mine", "title": "Mine", "projection": "erp", "fov_x_deg": 360.0}
+    own |= {"labels": {"space": "space.yaml"}}
+    own["splits"] = {
+        s: {"images": [f"{s}/{{id}}.jpg"], "labels": [f"{s}/{{id}}.png"]} for s in ("train", "val")
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(own))
+    tree["data"]["source"]["dataset"] = {
         "kind": "declared",
         "declaration": "~/mine.yaml",
         "path": "panos",
-        "splits": {"train": "train"},
+        "splits": {"train": "train", "val": "val"},
     }
-    dataset = DeclaredDataset.model_validate(section)
-    first = look(dataset)
-    assert first["files"] == 4
-    Path("space.yaml").write_text("names: [ab]\n")
-    second = look(dataset)
+    Path("run.yaml").write_text("names: [x, y]\n")
+    tree["label_space"] = str(home / "run.yaml")
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    names = [f"{role}{kind}.json" for role in ("source", "target") for kind in ("", ".named")]
+
+    def changed() -> set[str]:
+        before = {name: (FOLDER / name).read_text() if FOLDER.exists() else "" for name in names}
+        main()
+        return {name for name in names if (FOLDER / name).read_text() != before[name]}
+
+    assert changed() == set(names) and changed() == set()
+    for file in ("mine.yaml", "space.yaml", "run.yaml"):
+        os.utime(file, (1, 1))
+    assert changed() == set(), "the content counts"
+    Path("space.yaml").write_text("names: [b, a]\n")  # as many bytes
+    assert changed() == {"source.json", "source.named.json"}
+    Path("run.yaml").write_text("names: [y, x]\n")
+    assert changed() == {"source.named.json", "target.named.json"}
     Path("mine.yaml").write_text("broken: [")
-    assert len({value["sha256"] for value in (first, second, look(dataset))}) == 3
+    assert changed() == {"source.json", "source.named.json"}
 
 
-def test_the_command(home, capsys):
-    root = Path(__file__).resolve().parents[1]
-    Path("params.yaml").write_text((root / "scenarios/camvid_to_folder.yaml").read_text())
-    main("target")
+def test_the_command(home):
+    Path("params.yaml").write_text((ROOT / "scenarios/camvid_to_folder.yaml").read_text())
+    main()
     assert '"files": 0' in Path(".panoda/watch/target.json").read_text()
-    with pytest.raises(SystemExit, match="error: third: no domain of section data; there are source, target"):
-        main("third")
     Path("params.yaml").write_text("a: [")
     with pytest.raises(SystemExit, match=r"params\.yaml: not valid YAML"):
-        main("target")
+        main()
 
 
 def test_a_rendered_data_set_has_no_folder(home):
-    tree = yaml.safe_load((Path(__file__).resolve().parents[1] / "params.yaml").read_text())
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert look(CityDataset.model_validate(tree["data"]["source"]["dataset"]))["files"] == 0

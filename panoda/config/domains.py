@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from panoda.config.datasets import AnyDataset
-from panoda.config.section import Section, Size
+from panoda.config.section import Section, Size, check_name
 
 
 class PrepareParams(Section):
@@ -35,6 +35,12 @@ class DomainParams(Section):
     """The raw data set."""
     prepare: PrepareParams
     """Sizes and shards."""
+
+    @model_validator(mode="after")
+    def _split_names(self) -> DomainParams:
+        for split in self.dataset.splits:
+            check_name(split)
+        return self
 
     @model_validator(mode="after")
     def _limit(self) -> DomainParams:

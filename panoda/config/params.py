@@ -14,7 +14,7 @@ from panoda.config.adaptation import AdaptParams, PrototypeParams, PseudoLabelPa
 from panoda.config.domains import DataParams
 from panoda.config.problems import problems
 from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
-from panoda.config.section import ConfigError, Count, Section, SourceWeights
+from panoda.config.section import ConfigError, Count, Name, Section, SourceWeights
 from panoda.config.training import ModelParams, PretrainParams, WarmupParams
 from panoda.files import read_yaml
 from panoda.labels import SPACES, get_label_space, is_space_file
@@ -23,7 +23,7 @@ from panoda.labels import SPACES, get_label_space, is_space_file
 class Params(Section):
     """The whole of params.yaml."""
 
-    scenario: str
+    scenario: Name
     """Name of this scenario."""
     seed: Count = 0
     """Seed of every random generator."""

@@ -96,7 +96,7 @@ class RuntimeParams(Section):
 class TrackingParams(Section):
     """MLflow."""
 
-    experiment: str = "panoda"
+    experiment: Annotated[str, Field(pattern=r"\S")] = "panoda"
     """Experiment name."""
     uri: str = "sqlite:///mlflow.db"
     """Tracking store; a relative sqlite path is taken from the project root. MLFLOW_TRACKING_URI wins."""

@@ -12,6 +12,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=16)]
 Range = tuple[float, float]
+LONGEST_NAME = 100
 
 
 def _some(scales: tuple[float, ...]) -> tuple[float, ...]:
@@ -21,6 +22,23 @@ def _some(scales: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Scales = Annotated[tuple[Positive, ...], AfterValidator(_some)]
+
+
+def check_name(name: str) -> str:
+    """A name that becomes a file or folder and a name in MLflow; ValueError for what these cannot take."""
+    wrong = sorted(set(name) & set('/\\:*?"<>|'))
+    if wrong or not name.isprintable():
+        what = " ".join(wrong) or "characters that cannot be printed"
+        raise ValueError(f"{name!r} names files and folders and an entry in MLflow: leave {what} out")
+    if not 0 < len(name) <= LONGEST_NAME or name.strip(" .") != name:
+        raise ValueError(
+            f"{name!r} names files and folders and an entry in MLflow: expected 1 to {LONGEST_NAME} "
+            "characters, no blank or dot at either end"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(check_name)]
 SourceWeights = dict[str, Positive]
 
 

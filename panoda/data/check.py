@@ -18,6 +18,7 @@ from PIL import Image
 from panoda.data.browse import LeftOut
 from panoda.data.dataset import DataError, RawItem
 from panoda.data.decode import decode, ignore_black
+from panoda.data.gpano import contradiction, read_facts
 from panoda.data.images import read_upright
 from panoda.data.orientation import DoubtfulOrientationError, OtherSizeError, upright_label
 from panoda.data.plausible import doubts, known_ids
@@ -31,6 +32,7 @@ COUNT, NO_LABEL, NO_IMAGE = "other number of images", "image without label", "la
 UNREADABLE_IMAGE, UNREADABLE_LABEL = "unreadable image", "unreadable label"
 IMAGE_SIZE, LABEL_SIZE, VALUES = "other size than published", "label of another size", "label values"
 DOUBTFUL = "orientation in doubt"
+GEOMETRY = "not the declared part of the sphere"
 SAME_IMAGE, SAME_LABEL, SHARED_ID = "same image twice", "same label twice", "same id twice"
 
 
@@ -197,6 +199,9 @@ def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | 
     try:
         image_sha = sha256_file(item.image)
         image, orientation = read_upright(item.image)
+        facts = read_facts(item.image)
+        if facts is not None and (why := contradiction(facts, item)):
+            wrong(GEOMETRY, item.image, why)
         if size and (image.height, image.width) != tuple(size):
             wrong(IMAGE_SIZE, item.image, f"{_by((image.height, image.width))}, published {_by(size)}")
     except (DataError, OSError) as error:

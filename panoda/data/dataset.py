@@ -18,6 +18,8 @@ from panoda.labels import IGNORE_INDEX
 
 Projection = Literal["pinhole", "erp"]
 Orientation = Literal["auto", "exif", "stored"]
+FULL_CIRCLE_DEG = 359.5
+"""Panoramas at least this wide close around the circle; the gap is that of a few pixels cut off."""
 
 ADAPTERS = {
     "city": "panoda.data.city_raw",
@@ -32,6 +34,16 @@ ADAPTERS = {
 
 class DataError(ValueError):
     """A raw or prepared file is not what it should be; the message names it and says what to do."""
+
+
+def is_full_circle(projection: str, fov_x_deg: float) -> bool:
+    """Whether an image's columns wrap around.
+
+    Example:
+        >>> is_full_circle("erp", 359.9), is_full_circle("erp", 180.0), is_full_circle("pinhole", 90.0)
+        (True, False, False)
+    """
+    return projection == "erp" and fov_x_deg >= FULL_CIRCLE_DEG
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from panoda.config import DeclaredDataset
+from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.browse import warn_left_out
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.declaration import Declaration, SplitFiles, built_in, read_declaration
@@ -111,6 +111,20 @@ def label_space(dataset: DeclaredDataset, raw: Path) -> str | None:
     if all(item.label is None for item in listing.items):
         return None
     return str(listing.facts["labels"]["space"])
+
+
+def files_of(dataset: AnyDataset) -> dict[str, Path]:
+    """The user's YAML files that a section names: declaration and its label space.
+
+    Raises:
+        DataError: the declaration is missing or wrong.
+    """
+    if not isinstance(dataset, DeclaredDataset) or dataset.declaration in built_in():
+        return {}
+    labels = declaration_of(dataset).labels
+    space = "" if labels is None else space_of(labels, dataset.declaration)
+    own = {"declared_space": Path(space)} if is_space_file(space) else {}
+    return {"declaration": Path(dataset.declaration), **own}
 
 
 def declaration_of(dataset: DeclaredDataset) -> Declaration:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from panoda.data.dataset import DataError
-from panoda.data.prepared import PreparedSplit, Sample, labelled_split
+from panoda.data.prepared import PreparedSplit, Sample, check_same_space, labelled_split
 
 
 class Mixture:
@@ -24,6 +24,7 @@ class Mixture:
         parts: The splits by role.
         offsets: Index of the first sample of each part.
         label_space: Name of the label space.
+        space: The label space.
         num_classes: K.
         full_circle: Some part covers 360 degrees.
         class_pixels: (K,) int64 labelled pixels per class as training meets them: every part counted with its
@@ -38,12 +39,8 @@ class Mixture:
         self.parts = dict(parts)
         first, *others = self.parts.values()
         for other in others:
-            if other.label_space != first.label_space:
-                raise DataError(
-                    f"{other.folder}: labels are {other.label_space}, those of {first.folder} are "
-                    f"{first.label_space}; prepare both with the same label_space"
-                )
-        self.label_space = first.label_space
+            check_same_space(other, first)
+        self.label_space, self.space = first.label_space, first.space
         self.num_classes = first.num_classes
         self.full_circle = any(part.full_circle for part in self.parts.values())
         self._splits = tuple(self.parts.values())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from panoda.data.codec import Codec, check_codec
 from panoda.data.contact_sheet import SheetRow, contact_sheet
-from panoda.data.dataset import DataError, RawItem
+from panoda.data.dataset import DataError, RawItem, is_full_circle
 from panoda.data.item_table import ItemTable, SplitItems
 from panoda.data.prepare_item import ItemSpec
 from panoda.data.prepare_items import How, Problems, Result, prepare_items
@@ -25,7 +26,7 @@ from panoda.data.prepare_split import SplitWork, write_shards
 from panoda.data.space import check_space, foresee, megabytes
 from panoda.data.statistics import write_statistics
 from panoda.files import staged_directory, write_json
-from panoda.labels import LabelSpace, get_label_space, remap_table
+from panoda.labels import LabelSpace, get_label_space, remap_report, remap_table
 from panoda.machine import cores
 from panoda.pieces import Runner, Sharing
 
@@ -95,9 +96,7 @@ def prepare(
         works = [SplitWork(members, how, waiting) for members in splits]
         _check_space(works, out, how, waiting, say)
         summary: dict[str, Any] = {
-            "label_space": space.name,
-            "class_names": list(space.names),
-            "raw_label_space": label_space_from,
+            **_classes(space, label_space_from),
             "height": height,
             "width": width,
             "codec": codec,
@@ -111,14 +110,27 @@ def prepare(
     return summary
 
 
+def _classes(space: LabelSpace, raw: str | None) -> dict[str, Any]:
+    """The prepared classes and what became of the raw ones: whoever reads them needs no label space file."""
+    remap = None if raw is None else json.loads(json.dumps(asdict(remap_report(raw, space.name))))
+    return {
+        "label_space": space.name,
+        "class_names": list(space.names),
+        "palette": [list(colour) for colour in space.palette],
+        "raw_label_space": raw,
+        "remap": remap,
+    }
+
+
 def _write(
     works: Sequence[SplitWork], staged: Path, summary: dict[str, Any], space: LabelSpace, *, progress: bool
 ) -> None:
     """Everything that ``prepare`` leaves behind; completes the summary."""
+    classes = {key: summary[key] for key in _classes(space, None)}
     for work in works:
         folder = staged / work.name
         folder.mkdir(parents=True)
-        summary["splits"][work.name] = write_shards(work, folder, space=space.name, progress=progress)
+        summary["splits"][work.name] = write_shards(work, folder, classes=classes, progress=progress)
     joined = json.dumps({name: part["digest"] for name, part in summary["splits"].items()}, sort_keys=True)
     summary["digest"] = hashlib.sha256(joined.encode()).hexdigest()
     write_json(staged / "dataset.json", summary)
@@ -154,7 +166,7 @@ def _check_split(members: SplitItems, problems: Problems, *, labelled: bool) -> 
             without_label = without_label or item
         else:
             with_label = with_label or item
-        cameras.add((item.projection, item.fov_x_deg >= 360))
+        cameras.add((item.projection, is_full_circle(item.projection, item.fov_x_deg)))
     if with_label and without_label:
         problems.add(f"{without_label.image}: split {members.name} has labels for some images only")
     if with_label and not labelled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ from panoda.data.prepare_items import How, Problems, Result, prepare_items
 from panoda.data.shards import ShardInfo, ShardWriter, shard_name
 from panoda.data.statistics import Counts
 from panoda.files import sha256_file, take_over
-from panoda.labels import IGNORE_INDEX, get_label_space
+from panoda.labels import IGNORE_INDEX
 from panoda.progress import progress_bar
 
 INDEX_SCHEMA = pa.schema(
@@ -122,7 +122,9 @@ class Todo:
         return (item for number in self._numbers for item in self._work.items_of(number))
 
 
-def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -> dict[str, Any]:
+def write_shards(
+    work: SplitWork, folder: Path, *, classes: Mapping[str, Any], progress: bool
+) -> dict[str, Any]:
     """Make what is not finished, and the index.
 
     Shards are made in the waiting folder, or at once in ``folder`` where there is none.
@@ -130,7 +132,7 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
     Args:
         work: The split.
         folder: Where shards and index.parquet go.
-        space: Label space of the prepared labels.
+        classes: What the index says of the label space.
         progress: Show a progress bar.
 
     Returns:
@@ -174,11 +176,11 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
             work.counts.add(Counts.from_json(done["counts"]))
             index.add(done["rows"])
         problems.check()
-        index.finish(_metadata(work, infos, space))
+        index.finish(_metadata(work, infos, classes))
     if work.waiting is not None:
         for info in infos:
             take_over(work.waiting / info["file"], folder)
-    found = suspicions(work, space)
+    found = suspicions(work, classes["class_names"])
     return {
         "images": len(work.items),
         "labelled": work.items[0].label is not None,
@@ -188,7 +190,7 @@ def write_shards(work: SplitWork, folder: Path, *, space: str, progress: bool) -
     } | ({"doubts": found} if found else {})
 
 
-def suspicions(work: SplitWork, space: str) -> list[str]:
+def suspicions(work: SplitWork, names: Sequence[str]) -> list[str]:
     """What is suspicious about the prepared labels of a split (``panoda.data.plausible``)."""
     spec, item = work.how.spec, work.items[0]
     if item.label is None or spec.table is None:
@@ -198,7 +200,7 @@ def suspicions(work: SplitWork, space: str) -> list[str]:
         work.counts.labels[: spec.num_classes],
         int(work.counts.labels[IGNORE_INDEX]),
         work.counts.images,
-        names=get_label_space(space).names,
+        names=names,
         possible=reached - {IGNORE_INDEX},
         in_part=IGNORE_INDEX in reached or (item.encoding is not None and item.encoding.others == "ignore"),
         missing=work.name == "train",
@@ -254,12 +256,12 @@ def make_shard(
     return Finished(info=writer.shards[0], rows=rows, counts=counts.to_json())
 
 
-def _metadata(work: SplitWork, infos: list[ShardInfo], space: str) -> dict[str, Any]:
+def _metadata(work: SplitWork, infos: list[ShardInfo], classes: Mapping[str, Any]) -> dict[str, Any]:
     """What the index says of the split as a whole."""
     how = work.how
     metadata = {
         "format": FORMAT,
-        "label_space": space,
+        **classes,
         "height": how.spec.height,
         "width": how.spec.width,
         "has_labels": work.items[0].label is not None,
@@ -267,6 +269,6 @@ def _metadata(work: SplitWork, infos: list[ShardInfo], space: str) -> dict[str, 
     }
     if how.codec != "raw":
         metadata |= {"format": CODEC_FORMAT, "codec": how.codec}
-    if found := suspicions(work, space):
+    if found := suspicions(work, classes["class_names"]):
         metadata["doubts"] = found
     return metadata

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from panoda.data.codec import Codec
-from panoda.data.dataset import DataError, Projection
+from panoda.data.dataset import DataError, Projection, is_full_circle
 from panoda.data.index import INDEX, read_index, read_metadata, read_rows
 from panoda.data.shards import Columns, ShardReader
 from panoda.files import sha256_file
-from panoda.labels import IGNORE_INDEX, get_label_space
+from panoda.labels import IGNORE_INDEX, stored_space
 
 _PLACES = ("shard", "row", "crc32", "valid_rows")
 _SUMMED = ("projection", "fov_x_deg", "lat_top_deg", "lat_bottom_deg", "class_pixels")
@@ -51,6 +51,9 @@ class PreparedSplit:
 
     Attributes:
         label_space: Name of the label space.
+        space: The label space.
+        raw_label_space: Name of that of the raw labels; None where that is not known.
+        remap: What became of the raw classes; None where that is not known.
         num_classes: K.
         height: Image height in pixels.
         width: Image width in pixels.
@@ -74,14 +77,17 @@ class PreparedSplit:
         self.folder = folder
         table, metadata = read_index(folder, ("id", *_PLACES, *_SUMMED))
         self.label_space: str = metadata["label_space"]
-        self.num_classes = get_label_space(self.label_space).num_classes
+        self.space = stored_space(self.label_space, metadata.get("class_names"), metadata.get("palette"))
+        self.num_classes = self.space.num_classes
+        self.raw_label_space: str | None = metadata.get("raw_label_space")
+        self.remap: dict[str, Any] | None = metadata.get("remap")
         self.height: int = metadata["height"]
         self.width: int = metadata["width"]
         self.has_labels: bool = metadata["has_labels"]
         self.projection = cast(Projection, table["projection"][0].as_py())
         fov, top, bottom = (float(np.median(table[name])) for name in _SUMMED[1:4])
         self.fov_x_deg, self.lat_top_deg, self.lat_bottom_deg = fov, top, bottom
-        self.full_circle = self.projection == "erp" and self.fov_x_deg >= 360.0
+        self.full_circle = is_full_circle(self.projection, self.fov_x_deg)
         self.class_pixels = np.zeros(self.num_classes, dtype=np.int64)
         if self.has_labels:
             values = pc.list_flatten(table["class_pixels"]).to_numpy()
@@ -165,6 +171,17 @@ def _sample(reader: ShardReader, labelled: bool, name: str, index: int, places: 
     else:
         label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
     return Sample(image=image, label=label, valid=valid, id=name, index=index)
+
+
+def check_same_space(one: PreparedSplit, two: PreparedSplit) -> None:
+    """DataError when labels of two splits are not of the same classes in the same order."""
+    if one.space.names == two.space.names and one.label_space == two.label_space:
+        return
+    if one.label_space != two.label_space:
+        what = f"labels are {one.label_space}, those of {two.folder} are {two.label_space}"
+    else:
+        what = f"classes of {one.label_space} are not those of {two.folder}, prepared before it changed"
+    raise DataError(f"{one.folder}: {what}; prepare both with the same label_space")
 
 
 def labelled_split(folder: Path) -> PreparedSplit:

@@ -204,7 +204,7 @@ class PseudoLabelSplit:
                 f"{folder}: made for other images than {prepared.folder} holds now; "
                 "run stage pseudo_labels again"
             )
-        self.label_space = prepared.label_space
+        self.label_space, self.space = prepared.label_space, prepared.space
         self.num_classes = prepared.num_classes
         self.height, self.width = prepared.height, prepared.width
         self.projection = prepared.projection

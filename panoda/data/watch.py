@@ -1,26 +1,25 @@
-"""What a data set's folder looks like, in a few bytes: ``python -m panoda.data.watch ROLE`` for dvc.yaml.
+"""What the data sets of params.yaml look like, in a few bytes: ``python -m panoda.data.watch`` for dvc.yaml.
 
-DVC itself does not know ``~``, does not see what lies behind links to folders, ends at a link to nothing and
-reads every byte. So `dvc repro` runs this first, every time, and stage download when the outcome differs:
-when a file of the folder, the declaration or its label space is new, gone, of another size or written to.
+DVC itself does not know ``~``, does not see what lies behind links to folders, ends at a link to nothing, reads
+every byte, and takes the path of a YAML file in params.yaml for a text. So `dvc repro` runs this first, every
+time. Stage download runs again when a file of the data set's folder is new, gone, of another size or written
+to; it and stage preprocess, when the content of a YAML file that they are told to read is another.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from panoda.config import AnyDataset, CityDataset, DeclaredDataset, load_params
+from panoda.config import AnyDataset, CityDataset, load_params
 from panoda.data.browse import walk
 from panoda.data.dataset import DataError
-from panoda.data.declaration import built_in
-from panoda.data.declared import declaration_of
-from panoda.data.encoding import space_of
-from panoda.files import explained_error, write_json
-from panoda.labels import is_space_file
+from panoda.data.declared import files_of
+from panoda.data.named_files import label_space_files
+from panoda.files import explained_error, sha256_file, staged_directory, write_json
 
 FOLDER = Path(".panoda/watch")
 PASSING = (".tmp", ".part", ".pyc", ".DS_Store")
@@ -48,9 +47,6 @@ def _lines(dataset: AnyDataset) -> Iterator[tuple[str, int]]:
         for name, cause in walk(folder):
             if not name.endswith(PASSING):
                 yield _line(name, None if cause else folder / name)
-    if isinstance(dataset, DeclaredDataset):
-        for name in own_files(dataset):
-            yield _line(name, Path(name).expanduser())
 
 
 def _line(name: str, path: Path | None) -> tuple[str, int]:
@@ -63,28 +59,32 @@ def _line(name: str, path: Path | None) -> tuple[str, int]:
     return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n", status.st_size
 
 
-def own_files(dataset: DeclaredDataset) -> list[str]:
-    """The user's YAML files: the declaration and its label space."""
-    if dataset.declaration in built_in():
-        return []
-    try:
-        labels = declaration_of(dataset).labels
-    except DataError:  # stage download says what is wrong
-        return [dataset.declaration]
-    spaces = [] if labels is None else [space_of(labels, dataset.declaration)]
-    return [dataset.declaration, *filter(is_space_file, spaces)]
+def contents(files: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of files, by what they are; a missing one is said by the stage that reads it."""
+    found = {what: path.expanduser() for what, path in files.items()}
+    return {what: sha256_file(path) if path.is_file() else "missing" for what, path in found.items()}
 
 
-def main(role: str) -> None:
-    """Write ``.panoda/watch/ROLE.json``."""
+def write_all(folder: Path = FOLDER) -> None:
+    """Write ``<role>.json``, which stage download depends on, and ``<role>.named.json`` of stage preprocess."""
+    params = load_params()
+    with staged_directory(folder) as staged:
+        for role, domain in params.data.domains.items():
+            try:
+                own = contents(files_of(domain.dataset))
+            except DataError as error:  # stage download says it, too
+                own = {"declaration": str(error)}
+            write_json(staged / f"{role}.json", look(domain.dataset) | own)
+            write_json(staged / f"{role}.named.json", own | contents(label_space_files(params)))
+
+
+def main() -> None:
+    """What dvc.yaml runs."""
     try:
-        domains = load_params().data.domains
-        if role not in domains:
-            raise ValueError(f"{role}: no domain of section data; there are {', '.join(domains)}")
-        write_json(FOLDER / f"{role}.json", look(domains[role].dataset))
+        write_all()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {explained_error(error)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

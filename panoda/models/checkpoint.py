@@ -21,7 +21,7 @@ from torch import nn
 
 from panoda.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.files import staged_file
-from panoda.labels import get_label_space
+from panoda.labels import LabelSpace, get_label_space, stored_space
 from panoda.models.errors import CheckpointError, require_file
 from panoda.models.registry import create_model
 from panoda.models.segmenter import Segmenter
@@ -42,6 +42,8 @@ class ModelCard(BaseModel):
     """Name of the label space."""
     class_names: tuple[str, ...]
     """Class names; position = train id."""
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    """RGB colour of each class; None in files that were written without."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Mean of the input normalisation, RGB in 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -62,16 +64,26 @@ class ModelCard(BaseModel):
         """K, the number of classes predicted."""
         return len(self.class_names)
 
+    @property
+    def space(self) -> LabelSpace:
+        """The label space, which needs no file but this one."""
+        return stored_space(self.label_space, self.class_names, self.palette)
+
 
 def make_card(
-    model: Segmenter, *, label_space: str, stage: str, seed: int, params: dict[str, Any] | None = None
+    model: Segmenter,
+    *,
+    label_space: str | LabelSpace,
+    stage: str,
+    seed: int,
+    params: dict[str, Any] | None = None,
 ) -> ModelCard:
     """The card of a model built by ``create_model``, with versions and commit filled in.
 
     Raises:
         ValueError: unknown label space, or one whose class count is not the model's.
     """
-    space = get_label_space(label_space)
+    space = get_label_space(label_space) if isinstance(label_space, str) else label_space
     if space.num_classes != model.num_classes:
         raise ValueError(
             f"the model predicts {model.num_classes} classes but label space {space.name} has "
@@ -82,6 +94,7 @@ def make_card(
         arguments=dict(model.arguments),
         label_space=space.name,
         class_names=space.names,
+        palette=space.palette,
         stage=stage,
         seed=seed,
         params=params or {},
@@ -156,28 +169,40 @@ def read_card(path: Path) -> ModelCard:
 
 
 def load_model(
-    path: Path, *, num_classes: int | None = None, device: str | torch.device = "cpu"
+    path: Path,
+    *,
+    num_classes: int | None = None,
+    space: LabelSpace | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Segmenter, ModelCard]:
     """Read a checkpoint.
 
     Args:
         path: File that ``save_model`` wrote.
         num_classes: Refuse a model with another number of classes; None takes any.
+        space: Refuse a model with other classes, or with the same in another order; None takes any.
         device: Where the model goes.
 
     Returns:
         The model in evaluation mode, and its card.
 
     Raises:
-        CheckpointError: missing, truncated or foreign file, unknown model, wrong class count, or
+        CheckpointError: missing, truncated or foreign file, unknown model, wrong classes, or
             weights that do not fit.
     """
     path = Path(path)
     card, tensors = _read(path, with_tensors=True)
+    num_classes = num_classes if space is None else space.num_classes
     if num_classes is not None and num_classes != card.num_classes:
         raise CheckpointError(
             f"{path}: has {card.num_classes} classes (label space {card.label_space}), "
             f"expected {num_classes}; name a checkpoint of that label space, or train one"
+        )
+    if space is not None and card.class_names != space.names:
+        number = next(i for i in range(space.num_classes) if card.class_names[i] != space.names[i])
+        raise CheckpointError(
+            f"{path}: its classes are not those of {space.name}: class {number} is "
+            f"{card.class_names[number]!r} there and {space.names[number]!r} here; train it again"
         )
     try:
         model = create_model(card.name, **card.arguments)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from panoda.files import sha256_file
-from panoda.labels import LabelSpace, get_label_space
+from panoda.labels import LabelSpace, stored_space
 
 _PICTURE = re.compile(r"(?P<set>\w+)-(?P<number>\d+)-(?P<what>\w+)\.png")
 
@@ -106,6 +106,7 @@ def collect(outputs: Path) -> Results:
             "run the stage evaluate again"
         )
     about = _json(folder / "models.json")
+    scored = sets["source_val"]
     copies = {name: one["same_weights_as"] for name, one in about.items() if one["same_weights_as"]}
     models = [name for name in models if name not in copies]
     return Results(
@@ -113,7 +114,7 @@ def collect(outputs: Path) -> Results:
         copies=copies,
         metrics=metrics,
         sets=sets,
-        space=get_label_space(sets["source_val"]["label_space"]),
+        space=stored_space(scored["label_space"], scored.get("class_names"), scored.get("palette")),
         per_class=per_class,
         by_latitude=_csv(folder / "by_latitude.csv"),
         by_azimuth=_csv(folder / "by_azimuth.csv"),

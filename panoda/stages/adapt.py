@@ -20,7 +20,6 @@ from panoda.data.mixture import Mixture, training_source
 from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PseudoLabelSplit
 from panoda.geometry.pinhole import pinhole_to_erp
-from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
@@ -78,8 +77,8 @@ def adapt(
     """
     source = training_source(source_train, more_sources, sources)
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
-    space = get_label_space(source.label_space)
-    net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
+    space = source.space
+    net, old = load_model(checkpoint, space=space, device=context.device)
     mean, seen = read_prototypes(prototypes, num_classes=space.num_classes, dim=net.feature_channels)
     bank = PrototypeBank(mean, seen, ema_momentum=params.mpa.ema_momentum).to(context.device)
     torch.manual_seed(stream_seed(seed, "adapt"))
@@ -95,7 +94,7 @@ def adapt(
     result = whole(task.result(), context) if params.iterations else net
     card = make_card(
         result,
-        label_space=space.name,
+        label_space=space,
         stage="adapt",
         seed=seed,
         params={**old.params, "adapt": section_dict(params), "prepared": prepared_size(target.prepared)},
@@ -153,7 +152,7 @@ def _task(
     seed: int,
     context: RunContext,
 ) -> SelfTrainingTask:
-    num_classes = get_label_space(source.label_space).num_classes
+    num_classes = source.num_classes
     adversary = None
     if params.adversarial_weight > 0:
         adversary = Adversary(Discriminator(num_classes).to(context.device), lr=params.discriminator_lr)

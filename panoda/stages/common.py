@@ -169,8 +169,14 @@ def save_training_result(
 
 
 def prepared_size(split: PreparedSplit) -> dict[str, Any]:
-    """Size and shape of the images a model was made for; ``panoda predict`` works at this height."""
-    return {"height": split.height, "width": split.width, "full_circle": split.full_circle}
+    """Size and geometry of the images a model was made for; ``panoda predict`` goes by them."""
+    return {
+        "height": split.height,
+        "width": split.width,
+        "full_circle": split.full_circle,
+        "projection": split.projection,
+        "fov_x_deg": split.fov_x_deg,
+    }
 
 
 def section_dict(section: Section) -> dict[str, Any]:

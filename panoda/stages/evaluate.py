@@ -64,7 +64,7 @@ def evaluate(
     if not models:
         raise ValueError("evaluate: no model given; pass at least source_only")
     sets = open_sets(source_splits(source_val, more_sources, sources), target_test, params.pictures)
-    loaded = load_models(models, num_classes=sets[0].space.num_classes)
+    loaded = load_models(models, space=sets[0].space)
     flat: dict[str, float] = {}
     inputs = SetPaths.of(source_val, target_test, more_sources, sources)
     with work_folder(context, out) as place, staged_directory(out) as folder:

@@ -15,6 +15,7 @@ from panoda.data.mixture import source_splits
 from panoda.evaluation import evaluate_model
 from panoda.evaluation_counts import Evaluation, nothing_counted
 from panoda.files import sha256_file
+from panoda.labels import LabelSpace
 from panoda.models.checkpoint import load_model
 from panoda.models.segmenter import Segmenter
 from panoda.pieces import Work, seconds_of, spans
@@ -39,19 +40,19 @@ class EvaluatedModel:
     same_as: str | None
 
 
-def load_models(models: Mapping[str, Path], *, num_classes: int) -> dict[str, EvaluatedModel]:
+def load_models(models: Mapping[str, Path], *, space: LabelSpace) -> dict[str, EvaluatedModel]:
     """Check every model, and find those that have the weights of the model before.
 
     A stage of 0 steps passes its model through; what is known of it need not be computed again.
 
     Raises:
-        ValueError: no model file, or a model with another number of classes.
+        ValueError: no model file, or a model of other classes.
     """
     found: dict[str, EvaluatedModel] = {}
     weights: dict[str, torch.Tensor] = {}
     original = ""
     for name, path in models.items():
-        model, _ = load_model(path, num_classes=num_classes, device="cpu")
+        model, _ = load_model(path, space=space, device="cpu")
         state = model.state_dict()
         same = state.keys() == weights.keys() and all(torch.equal(state[k], weights[k]) for k in state)
         if not same:

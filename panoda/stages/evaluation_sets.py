@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from panoda.data.prepared import PreparedSplit
-from panoda.labels import LabelSpace, get_label_space, remap_report, shared_classes
+from panoda.data.prepared import PreparedSplit, check_same_space
+from panoda.labels import LabelSpace, remap_report
 from panoda.training.validation import picture_indices
 
 SETS = ("source_val", "target_test")
@@ -62,7 +62,9 @@ class EvaluationSet:
             "full_circle": bool(self.split.full_circle),
             "label_space": self.space.name,
             "raw_label_space": self.native,
-            "remap": None if self.native is None else asdict(remap_report(self.native, self.space.name)),
+            "class_names": self.space.names,
+            "palette": self.space.palette,
+            "remap": _remap(self.split),
             "shared_classes": [self.space.names[i] for i in self.shared],
             "digest": self.split.digest,
             "note": note,
@@ -86,18 +88,14 @@ def open_sets(
     if target_test is not None:
         splits["target_test"] = PreparedSplit(target_test)
     source = sources["source"]
-    space = get_label_space(source.label_space)
-    native = {role: _native_space(split) or space.name for role, split in sources.items()}
-    learned = {c for name in native.values() for c in shared_classes(name, space.name)}
-    shared = tuple(sorted(learned))
+    space = source.space
+    learned = {name for split in sources.values() for name in _reached(split)}
+    shared = tuple(i for i, name in enumerate(space.names) if name in learned)
     known = {sha for split in sources.values() for sha in split.index["image_sha256"]}
     sets = []
     for name, split in splits.items():
-        if split.has_labels and split.label_space != space.name:
-            raise ValueError(
-                f"{split.folder}: labels are {split.label_space}, those of {source.folder} are {space.name}; "
-                "prepare both with the same label_space"
-            )
+        if split.has_labels:
+            check_same_space(split, source)
         fixed = tuple(picture_indices(len(split), pictures)) if pictures else ()
         also = int(split.index["image_sha256"].isin(known).sum()) if name == "target_test" else 0
         sets.append(EvaluationSet(name, split, space, _native_space(split), shared, fixed, also))
@@ -105,9 +103,25 @@ def open_sets(
 
 
 def _native_space(split: PreparedSplit) -> str | None:
-    """Label space of the raw labels, from the dataset.json beside the split; its own without one."""
+    """Label space of the raw labels; of splits that do not say it, from the dataset.json beside them."""
     if not split.has_labels:
         return None
+    if split.raw_label_space is not None:
+        return split.raw_label_space
     path = split.folder.parent / "dataset.json"
     raw = json.loads(path.read_text(encoding="utf-8")).get("raw_label_space") if path.is_file() else None
     return str(raw or split.label_space)
+
+
+def _remap(split: PreparedSplit) -> dict[str, Any] | None:
+    """What became of the raw classes (``RemapReport``); None without labels."""
+    native = _native_space(split)
+    if native is None:
+        return None
+    return split.remap or asdict(remap_report(native, split.label_space))
+
+
+def _reached(split: PreparedSplit) -> set[str]:
+    """Names of the classes that labels of a split can have."""
+    remap = _remap(split) or {"empty": ()}
+    return set(split.space.names) - set(remap["empty"])

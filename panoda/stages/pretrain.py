@@ -17,7 +17,6 @@ from panoda.data.loader import Batch
 from panoda.data.mixture import Mixture, source_splits, training_source
 from panoda.data.prepared import PreparedSplit
 from panoda.data.transforms import normalise
-from panoda.labels import get_label_space
 from panoda.metrics import ConfusionMatrix
 from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.fitting import fit, load_fitted
@@ -86,7 +85,7 @@ def pretrain(
     vals = {f"{role}_val": s for role, s in source_splits(source_val, more_sources, sources).items()}
     first = vals["source_val"]
     _check_labels(train, vals, say=context.main)
-    space = get_label_space(train.label_space)
+    space = train.space
     torch.manual_seed(stream_seed(seed, "model"))
     net = build_model(model, num_classes=space.num_classes)
     start = _load_weights(net, weights, model, space.name)
@@ -103,7 +102,7 @@ def pretrain(
     )
     card = make_card(
         net,
-        label_space=space.name,
+        label_space=space,
         stage="pretrain",
         seed=seed,
         params={
@@ -150,7 +149,7 @@ def _check_labels(train: PreparedSplit | Mixture, vals: Mapping[str, PreparedSpl
             for doubt in split.doubts:
                 log.warning("%s: %s", split.folder, doubt)
     if train.num_classes > 1 and np.count_nonzero(train.class_pixels) == 1:
-        name = get_label_space(train.label_space).names[int(train.class_pixels.argmax())]
+        name = train.space.names[int(train.class_pixels.argmax())]
         folders = ", ".join(str(split.folder) for split in parts)
         raise DataError(
             f"{folders}: every labelled pixel is {name!r}, so there is nothing to learn (a model that always "
@@ -273,7 +272,7 @@ class _Keeper:
         return (averaged, own | report) if kept else (single, metrics | report)
 
     def _metrics(self, net: Segmenter) -> dict[str, float]:
-        names = get_label_space(self.card.label_space).names
+        names = self.card.class_names
         metrics = {}
         for name, matrix in self._validate(net).items():
             metrics[f"miou/{name}"] = float(matrix.miou())

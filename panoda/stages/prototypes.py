@@ -26,7 +26,6 @@ from panoda.data.prepared import PreparedSplit
 from panoda.data.pseudo import PROTOTYPE_SUMS, PseudoLabelSplit
 from panoda.files import sha256_file, staged_directory, write_json
 from panoda.inference import predict_features
-from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model
 from panoda.models.segmenter import Segmenter
 from panoda.pieces import Work, finish, spans, work_folder
@@ -65,8 +64,8 @@ def prototypes(
     """
     source = source_splits(source_train, more_sources, sources)
     target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
-    space = get_label_space(source["source"].label_space)
-    model, _ = load_model(checkpoint, num_classes=space.num_classes, device="cpu")
+    space = source["source"].space
+    model, _ = load_model(checkpoint, space=space, device="cpu")
     shape = (space.num_classes, model.feature_channels)
     digest = sha256_file(checkpoint)
     summed = _summed(pseudo_labels, digest, params.scales)

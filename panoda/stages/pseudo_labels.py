@@ -34,7 +34,7 @@ from panoda.data.pseudo import (
 )
 from panoda.files import sha256_file, staged_directory, write_json
 from panoda.inference import predict_features, predict_logits
-from panoda.labels import IGNORE_INDEX, get_label_space
+from panoda.labels import IGNORE_INDEX
 from panoda.models.checkpoint import load_model
 from panoda.models.segmenter import Segmenter
 from panoda.pieces import Work, finish, piece_folder, recipe, spans, work_folder
@@ -255,7 +255,7 @@ def _write_sums(folder: Path, pieces: Sequence[Path], limits: ClassThresholds, w
 def _describe(
     folder: Path, split: PreparedSplit, limits: ClassThresholds, context: RunContext
 ) -> dict[str, float]:
-    space = get_label_space(split.label_space)
+    space = split.space
     share = limits.kept / limits.predicted.clamp(min=1)
     table = pd.DataFrame(
         {

@@ -12,7 +12,6 @@ from panoda.adaptation.adversarial import Adversary
 from panoda.config import WarmupParams
 from panoda.data.mixture import Mixture, training_source
 from panoda.data.prepared import PreparedSplit
-from panoda.labels import get_label_space
 from panoda.models.checkpoint import load_model, make_card
 from panoda.models.discriminator import Discriminator
 from panoda.models.segmenter import Segmenter
@@ -63,15 +62,15 @@ def warmup(
         The last step's losses. The last weights are kept: no target label could select others.
     """
     source, target = training_source(source_train, more_sources, sources), PreparedSplit(target_train)
-    space = get_label_space(source.label_space)
-    net, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
+    space = source.space
+    net, old = load_model(checkpoint, space=space, device=context.device)
     state = LoopState()
     if params.iterations:
         state = _align(net, source, target, params, seed, context)
         net = whole(net, context)
     card = make_card(
         net,
-        label_space=space.name,
+        label_space=space,
         stage="warmup",
         seed=seed,
         params={**old.params, "warmup": section_dict(params), "prepared": prepared_size(target)},
@@ -92,7 +91,7 @@ def _align(
     context: RunContext,
 ) -> LoopState:
     torch.manual_seed(stream_seed(seed, "warmup"))
-    num_classes = get_label_space(source.label_space).num_classes
+    num_classes = source.num_classes
     discriminator = Discriminator(num_classes).to(context.device)
     common: dict[str, Any] = {
         "batch_size": params.batch_size,

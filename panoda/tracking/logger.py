@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from panoda.tracking.store import first_line
+from panoda.tracking.store import first_line, safe_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +59,8 @@ class MLflowLogger:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        fresh = {key: value for key, value in metrics.items() if step > self._logged.get(key, -1)}
+        safe = {safe_key(key): value for key, value in metrics.items()}
+        fresh = {key: value for key, value in safe.items() if step > self._logged.get(key, -1)}
         self._metrics += [Metric(key, float(value), now, int(step)) for key, value in fresh.items()]
         if len(self._metrics) >= BATCH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()

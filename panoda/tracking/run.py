@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from panoda.tracking.logger import MLflowLogger
-from panoda.tracking.store import SQLITE, TrackingError, connect, first_line
+from panoda.tracking.store import SQLITE, TrackingError, connect, first_line, folder_name, safe_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,7 +136,9 @@ def _create(
         )
     if found is None:
         # A server picks its own place; a plain sqlite store would take the current folder.
-        place = (root / "mlruns" / experiment).resolve().as_uri() if uri.startswith(SQLITE) else None
+        place = (
+            (root / "mlruns" / folder_name(experiment)).resolve().as_uri() if uri.startswith(SQLITE) else None
+        )
         try:
             identity = client.create_experiment(experiment, artifact_location=place)
         except MlflowException:  # another stage was faster
@@ -157,7 +159,8 @@ def _describe(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     pairs = [
-        Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in params.items()
+        Param(safe_key(key), value if isinstance(value, str) else json.dumps(value))
+        for key, value in params.items()
     ]
     for start in range(0, len(pairs), BATCH_PARAMS):
         client.log_batch(run_id, params=pairs[start : start + BATCH_PARAMS])

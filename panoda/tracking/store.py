@@ -98,6 +98,28 @@ def _make_store(uri: str) -> None:
         shutil.rmtree(folder)
 
 
+def safe_key(key: str) -> str:
+    """A key of a metric or parameter that MLflow takes: class and group names may hold anything.
+
+    Example:
+        >>> safe_key("iou/val/car (parked)"), safe_key("iou/val/../a//b")
+        ('iou/val/car _parked_', 'iou/val/__/a/_/b')
+    """
+    parts = re.sub(r"[^/\w.\- ]", "_", key).split("/")
+    return "/".join("_" * max(len(part), 1) if not part.strip(".") else part for part in parts)
+
+
+def folder_name(experiment: str) -> str:
+    """The folder of an experiment's files: its name without what would lead elsewhere.
+
+    Example:
+        >>> folder_name("city"), folder_name("../mine"), folder_name("day: 1/2")
+        ('city', '_.._mine', 'day_ 1_2')
+    """
+    name = re.sub(r'[/\\:*?"<>|]', "_", experiment)
+    return f"_{name}" if name.startswith(".") else name
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, on one line."""
     lines = str(error).strip().splitlines()

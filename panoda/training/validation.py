@@ -11,7 +11,6 @@ from torch import nn
 
 from panoda.data.prepared import PreparedSplit
 from panoda.inference import predict_logits
-from panoda.labels import get_label_space
 from panoda.metrics import ConfusionMatrix
 from panoda.training.context import RunContext
 from panoda.training.distributed import gather
@@ -25,7 +24,7 @@ def validate_split(
 
     Several processes share the batches; pixels are counted, so every one of them gets the same matrix.
     """
-    space = get_label_space(split.label_space)
+    space = split.space
     matrix = ConfusionMatrix(space.num_classes)
     was_training = model.training
     model.eval()
@@ -57,7 +56,7 @@ def prediction_picture(model: nn.Module, split: PreparedSplit, index: int, conte
             model, sample["image"][None].to(context.device), scales=(1.0,), flip=False, wrap=split.full_circle
         )
     model.train(was_training)
-    space = get_label_space(split.label_space)
+    space = split.space
     rows = [sample["image"].permute(1, 2, 0).numpy()]
     if split.has_labels:
         rows.append(space.colourise(sample["label"].numpy()))
