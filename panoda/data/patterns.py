@@ -3,8 +3,8 @@
 A pattern is relative to the data set's folder, with ``/`` between names. ``*`` matches within one name,
 ``{id}`` and ``{group}`` match at least one character of one name and are remembered, ``{id:path}`` matches
 across folders; what occurs twice must match the same. ``{group}`` takes as little as it can. The suffix of
-an image or label file matches in upper and lower case. Hidden files never match, hidden folders only where the
-pattern writes the dot.
+an image or label file matches in upper and lower case. Hidden files never match, hidden folders only where
+the pattern writes the dot.
 
 Data sets of kind folder have glob patterns instead (``glob``): ``*``, ``?`` and ``[...]`` within one name,
 ``**`` for any folders.
