@@ -20,6 +20,7 @@ from panoda.stages.preprocess import preprocess
 from panoda.stages.pretrain import pretrain
 from panoda.training.context import RunContext
 
+PARAMS = PretrainParams.model_validate({"iterations": 1, "batch_size": 1, "optim": {"lr": 1e-3}})
 NAMES = ("road", "car", "sky")
 
 
@@ -106,7 +107,7 @@ def test_preprocess_names_them_and_pretrain_refuses_them(masks, caplog):
     assert "source val: 40 % of the pixels are ignored" in caplog.text
     assert len(PreparedSplit(out / "train").doubts) == 2
     caplog.clear()
-    options = {"model": ModelParams(encoder="trans4pass_nano"), "params": PretrainParams(), "seed": 0}
+    options = {"model": ModelParams(encoder="trans4pass_nano"), "params": PARAMS, "seed": 0}
     with pytest.raises(DataError, match=r"train: every labelled pixel is 'floor'.*panoda data check"):
         pretrain(
             source_train=out / "train",

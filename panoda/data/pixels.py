@@ -105,7 +105,7 @@ def _too_large(path: Path, found: str) -> str:
     return (
         f"{path}: {found}, but at most {max_pixels()} pixels are read; replace the file if it is damaged, "
         f"make it smaller, or set the environment variable {SWITCH} to as many pixels as it has (an image at "
-        "work takes some 10 bytes of memory a pixel)"
+        "work takes up to 11 bytes of memory a pixel)"
     )
 
 
