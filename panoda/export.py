@@ -85,10 +85,8 @@ def open_sizes(model: Segmenter) -> tuple[int, str]:
             return 0, f"{model.name} relates patches by a table or rotation made for one size"
         if encoder.wrap:
             return 0, "with wrap its positions are closed around a circle of one width"
-        if model.neck is not None and encoder.patch != 16:
-            return 0, f"its pyramid is resampled from patches of {encoder.patch} pixels for one size"
-        return (32 if model.neck is not None else encoder.patch), ""
-    return 32, ""
+        return 1, ""
+    return 1, ""
 
 
 def export_model(
