@@ -39,7 +39,7 @@ class ExportCard(BaseModel):
     batch: int | None
     """Images per call; None = any number."""
     height: int | None
-    """Pixels; None = any multiple of ``cell`` from ``smallest`` to ``largest``."""
+    """Pixels; None = any number from ``smallest`` to ``largest``."""
     width: int | None
     """Pixels; None as for the height."""
     cell: int = 1
