@@ -241,7 +241,9 @@ def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
         if value.is_floating_point() and not torch.isfinite(value).all()
     }
     if bad:
-        shown = ", ".join(f"{key} ({count} of {tensors[key].numel()})" for key, count in list(bad.items())[:8])
+        shown = ", ".join(
+            f"{key} ({count} of {tensors[key].numel()})" for key, count in list(bad.items())[:8]
+        )
         raise CheckpointError(
             f"{where}: {len(bad)} of {len(tensors)} tensors hold NaN or infinite values: {shown}"
             f"{', ...' if len(bad) > 8 else ''}; these weights are of a training that diverged, or damaged: "

@@ -132,7 +132,8 @@ def import_state(
 
     Raises:
         CheckpointError: unknown or ambiguous layout, or not weights of that model; the message says what was
-            found, what would fit, and lists all that is missing, unexpected, of another shape or type, or not finite.
+            found, what would fit, and lists all that is missing, unexpected, of another shape or type, or not
+            finite.
     """
     try:
         taken = find_weights(content, part=part, encoder=encoder)

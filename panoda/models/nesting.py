@@ -91,7 +91,9 @@ def find_weights(content: Mapping[str, Any], *, part: str | None = None, encoder
         left += rest if outer else []
         tensors = sets[outer]
     if wanted:
-        raise CheckpointError(f"it has no part {wanted!r}; leave --part out, or name one of {_names(content)}")
+        raise CheckpointError(
+            f"it has no part {wanted!r}; leave --part out, or name one of {_names(content)}"
+        )
     return Found(tensors, ".".join([*path, outer] if outer else path), averaged, tuple(left))
 
 
@@ -175,7 +177,9 @@ def _checked(state: Mapping[str, Any]) -> dict[str, Tensor]:
         reason = f"these entries are no tensors: {', '.join(wrong[:8])}"
     else:
         return {str(key): value for key, value in state.items()}
-    raise CheckpointError(f"expected a dictionary of tensors, optionally under 'state_dict' or 'model'; {reason}")
+    raise CheckpointError(
+        f"expected a dictionary of tensors, optionally under 'state_dict' or 'model'; {reason}"
+    )
 
 
 def _without_insertions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,7 +189,9 @@ def _without_insertions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         while (shorter := _INSERTED.sub(r"\1", name)) != name:
             name = shorter
         if name in found and not torch.equal(found[name], value):
-            raise CheckpointError(f"it holds {name} twice, plain and compiled, with other values; save one of them")
+            raise CheckpointError(
+                f"it holds {name} twice, plain and compiled, with other values; save one of them"
+            )
         found[name] = value
     return found
 
@@ -230,5 +236,7 @@ def _counted(name: str, count: int) -> str:
 
 def _names(content: Mapping[str, Any]) -> str:
     names = [str(key) for key, value in content.items() if isinstance(value, Mapping)]
-    first = dict.fromkeys(str(key).partition(".")[0] for key, value in content.items() if isinstance(value, Tensor))
+    first = dict.fromkeys(
+        str(key).partition(".")[0] for key, value in content.items() if isinstance(value, Tensor)
+    )
     return ", ".join([*names, *first][:8]) or "nothing"

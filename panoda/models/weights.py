@@ -57,7 +57,7 @@ _DECODER_NAMES = (
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
-    """Read a .pth (weights only, nothing is executed) or .safetensors file, or an index of such, onto the CPU.
+    """Read a .pth (weights only, nothing is executed), a .safetensors file or an index of such files.
 
     Returns:
         What the file holds: key -> tensor, or a dictionary that nests it.
@@ -82,8 +82,8 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         objects = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
         raise CheckpointError(
             f"{path}: not a checkpoint, or one that holds more than tensors"
-            f"{f' ({objects})' if objects else ''}, such as a whole model, which is not opened for safety; save "
-            "its state_dict alone, where its code is at hand: torch.save(model.state_dict(), 'weights.pth')"
+            f"{f' ({objects})' if objects else ''}, such as a whole model, which is not opened for safety; "
+            "where its code is at hand, save its state_dict: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         raise CheckpointError(
