@@ -203,12 +203,17 @@ def _mit(state: dict[str, Tensor], source: str, encoder: str | None) -> Imported
 
 def _of_mit_shape(tensors: dict[str, Tensor], source: str, encoder: str | None) -> str:
     """Name of the MiT or Trans4PASS encoder; the user may name the one that the weights are meant for."""
+    stem = {
+        key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")
+    }
     names = fitting(tensors)
     if names:
         name = names[0]
         meant = encoder is None or encoder == name or SHAPES.get(encoder) == SHAPES[name]
         deformed = name.startswith("trans4pass") and (encoder or name).startswith("mit")
         if meant and not deformed:
+            with torch.device("meta"):
+                check_fit(create_encoder(name), stem, where=source)
             return name
         raise CheckpointError(f"{source}: weights of {name}, not for {encoder}; leave --encoder out")
     depths = [
@@ -227,9 +232,6 @@ def _of_mit_shape(tensors: dict[str, Tensor], source: str, encoder: str | None) 
             f"{source}: laid out like MiT, but with {depths} blocks per stage it is none of "
             f"{', '.join(SHAPES)}"
         )
-    stem = {
-        key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")
-    }
     with torch.device("meta"):
         built = create_encoder(wanted)
     check_fit(built, stem, where=source, hint=f"It was compared with {wanted}.")

@@ -205,9 +205,14 @@ def _roots(state: Mapping[str, Tensor], encoder: str | None) -> list[str]:
         if found:
             return found
     mit = _ends(state, _MIT)
-    # Released Trans4PASS has its decoder beside the encoder.
-    lifted = dict.fromkeys(re.sub(r"(^|\.)(encoder|backbone)\.$", r"\1", prefix) for prefix in mit)
-    return list(lifted) or _ends(state, _VIT)
+    return [_with_decoder(state, prefix) for prefix in mit] or _ends(state, _VIT)
+
+
+def _with_decoder(state: Mapping[str, Tensor], prefix: str) -> str:
+    """The prefix of the whole model where the encoder's own has released Trans4PASS's decoder beside it."""
+    whole = re.sub(r"(^|\.)(encoder|backbone)\.$", r"\1", prefix)
+    decoders = (f"{whole}dede_head.", f"{whole}decode_head.")
+    return whole if any(key.startswith(decoders) for key in state) else prefix
 
 
 def _ends(state: Mapping[str, Tensor], end: str) -> list[str]:
