@@ -7,7 +7,7 @@ that differs is not kept.
 
 from __future__ import annotations
 
-import math
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from panoda.export_check import TOLERANCE, Check, checked, median_seconds, sampl
 from panoda.exported import EXTRA_FILE, KEY, SUFFIXES, ExportCard, ExportedModel, card_text, require
 from panoda.files import staged_file
 from panoda.models.checkpoint import ModelCard
-from panoda.models.encoder import Encoder
+from panoda.models.pyramid import TimmPyramid
 from panoda.models.segmenter import MIN_SIZE as SMALLEST_FIXED
 from panoda.models.segmenter import Segmenter
 from panoda.models.vit import ViTEncoder
@@ -34,6 +34,8 @@ OPSETS = range(18, 24)
 LARGEST_ONNX = 2**31 - 2**20
 """Bytes: a protobuf holds 2 GiB at most."""
 DEFAULT_SIZE = (512, 1024)
+TRACED_SIZE = (64, 96)
+log = logging.getLogger("panoda")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class ExportResult:
         size: Height and width in pixels of the images of the latencies.
         eager, exported: Median seconds per image of the model and of the file.
         threads: Threads of both.
+        fixed: Why it takes images of one size, where nobody asked for that; else "".
     """
 
     path: Path
@@ -58,6 +61,7 @@ class ExportResult:
     eager: float
     exported: float
     threads: int
+    fixed: str = ""
 
 
 class Graph(nn.Module):
@@ -74,20 +78,17 @@ class Graph(nn.Module):
         return logits.argmax(dim=1).to(torch.uint8) if self.labels else logits
 
 
-def open_sizes(model: Segmenter) -> tuple[int, str]:
-    """(cell, "") where an exported file can take sides of any multiple of ``cell``, else (0, the reason)."""
+def fixed_because(model: Segmenter) -> str:
+    """Why an exported file can take images of one size alone; "" where height and width can stay open."""
     encoder = model.encoder
-    if isinstance(encoder, Encoder):
-        return 1, ""
     if isinstance(encoder, ViTEncoder):
         if type(encoder.net) is not VisionTransformer:
-            return 0, f"{model.name} relates patches by a table or rotation made for one size"
+            return f"{model.name} relates patches by a table or rotation made for one size"
         if encoder.wrap:
-            return 0, "with wrap its positions are closed around a circle of one width"
-        if model.neck is not None and encoder.patch != 16:
-            return 0, f"its pyramid is resampled from patches of {encoder.patch} pixels for one size"
-        return (32 if model.neck is not None else encoder.patch), ""
-    return 32, ""
+            return "with wrap its positions are closed around a circle of one width"
+    if isinstance(encoder, TimmPyramid) and any(hasattr(m, "window_size") for m in encoder.net.modules()):
+        return f"{model.name} attends in windows, laid out for one size"
+    return ""
 
 
 def export_model(
@@ -128,24 +129,29 @@ def export_model(
         require("onnx", "onnxscript", "onnxruntime")
         if opset not in OPSETS:
             raise ValueError(f"opset is {opset}; expected {OPSETS[0]} to {OPSETS[-1]}, usually {OPSET}")
-    cell, reason = open_sizes(model)
-    if dynamic and not cell:
+    reason = fixed_because(model)
+    if dynamic and reason:
         raise ValueError(
             f"{model.name}: height and width cannot stay open: {reason}; give --height and --width"
         )
-    opened = bool(cell) and size is None if dynamic is None else dynamic
-    about = _describe(model, card, size=size, cell=cell if opened else 0, batch=batch)
-    about = about.model_copy(
-        update={
-            "input": "uint8" if uint8 else "float",
-            "output": "labels" if labels else "logits",
-            "opset": opset if format == "onnx" else None,
-        }
-    )
-    size = _size(card, size, about)
+    opened = (not reason and size is None) if dynamic is None else dynamic
+    fixed = "" if opened or size is not None else reason
     graph = Graph(model, uint8=uint8, labels=labels).eval()
+
+    def traced(opened: bool) -> tuple[ExportCard, torch.export.ExportedProgram]:
+        about = _describe(graph, card, size=None if opened else size or trained_size(card), batch=batch)
+        about = about.model_copy(update={"opset": opset if format == "onnx" else None})
+        return about, _trace(graph, about)
+
+    try:
+        about, program = traced(opened)
+    except _NotTraced as error:
+        if not opened or dynamic:
+            raise
+        fixed = str(error).partition(";")[0]
+        about, program = traced(False)
+    size = _size(card, size, about)
     path = out / f"model{SUFFIXES[format]}"
-    program = _trace(graph, about, size)
     with staged_file(path) as aside:
         # The runtimes tell a file's kind by its name.
         named = aside.with_name(aside.name + SUFFIXES[format])
@@ -160,19 +166,15 @@ def export_model(
         finally:
             named.unlink(missing_ok=True)
     return ExportResult(
-        path, about, tuple(checks), megabytes, size, eager, latency, threads=torch.get_num_threads()
+        path, about, tuple(checks), megabytes, size, eager, latency, torch.get_num_threads(), fixed
     )
 
 
 def _describe(
-    model: Segmenter, card: ModelCard, *, size: tuple[int, int] | None, cell: int, batch: int | None
+    graph: Graph, card: ModelCard, *, size: tuple[int, int] | None, batch: int | None
 ) -> ExportCard:
-    """The card of the file; ``cell`` 0 = fixed size."""
-    fixed = (None, None) if cell else (size or trained_size(card))
-    smallest, largest = (
-        ExportCard.model_fields["smallest"].default,
-        ExportCard.model_fields["largest"].default,
-    )
+    """The card of the file; without a size height and width are open."""
+    fixed = size or (None, None)
     for side in (s for s in fixed if s is not None):
         if side < SMALLEST_FIXED:
             raise ValueError(
@@ -182,20 +184,17 @@ def _describe(
         raise ValueError(f"batch is {batch}; expected at least 1, or `dynamic`")
     space = card.space
     return ExportCard(
-        input="float",
-        output="logits",
+        input="uint8" if graph.uint8 else "float",
+        output="labels" if graph.labels else "logits",
         batch=batch,
         height=fixed[0],
         width=fixed[1],
-        cell=cell or 1,
-        smallest=math.ceil(smallest / max(cell, 1)) * max(cell, 1),
-        largest=largest // max(cell, 1) * max(cell, 1),
         class_names=card.class_names,
         palette=space.palette,
         mean=card.mean,
         std=card.std,
-        feature_stride=model.feature_stride,
-        wraps=model.wraps,
+        feature_stride=graph.model.feature_stride,
+        wraps=graph.model.wraps,
         model=card,
     )
 
@@ -211,36 +210,32 @@ def trained_size(card: ModelCard) -> tuple[int, int]:
 
 
 def _size(card: ModelCard, size: tuple[int, int] | None, about: ExportCard) -> tuple[int, int]:
-    """Height and width of the images that checks use: whole cells."""
+    """Height and width of the images that checks use."""
     height, width = size or trained_size(card)
     if about.height is not None:
         return height, width
 
-    def fitting(side: int) -> int:
-        return min(max(round(side / about.cell) * about.cell, about.smallest), about.largest)
-
-    return fitting(height), fitting(width)
+    height, width = (min(max(side, about.smallest), about.largest) for side in (height, width))
+    return height, width
 
 
 # --- tracing and writing ------------------------------------------------------------------------------
 
 
-def _trace(graph: Graph, about: ExportCard, size: tuple[int, int]) -> torch.export.ExportedProgram:
+class _NotTraced(ValueError):
+    """torch.export cannot follow the network; its own words, which name its internals, are the cause."""
+
+
+def _trace(graph: Graph, about: ExportCard) -> torch.export.ExportedProgram:
     """The graph with open dimensions as the card says."""
     dims: dict[int, Any] = {}
     if about.batch is None:
         dims[0] = torch.export.Dim("batch", min=1, max=4096)
     if about.height is None:
-        low, high = about.smallest // about.cell, about.largest // about.cell
         for axis, name in ((2, "height"), (3, "width")):
-            dims[axis] = (
-                torch.export.Dim(name, min=low, max=high) * about.cell
-                if about.cell > 1
-                else (torch.export.Dim(name, min=low, max=high))
-            )
-        # Traced small and of sides that nothing takes for one another.
-        unit = math.lcm(about.cell, 32)
-        size = (2 * unit, 3 * unit)
+            dims[axis] = torch.export.Dim(name, min=about.smallest, max=about.largest)
+    # Open sides are traced small, and such that nothing takes one for the other.
+    size = (about.height or TRACED_SIZE[0], about.width or TRACED_SIZE[1])
     for module in graph.modules():
         if isinstance(module, BeitAttention):
             # Fused attention with a bias decomposes into a view that its strides do not allow.
@@ -252,10 +247,14 @@ def _trace(graph: Graph, about: ExportCard, size: tuple[int, int]) -> torch.expo
             warnings.simplefilter("ignore")
             graph(images)  # tables of one size become constants of the graph
             return torch.export.export(graph, (images,), dynamic_shapes=(dims or None,), strict=False)
-    except (RuntimeError, ValueError, AssertionError, torch._dynamo.exc.UserError) as error:
-        said = str(error).strip().split("\n")[0]
-        advice = "; give --height and --width" if about.height is None else ""
-        raise ValueError(f"torch.export cannot trace {graph.model.name} ({said}){advice}") from error
+    except Exception as error:  # nearly anything, and about its own internals
+        log.debug("torch.export", exc_info=True)
+        what = f"torch.export cannot follow {graph.model.name} with {graph.model.decoder.name}"
+        raise _NotTraced(
+            f"{what} for any size; give --height and --width"
+            if about.height is None
+            else f"{what}, not even for images of one size; use the checkpoint itself, or another encoder"
+        ) from error
 
 
 def _write_torch(program: torch.export.ExportedProgram, about: ExportCard, path: Path) -> None:
@@ -273,6 +272,7 @@ def _write_onnx(program: torch.export.ExportedProgram, about: ExportCard, path: 
             "use --format torch, or a smaller model"
         )
     try:
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it does not fold
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             made: Any = torch.onnx.export(
@@ -283,8 +283,12 @@ def _write_onnx(program: torch.export.ExportedProgram, about: ExportCard, path: 
                 input_names=["images"],
                 output_names=[about.output],
             )
-    except torch.onnx.OnnxExporterError as error:
-        raise ValueError(f"no ONNX of this model: {error}") from error
+    except Exception as error:  # nearly anything, and about its own internals
+        log.debug("torch.onnx", exc_info=True)
+        raise ValueError(
+            f"ONNX has no operators for {about.model.name} at opset {about.opset}; try --opset "
+            f"{OPSETS[-1]}, or --format torch"
+        ) from error
     proto = made.model_proto
     # The tracer's names of open sizes (s77, 32*s53) tell a reader nothing.
     del proto.graph.value_info[:]

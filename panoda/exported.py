@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
@@ -39,11 +38,11 @@ class ExportCard(BaseModel):
     batch: int | None
     """Images per call; None = any number."""
     height: int | None
-    """Pixels; None = any multiple of ``cell`` from ``smallest`` to ``largest``."""
+    """Pixels; None = any number from ``smallest`` to ``largest``."""
     width: int | None
     """Pixels; None as for the height."""
-    cell: int = 1
-    """Open sides are multiples of this many pixels."""
+    cell: Literal[1] = 1
+    """Open sides go in steps of so many pixels; other steps, of earlier versions, gave other labels."""
     smallest: int = 64
     """Shortest open side in pixels."""
     largest: int = 8192
@@ -97,9 +96,6 @@ class ExportedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalised float -> logits (N, K, H, W) on the device of ``x``.
 
-        Where sides must be multiples of the card's cell, the last row and column are repeated up to
-        the next one and what they gave is cut off, as the encoders that need it do themselves.
-
         Raises:
             ValueError: a file of labels or for uint8 images, or a size that it does not take.
         """
@@ -109,19 +105,13 @@ class ExportedModel(nn.Module):
                 f"{self.path} takes {card.input} images and gives {card.output}; prediction needs float "
                 "images and logits: export without --uint8 and --labels"
             )
-        height, width = x.shape[2:]
-        right, down = (0 if fixed else -side % card.cell for side, fixed in self._sides(width, height))
-        x = F.pad(x, (0, right, 0, down), mode="replicate") if right or down else x
         self._check(x)
         whole = x.detach().float().cpu()
         # A file of one batch size gets its images in such batches, the last one filled up.
         size = card.batch or len(whole)
         parts = [whole[start : start + size] for start in range(0, len(whole), size)]
         logits = [self.raw(torch.cat([p, p[-1:].expand(size - len(p), -1, -1, -1)])) for p in parts]
-        return torch.cat(logits)[: len(whole), :, :height, :width].to(x.device)
-
-    def _sides(self, width: int, height: int) -> tuple[tuple[int, bool], tuple[int, bool]]:
-        return (width, self.card.width is not None), (height, self.card.height is not None)
+        return torch.cat(logits)[: len(whole)].to(x.device)
 
     def _check(self, x: Tensor) -> None:
         card, size = self.card, (x.shape[2], x.shape[3])
@@ -213,14 +203,26 @@ def _session(path: Path) -> Any:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no class
+        raise CheckpointError(
+            f"{path}: onnxruntime {runtime.__version__} cannot run it; export the checkpoint again, with an "
+            "--opset that this version knows"
+        ) from error
     name = session.get_inputs()[0].name
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
 def _program(path: Path) -> Any:
     """Tensor -> tensor through the loaded program."""
-    module = torch.export.load(path).module()
+    try:
+        module = torch.export.load(path).module()
+    except Exception as error:  # nearly anything, and about its own internals
+        raise CheckpointError(
+            f"{path}: damaged, or written by another version of PyTorch than {torch.__version__}; "
+            "export the checkpoint again"
+        ) from error
 
     def run(images: Tensor) -> Tensor:
         with torch.no_grad():

@@ -49,12 +49,10 @@ def export_command(
     if batch != "dynamic" and not batch.isdigit():
         raise ValueError(f"--batch is {batch!r}; expected `dynamic` or a number of images")
     # Imported here: the other commands start without torch.
-    from panoda.export import export_model, open_sizes
+    from panoda.export import export_model
     from panoda.models.checkpoint import load_model
 
     model, card = load_model(checkpoint or (run or Path()) / "model.safetensors")
-    if height is None and not dynamic and not open_sizes(model)[0]:
-        typer.echo(f"height and width are fixed: {open_sizes(model)[1]}")
     result = export_model(
         model,
         card,
@@ -74,12 +72,13 @@ def export_command(
 def explain(result: ExportResult) -> str:
     """What was exported, how well it agrees, how large and how fast it is."""
     card = result.card
-    cell = f" in steps of {card.cell}" if card.cell > 1 else ""
-    sides = f"height and width {card.smallest} to {card.largest}{cell}"
+    sides = f"height and width {card.smallest} to {card.largest}"
     fixed = f"{card.height}x{card.width}"
     images = "images" if card.batch is None else f"{card.batch} images"
     kind = {"float": "normalised RGB", "uint8": "RGB bytes"}[card.input]
     lines = [f"{result.path}: {images} of {kind}, {sides if card.height is None else fixed} -> {card.output}"]
+    if result.fixed:
+        lines.append(f"height and width are fixed: {result.fixed}; other sizes take an export of their own")
     for check in result.checks:
         apart = "" if check.difference is None else f", logits differ by at most {check.difference:.1e}"
         count, height, width = check.shape

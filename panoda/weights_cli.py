@@ -83,6 +83,9 @@ def import_command(
     num_classes: Annotated[int | None, typer.Option(help="Classes that the file must have.")] = None,
     label_space: Annotated[str | None, typer.Option(help="Label space of the file's classes.")] = None,
     encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave the decoder out.")] = False,
+    part: Annotated[
+        str | None, typer.Option(help="Of several sets of weights the one to take; default the averaged one.")
+    ] = None,
     name: Name = None,
     force: Force = False,
 ) -> None:
@@ -91,15 +94,16 @@ def import_command(
 
     imported = import_file(
         file,
-        source=f"{file.name}, SHA-256 {sha256_file(file) if file.is_file() else '-'}",
+        source=_source(file),
         encoder=encoder,
         decoder=decoder,
         num_classes=num_classes,
         label_space=label_space,
         encoder_only=encoder_only,
+        part=part,
     )
     stem = Path(name or file.name).name
-    for suffix in (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"):
+    for suffix in (".index.json", ".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"):
         stem = stem.removesuffix(suffix)
     _keep(imported, FOLDER / f"{stem}.safetensors", force)
 
@@ -128,6 +132,16 @@ def show(file: Annotated[str, typer.Argument(help="A path, or a name below data/
     total = sum(value.numel() for value in tensors.values())
     table.add_row("all", str(len(tensors)), f"{total:,}", "", "", style="bold")
     Console().print(table)
+
+
+def _source(file: Path) -> str:
+    """Name and SHA-256 of a file; of an index those of the files it names."""
+    from panoda.models.file_kind import shards
+
+    if not file.is_file():
+        return file.name
+    parts = [part for part in shards(file) if part.is_file()] or [file]
+    return ", ".join((file.name, *(f"SHA-256 {sha256_file(part)}" for part in parts)))
 
 
 def _keep(imported: Imported, path: Path, force: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from torch import nn
 
 from panoda import export
 from panoda.cli import app
-from panoda.export import export_model, open_sizes
-from panoda.exported import ExportedModel, read_export_card
+from panoda.export import export_model, fixed_because
+from panoda.export_check import sample_images
+from panoda.exported import ExportedModel, card_text, read_export_card
 from panoda.labels import get_label_space
 from panoda.models import CheckpointError, create_model
 from panoda.models.checkpoint import ModelCard, make_card, save_model
 from panoda.models.segmenter import Segmenter
+from panoda.models_cli import explain
 from panoda.predict import predict_files
 
 SIZE = (64, 128)
@@ -150,16 +153,114 @@ def test_a_file_that_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_sizes_that_stay_open() -> None:
-    def cell(name: str, decoder: str, **options: object) -> int:
-        return open_sizes(model_of(name, decoder, width=16, **options)[0])[0]
+    def fixed(name: str, decoder: str, **options: object) -> str:
+        return fixed_because(model_of(name, decoder, width=16, **options)[0])
 
-    assert cell("trans4pass_nano", "dmlp") == 1
-    assert cell("vit:vit_tiny_patch16_224", "setr_naive", blocks=[0]) == 16
-    assert cell("vit:vit_tiny_patch16_224", "upernet", blocks=[0, 1, 2, 3]) == 32
-    assert cell("vit:vit_tiny_patch16_224", "setr_naive", blocks=[0], wrap=True) == 0
+    assert fixed("trans4pass_nano", "dmlp") == ""
+    assert fixed("vit:vit_tiny_patch16_224", "setr_naive", blocks=[0]) == ""
+    assert fixed("vit:vit_small_patch14_dinov2", "upernet", blocks=[0, 1, 2, 3]) == ""
+    assert "circle of one width" in fixed("vit:vit_tiny_patch16_224", "setr_naive", blocks=[0], wrap=True)
+    assert "attends in windows" in fixed("timm:swin_tiny_patch4_window7_224", "fcn")
     beit = model_of("vit:beit_base_patch16_224", "setr_naive", width=16, blocks=[0])
     with pytest.raises(ValueError, match=r"made for one size; give --height and --width"):
         export_model(*beit, Path("nowhere"), format="torch", dynamic=True)
+
+
+# Odd, of no multiple, as small as the models go, twice as wide as high, and with a panorama's margins.
+SIZES = ((64, 128), (65, 129), (77, 131), (48, 96), (32, 33), (101, 202), (90, 180 + 64))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "blocks"),
+    [
+        ("mit_b0", "upernet", None),
+        ("trans4pass_nano", "fcn", None),
+        ("vit:vit_tiny_patch16_224", "setr_naive", [0]),
+        ("vit:vit_tiny_patch16_224", "setr_pup", [0]),
+        ("vit:vit_tiny_patch16_224", "setr_mla", [0, 1]),
+        ("vit:vit_tiny_patch16_224", "segformer", [0, 1, 2, 3]),
+        ("vit:vit_small_patch14_dinov2", "segformer", [0, 1, 2, 3]),
+        ("timm:mobilenetv3_small_050", "fcn", None),
+    ],
+)
+def test_one_onnx_file_gives_the_models_labels_at_every_size(
+    encoder: str, decoder: str, blocks: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from panoda.models import encoders
+
+    small = encoders.MitShape((1, 1, 1, 1), (8, 16, 24, 32), (1, 1, 1, 1))
+    for name in ("mit_b0", "trans4pass_nano"):
+        monkeypatch.setitem(encoders.SHAPES, name, small)
+    model, card = model_of(encoder, decoder, width=16, blocks=blocks)
+    result = export_model(model, card, tmp_path, size=SIZE, dynamic=True)
+    assert result.card.height is None and all(side % 2 for side in result.checks[1].shape[1:])
+    exported = ExportedModel(result.path)
+    for number, size in enumerate(SIZES):
+        images = sample_images((1 + number % 2, *size), result.card, seed=number)
+        with torch.no_grad():
+            wanted, found = model(images), exported.raw(images)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
+        assert (found.argmax(dim=1) == wanted.argmax(dim=1)).float().mean() >= 0.999, size
+
+
+def test_a_panorama_of_no_multiple_gets_the_labels_of_the_checkpoint(panorama: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, card = model_of("vit:vit_tiny_patch16_224", "setr_naive", width=16, blocks=[0])
+    save_model(tmp_path / "model.safetensors", model, card)
+    export_model(model, card, tmp_path, size=SIZE, dynamic=True)
+    found, wanted = (
+        np.asarray(Image.open(predict_files(tmp_path / name, [panorama], tmp_path / "out").labels[0]))
+        for name in ("model.onnx", "model.safetensors")
+    )
+    assert len(np.unique(wanted)) > 1 and (found == wanted).mean() >= 0.999
+
+
+def test_a_file_of_one_size_takes_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    # Sides that the patch does not divide.
+    model, card = model_of("vit:vit_tiny_patch16_224", "setr_naive", width=16, blocks=[0], wrap=True)
+    result = export_model(model, card, tmp_path, size=(70, 90))
+    exported = ExportedModel(result.path)
+    images = torch.randn(1, 3, 70, 90)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(images), model(images), rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="takes images of 70x90 pixels .* found 64x96"):
+        exported(torch.randn(1, 3, 64, 96))
+    with pytest.raises(Exception, match="invalid dimensions"):
+        exported.raw(torch.randn(1, 3, 64, 96))
+
+
+def test_an_exporter_that_gives_up_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = torch.export.export
+
+    def gives_up(*arguments: Any, dynamic_shapes: Any, **keywords: Any) -> Any:
+        if 2 in dynamic_shapes[0]:
+            raise RuntimeError("Constraints violated (width)! For more information, run with TORCH_LOGS")
+        return traced(*arguments, dynamic_shapes=dynamic_shapes, **keywords)
+
+    monkeypatch.setattr(torch.export, "export", gives_up)
+    model, card = model_of("vit:vit_tiny_patch16_224", "setr_naive", width=16, blocks=[0])
+    card = card.model_copy(update={"params": {"prepared": {"height": 64, "width": 128}}})
+    with pytest.raises(
+        ValueError, match=r"cannot follow .* for any size; give --height and --width"
+    ) as error:
+        export_model(model, card, tmp_path, format="torch", dynamic=True)
+    assert "Constraints" not in str(error.value) and list(tmp_path.iterdir()) == []
+    result = export_model(model, card, tmp_path, format="torch")
+    assert (result.card.height, result.card.width) == (64, 128)
+    assert "height and width are fixed: torch.export cannot follow" in explain(result)
+
+
+def test_files_of_earlier_versions_that_wanted_multiples_are_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model, card = model_of("vit:vit_tiny_patch16_224", "setr_naive", width=16, blocks=[0])
+    result = export_model(model, card, tmp_path, size=SIZE)
+    proto = onnx.load(str(result.path))
+    onnx.helper.set_model_props(proto, {"panoda": card_text(result.card).replace('"cell": 1', '"cell": 16')})
+    onnx.save(proto, str(result.path))
+    with pytest.raises(CheckpointError, match="export the checkpoint again"):
+        read_export_card(result.path)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from panoda.models import CheckpointError, create_model
-from panoda.models.checkpoint import ModelCard, load_model, make_card, read_card, save_model
+from panoda.models.checkpoint import ModelCard, check_fit, load_model, make_card, read_card, save_model
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,19 @@ def test_truncated_file_is_refused(saved: tuple[Path, ModelCard], tmp_path: Path
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(CheckpointError, match="cut.safetensors: truncated"):
         load_model(path)
+
+
+def test_values_that_are_not_finite_and_integers_are_refused(
+    saved: tuple[Path, ModelCard], tmp_path: Path
+) -> None:
+    model, card = load_model(saved[0])
+    model.decoder.predict.bias.data[:2] = float("nan")
+    save_model(tmp_path / "nan.safetensors", model, card)
+    with pytest.raises(CheckpointError, match=r"nan.safetensors: 1 of .*decoder.predict.bias \(2 of 13\)"):
+        load_model(tmp_path / "nan.safetensors")
+    key = "decoder.predict.bias"
+    with pytest.raises(CheckpointError, match=f"{key} is int8, expected float32"):
+        check_fit(model, model.state_dict() | {key: torch.ones(13, dtype=torch.int8)}, where="x")
 
 
 def test_missing_file_is_both_kinds_of_error(tmp_path: Path) -> None:

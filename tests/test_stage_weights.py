@@ -194,6 +194,29 @@ def test_files_that_are_missing_or_foreign_or_truncated_are_refused(folder: Path
     assert not (folder.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "model.pt2", "w.npz", "model.safetensors.index.json", "a.weights"]
+)
+def test_files_of_other_kinds_are_named_as_such(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"\x08\x0a\x12\x07pytorch")
+    with pytest.raises(CheckpointError, match=f"model.weights is '{name}'.*panoda weights import"):
+        run(folder, weights=name)
+
+
+def test_pages_and_values_that_are_not_finite_are_refused(folder: Path) -> None:
+    (folder / "page.safetensors").write_text("<html>404</html>")
+    with pytest.raises(CheckpointError, match="page.safetensors: a web page, not weights"):
+        run(folder, weights="page")
+    state = {key: value.clone() for key, value in encoder_of(model_of("mit_b0")).items()}
+    state["encoder.stages.0.norm.bias"][:2] = torch.inf
+    save_weights(folder / "b0.safetensors", state, card_of("mit_b0"))
+    with pytest.raises(
+        CheckpointError, match=r"b0.safetensors: 1 of .* encoder.stages.0.norm.bias \(2 of 32\)"
+    ):
+        run(folder, weights="b0", encoder="mit_b0")
+    assert not (folder.parent / "out").exists()
+
+
 def test_timm_takes_the_file_that_lies_there_and_says_where_there_is_none(folder: Path) -> None:
     save_weights(
         folder / "vit_tiny_patch16_224.augreg_in21k.safetensors", encoder_of(model_of(TINY)), card_of(TINY)

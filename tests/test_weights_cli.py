@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,231 @@ def test_bad_files_are_refused(project: Path) -> None:
     assert "not recognised (its keys begin with conv1.weight" in text
     assert "no such weights" in refused("show", "nothing")
     assert "not in this project's layout" in refused("show", "foreign.safetensors")
+
+
+# --- what trainers and downloads make of weights ---------------------------------------------------------
+
+
+def imported(*arguments: str) -> tuple[dict[str, Tensor], str]:
+    """Tensors and output of an import under the name `x`."""
+    text = done("import", *arguments, "--name", "x", "--force")
+    return read_weights(Path("data/weights/x.safetensors"))[0], text
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "_orig_mod.{}",
+        "model.{}",
+        "module.{}",
+        "backbone.{}",
+        "net.{}",
+        "student.{}",
+        "model._orig_mod.module.{}",
+        "model.backbone._orig_mod.{}",
+        "lit.anything.{}",
+    ],
+)
+def test_prefixes_of_wrappers_come_off(project: Path, wrap: str) -> None:
+    model = model_of("mit_b0")
+    state = {wrap.format(key): value for key, value in mit(model).items()}
+    # Beside the whole network, nothing but the network may lie on top.
+    rest = {} if wrap == "_orig_mod.{}" else {"n_averaged": torch.tensor(3), "loss.scale": torch.ones(1)}
+    torch.save({"state_dict": state | rest}, "w.ckpt")
+    found, text = imported("w.ckpt")
+    assert equal(found, model, "encoder.") and ("loss.scale" in text or not rest)
+
+
+def test_prefixes_come_off_a_network_that_is_named_and_a_whole_released_model(project: Path) -> None:
+    whole = timm.create_model("convnext_atto").state_dict()
+    save_file({f"model.net.{key}": value for key, value in whole.items()}, "atto.safetensors")
+    found, _ = imported("atto.safetensors", "--encoder", "timm:convnext_atto")
+    assert torch.equal(found["encoder.net.stem.0.weight"], whole["stem.0.weight"])
+    model = model_of("trans4pass_nano", 19)
+    torch.save({f"model._orig_mod.{key}": value for key, value in released(model).items()}, "t4p.pth")
+    assert equal(imported("t4p.pth")[0], model)
+
+
+def sets() -> tuple[dict[str, Tensor], dict[str, Tensor], Segmenter, Segmenter]:
+    trained, averaged = model_of("mit_b0"), model_of("mit_b0")
+    averaged.load_state_dict({key: value + 1 for key, value in trained.state_dict().items()})
+    return mit(trained), mit(averaged), trained, averaged
+
+
+@pytest.mark.parametrize(
+    ("usual", "other"),
+    [
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("model", "ema"),
+        ("state_dict", "ema_state_dict"),
+        ("student", "teacher"),
+    ],
+)
+def test_averaged_weights_are_taken_and_named(project: Path, usual: str, other: str) -> None:
+    trained, averaged, first, second = sets()
+    averaged = {f"module.{key}": value for key, value in averaged.items()}
+    torch.save({usual: trained, other: averaged, "optimizer": {"state": {0: trained}}, "epoch": 2}, "w.pth")
+    found, text = imported("w.pth")
+    assert equal(found, second, "encoder.")
+    assert f"averaged weights of {other}" in text and f"{usual} (" in text
+    found, text = imported("w.pth", "--part", usual)
+    assert equal(found, first, "encoder.") and f"weights of {usual}" in text and "averaged" not in text
+    torch.save({other: averaged}, "w.pth")
+    assert equal(imported("w.pth")[0], second, "encoder.")
+    assert "it has no part 'nonsense'" in panoda("import", "w.pth", "--part", "nonsense")[1]
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        lambda trained: {"ema_state_dict": {"steps": torch.tensor(9), **trained}},
+        lambda trained: {"ema_state_dict": trained, "meta": {"mmengine_version": "0.10.4"}},
+        lambda trained: {"current_model_state": trained, "averaging_state": {"n_averaged": torch.tensor(9)}},
+    ],
+)
+def test_two_trainers_keep_averaged_weights_under_state_dict(project: Path, rest: Any) -> None:
+    trained, averaged, _, second = sets()
+    torch.save({"state_dict": averaged, **rest(trained)}, "w.pth")
+    found, text = imported("w.pth")
+    assert equal(found, second, "encoder.") and "averaged weights of state_dict" in text
+
+
+def test_several_sets_by_prefix(project: Path) -> None:
+    trained, averaged, first, second = sets()
+    both = {f"model.{k}": v for k, v in trained.items()} | {f"ema_model.{k}": v for k, v in averaged.items()}
+    torch.save({"state_dict": both}, "w.ckpt")
+    found, text = imported("w.ckpt")
+    assert equal(found, second, "encoder.") and "averaged weights of state_dict.ema_model" in text
+    assert equal(imported("w.ckpt", "--part", "model")[0], first, "encoder.")
+    # A teacher of another size is no average.
+    larger = mit(model_of("mit_b1"))
+    torch.save({"student": trained, "teacher": larger}, "w.ckpt")
+    text = panoda("import", "w.ckpt")[1]
+    assert "several sets of weights: student (" in text and "--part" in text
+    assert equal(imported("w.ckpt", "--part", "student")[0], first, "encoder.")
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "own"])
+def test_values_that_are_not_finite_are_refused_by_name(project: Path, kind: str) -> None:
+    state = {key: value.clone() for key, value in mit(model_of("mit_b0")).items()}
+    state["head.bias"][0] = float("nan")  # is dropped
+    state["norm1.bias"][:3] = float("nan")
+    state["block1.0.norm1.weight"][0] = float("-inf")
+    if kind == "own":
+        model = model_of("mit_b0")
+        torch.nn.init.constant_(model.encoder.stages[0].norm.bias[:3], float("nan"))
+        model.encoder.stages[0].blocks[0].norm1.weight.data[0] = float("inf")
+        save_model(Path("w.own"), model, make_card(model, label_space="cs13", stage="adapt", seed=4))
+    elif kind == "pth":
+        torch.save(state, "w.pth")
+    else:
+        save_file(state, "w.safetensors")
+    text = refused("import", f"w.{kind}")
+    assert "2 of" in text and "NaN or infinite values" in text
+    assert "encoder.stages.0.norm.bias (3 of 32)" in text
+    assert "encoder.stages.0.blocks.0.norm1.weight (1 of 32)" in text
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_float_types_become_float32(project: Path, dtype: torch.dtype) -> None:
+    model = model_of("mit_b0")
+    torch.save({key: value.to(dtype) for key, value in mit(model).items()}, "w.pth")
+    found, _ = imported("w.pth")
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert torch.equal(found["encoder.stages.0.norm.bias"], model.encoder.stages[0].norm.bias)
+    if dtype is torch.float64:
+        torch.save({key: value.to(dtype) * 1e300 for key, value in mit(model).items()}, "w.pth")
+        assert "NaN or infinite" in panoda("import", "w.pth")[1]
+
+
+def test_quantised_misshapen_and_tied_tensors(project: Path) -> None:
+    state = mit(model_of("mit_b0"))
+    key, ours = "block1.0.attn.q.weight", "stages.0.blocks.0.attn.q.weight"
+    for bad, name in (
+        (state[key].to(torch.int8), "int8"),
+        (torch.quantize_per_tensor(state[key].detach(), 0.1, 0, torch.qint8), "qint8"),
+        (state[key].detach().to(torch.float8_e4m3fn), "float8_e4m3fn"),
+    ):
+        torch.save(state | {key: bad}, "w.pth")
+        text = refused("import", "w.pth")
+        assert "1 of another type (quantised?)" in text and f"{ours} is {name}, expected float32" in text
+    torch.save(state | {key: state[key][:5]}, "w.pth")
+    assert f"{ours} is (5, 32), expected (32, 32)" in refused("import", "w.pth")
+    torch.save(state | {"norm1.weight": state["norm1.bias"]}, "w.pth")
+    found, _ = imported("w.pth")
+    assert torch.equal(found["encoder.stages.0.norm.weight"], found["encoder.stages.0.norm.bias"])
+
+
+def files() -> dict[str, Any]:
+    """Name -> how to make a file that holds no weights to be read."""
+    layer = torch.nn.Linear(2, 2)
+
+    def zipped(path: Path, *names: str) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name in names:
+                archive.writestr(name, b"x")
+
+    return {
+        "scripted.pt": lambda path: torch.jit.save(torch.jit.script(layer), path),
+        "page.pth": lambda path: path.write_text("\n<!DOCTYPE html><html>Too many users</html>"),
+        "page.safetensors": lambda path: path.write_text("<html>404</html>"),
+        "pointer.bin": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
+        "program.pt2": lambda path: zipped(path, "program/archive_format", "program/data/x"),
+        "jax.npz": lambda path: zipped(path, "a.npy"),
+        "files.zip": lambda path: zipped(path, "folder/weights.pth"),
+        "files.tgz": lambda path: path.write_bytes(b"\x1f\x8b" + bytes(20)),
+        "keras.h5": lambda path: path.write_bytes(b"\x89HDF\r\n" + bytes(20)),
+        "model.onnx": lambda path: path.write_bytes(b"\x08\x0a\x12\x07pytorch"),
+        "renamed.pth": lambda path: path.write_bytes(b"\x08\x0a\x12\x07pytorch"),
+        "module.pth": lambda path: torch.save(layer, path),
+        "optimiser.pth": lambda path: torch.save(torch.optim.AdamW(layer.parameters()).state_dict(), path),
+        "training.pth": lambda path: torch.save({"optimizer": {"state": {}}, "epoch": 3}, path),
+        "settings.json": lambda path: path.write_text("{}"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scripted.pt", "a TorchScript archive, a compiled program"),
+        ("page.pth", "a web page, not weights"),
+        ("page.safetensors", "a web page, not weights"),
+        ("pointer.bin", "a pointer of Git LFS"),
+        ("program.pt2", "a program of torch.export"),
+        ("jax.npz", "an archive of NumPy arrays"),
+        ("files.zip", "a ZIP archive without a checkpoint of PyTorch inside (folder/weights.pth)"),
+        ("files.tgz", "an archive; unpack it"),
+        ("keras.h5", "an HDF5 file"),
+        ("model.onnx", "an ONNX file, a program"),
+        ("renamed.pth", "an ONNX file, a program"),
+        ("module.pth", "such as a whole model, which is not opened for safety"),
+        ("optimiser.pth", "no weights, but perhaps an optimiser's state"),
+        ("training.pth", "no weights, but perhaps an optimiser's state"),
+        ("settings.json", "a JSON file without weights"),
+    ],
+)
+def test_other_files_are_told_apart(project: Path, name: str, message: str) -> None:
+    files()[name](project / name)
+    text = refused("import", name)
+    assert name in text and message in text and "weights_only" not in text and "Traceback" not in text
+
+
+def test_a_model_in_several_files_is_read_by_its_index(project: Path) -> None:
+    model = model_of("mit_b0")
+    state = {key: value.clone() for key, value in mit(model).items()}
+    halves = [dict(list(state.items())[::2]), dict(list(state.items())[1::2])]
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name, half in zip(names, halves, strict=True):
+        save_file(half, name)
+    where = {key: name for name, half in zip(names, halves, strict=True) for key in half}
+    index = Path("model.safetensors.index.json")
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    text = done("import", str(index))
+    found, card = read_weights(Path("data/weights/model.safetensors"))
+    assert equal(found, model, "encoder.") and card.source.count("SHA-256") == 2 and "wrote" in text
+    Path(names[1]).unlink()
+    assert f"{names[1]}: no such weights file" in panoda("import", str(index))[1]
 
 
 class Evil:

@@ -23,6 +23,7 @@ from panoda.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.files import staged_file
 from panoda.labels import LabelSpace, get_label_space, stored_space
 from panoda.models.errors import CheckpointError, require_file
+from panoda.models.file_kind import foreign
 from panoda.models.registry import create_model
 from panoda.models.segmenter import Segmenter
 
@@ -217,7 +218,7 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], *, where: str,
     """Refuse tensors that do not fit a model key for key and shape for shape.
 
     Raises:
-        CheckpointError: one message with all missing, unexpected and differently shaped keys.
+        CheckpointError: one message with all missing and unexpected keys and those of another shape or type.
     """
     own = model.state_dict()
     missing = [key for key in own if key not in tensors]
@@ -227,13 +228,52 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], *, where: str,
         for key, value in own.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
+    types = [
+        f"{key} is {str(tensors[key].dtype).removeprefix('torch.')}, expected "
+        f"{str(value.dtype).removeprefix('torch.')}"
+        for key, value in own.items()
+        if key in tensors and not _convertible(tensors[key], value)
+    ]
     lines = [
         f"  {len(found)} {what}: {', '.join(found[:8])}{', ...' if len(found) > 8 else ''}"
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, found in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("of another type (quantised?)", types),
+        )
         if found
     ]
     if lines:
         raise CheckpointError("\n".join([f"{where}: the weights do not fit.{hint and ' ' + hint}", *lines]))
+
+
+def _convertible(given: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether the values mean the same in the type of ``own``: quantised ones need their scales."""
+    plain = not given.is_quantized and (not given.is_floating_point() or given.element_size() > 1)
+    return plain and given.is_floating_point() == own.is_floating_point() and not given.is_complex()
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Refuse weights with NaN or infinite values, which no training and no prediction gets rid of.
+
+    Raises:
+        CheckpointError: names the tensors, and how many of their values are not finite.
+    """
+    bad = {
+        key: int((~torch.isfinite(value)).sum())
+        for key, value in tensors.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    }
+    if bad:
+        shown = ", ".join(
+            f"{key} ({count} of {tensors[key].numel()})" for key, count in list(bad.items())[:8]
+        )
+        raise CheckpointError(
+            f"{where}: {len(bad)} of {len(tensors)} tensors hold NaN or infinite values: {shown}"
+            f"{', ...' if len(bad) > 8 else ''}; these weights are of a training that diverged, or damaged: "
+            "take an earlier checkpoint, or fetch the file again"
+        )
 
 
 def read_safetensors(
@@ -242,14 +282,18 @@ def read_safetensors(
     """Metadata and, on demand, tensors of a safetensors file; ``again`` says how to get it anew.
 
     Raises:
-        CheckpointError: truncated, or no safetensors file.
+        CheckpointError: truncated, no safetensors file, or weights that are not finite.
     """
+    if what := foreign(path):
+        raise CheckpointError(f"{path}: {what}")
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()} if with_tensors else {}
-            return file.metadata() or {}, tensors
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: truncated or not a safetensors file ({error}); {again}") from error
+    check_finite(tensors, where=str(path))
+    return metadata, tensors
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[ModelCard, dict[str, torch.Tensor]]:

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from panoda.labels import get_label_space
 from panoda.models.catalogue import fitting
-from panoda.models.checkpoint import check_fit
+from panoda.models.checkpoint import check_finite, check_fit
 from panoda.models.encoders import SHAPES, create_encoder
 from panoda.models.errors import CheckpointError
+from panoda.models.file_kind import is_safetensors
+from panoda.models.nesting import find_weights
 from panoda.models.pretrained import WeightsCard, card_of
 from panoda.models.recognise import OF_CLASSIFIERS, TABLE, infer, recognise, would_fit
 from panoda.models.registry import create_model
@@ -33,7 +35,6 @@ from panoda.models.weights import (
     rename_decoder,
     rename_encoder,
     unify_supervised,
-    unwrap,
 )
 
 # What pretraining and classification leave in a file, by the beginning of the key.
@@ -60,6 +61,7 @@ def import_file(
     num_classes: int | None = None,
     label_space: str | None = None,
     encoder_only: bool = False,
+    part: str | None = None,
 ) -> Imported:
     """Read a file and bring it into our layout; our own files and checkpoints stay as they are.
 
@@ -71,6 +73,7 @@ def import_file(
         num_classes: As ``import_state``.
         label_space: Of the file's classes, where the user knows it.
         encoder_only: Leave the decoder out, whatever it is.
+        part: As ``import_state``.
 
     Raises:
         CheckpointError: as ``read_state_dict`` and ``import_state``, or a label space with another number of
@@ -78,7 +81,7 @@ def import_file(
     """
     content = read_state_dict(path)
     card = None
-    if path.suffix == ".safetensors":
+    if is_safetensors(path):
         with safe_open(str(path), framework="pt") as file:
             card = card_of(file.metadata() or {}, str(path))
     if card is None:
@@ -90,8 +93,10 @@ def import_file(
             decoder=decoder,
             num_classes=num_classes,
             encoder_only=encoder_only,
+            part=part,
         )
     else:
+        check_finite(content, where=source)
         found = Imported(content, card)
         found = _without_decoder(found) if encoder_only else found
         _check_said(found, source, encoder=encoder, decoder=decoder, num_classes=num_classes)
@@ -111,6 +116,7 @@ def import_state(
     decoder: str | None = None,
     num_classes: int | None = None,
     encoder_only: bool = False,
+    part: str | None = None,
 ) -> Imported:
     """Bring a checkpoint into our layout, strictly.
 
@@ -122,12 +128,18 @@ def import_state(
         decoder: What the user says the decoder is; None recognises it.
         num_classes: What the user says the number of classes is; None takes the file's.
         encoder_only: Leave the decoder out, whatever it is.
+        part: Of several sets of weights the one to take; None takes averaged ones, or else the model's.
 
     Raises:
         CheckpointError: unknown or ambiguous layout, or not weights of that model; the message says what was
-            found, what would fit, and lists all that is missing, unexpected or of another shape.
+            found, what would fit, and lists all that is missing, unexpected, of another shape or type, or not
+            finite.
     """
-    state = unwrap(content)
+    try:
+        taken = find_weights(content, part=part, encoder=encoder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    state = taken.tensors
     kind = recognise(state)
     if kind == "trans4pass":
         found = _trans4pass(state, source, encoder, alone=encoder_only)
@@ -136,7 +148,15 @@ def import_state(
     else:
         found = _timm(state, kind, source, encoder or infer(state, kind, name))
     _check_said(found, source, decoder=decoder, num_classes=num_classes)
-    return found
+    tensors = {key: _plain(value) for key, value in found.tensors.items()}
+    check_finite(tensors, where=source)
+    update = {"layout": f"{found.card.layout}{taken.note}", "dropped": (*found.card.dropped, *taken.left)}
+    return Imported(tensors, found.card.model_copy(update=update))
+
+
+def _plain(value: Tensor) -> Tensor:
+    """In the type that the model has, in memory of its own: files may share it between keys."""
+    return value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
 
 
 def _check_said(found: Imported, source: str, **said: object) -> None:
@@ -183,12 +203,17 @@ def _mit(state: dict[str, Tensor], source: str, encoder: str | None) -> Imported
 
 def _of_mit_shape(tensors: dict[str, Tensor], source: str, encoder: str | None) -> str:
     """Name of the MiT or Trans4PASS encoder; the user may name the one that the weights are meant for."""
+    stem = {
+        key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")
+    }
     names = fitting(tensors)
     if names:
         name = names[0]
         meant = encoder is None or encoder == name or SHAPES.get(encoder) == SHAPES[name]
         deformed = name.startswith("trans4pass") and (encoder or name).startswith("mit")
         if meant and not deformed:
+            with torch.device("meta"):
+                check_fit(create_encoder(name), stem, where=source)
             return name
         raise CheckpointError(f"{source}: weights of {name}, not for {encoder}; leave --encoder out")
     depths = [
@@ -207,9 +232,6 @@ def _of_mit_shape(tensors: dict[str, Tensor], source: str, encoder: str | None) 
             f"{source}: laid out like MiT, but with {depths} blocks per stage it is none of "
             f"{', '.join(SHAPES)}"
         )
-    stem = {
-        key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")
-    }
     with torch.device("meta"):
         built = create_encoder(wanted)
     check_fit(built, stem, where=source, hint=f"It was compared with {wanted}.")

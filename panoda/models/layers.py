@@ -73,7 +73,35 @@ def pad_to_multiple(x: Tensor, multiple: int, *, wrap: bool = False) -> Tensor:
 
     The last row is repeated; so is the last column, or, with ``wrap``, columns from the left edge follow.
     """
+    if multiple > 1 and _open(x):
+        for dim in (2, 3):
+            side = x.shape[dim]
+            cells = torch.arange(cells_of(side, multiple) * multiple, device=x.device)
+            x = x.index_select(dim, cells % side if wrap and dim == 3 else cells.clamp(max=side - 1))
+        return x
     down, right = -x.shape[2] % multiple, -x.shape[3] % multiple
     if right:
         x = F.pad(x, (0, right, 0, 0), mode="circular" if wrap else "replicate")
     return F.pad(x, (0, 0, 0, down), mode="replicate") if down else x
+
+
+def cut_to(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left ``height`` x ``width`` cells of (N, C, H, W)."""
+    if _open(x):
+        for dim, side in ((2, height), (3, width)):
+            x = x.index_select(dim, torch.arange(side, device=x.device))
+        return x
+    return x[:, :, :height, :width]
+
+
+def cells_of(side: int, stride: int) -> int:
+    """Cells of ``stride`` pixels that cover a side: the quotient rounded up.
+
+    It is written as convolutions write their output, so that an exporter sees that both are the same.
+    """
+    return (side - 1) // stride + 1
+
+
+def _open(x: Tensor) -> bool:
+    """A graph for any size is traced: a question about a side would bind it to the answer."""
+    return any(isinstance(side, torch.SymInt) for side in x.shape[2:])

@@ -6,10 +6,14 @@ convolutions with BatchNorm and GELU between them, one transposed convolution, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from panoda.models.head import resize
+from panoda.models.layers import cells_of, cut_to, pad_to_multiple
 
 
 class PyramidNeck(nn.Module):
@@ -49,7 +53,7 @@ class PyramidNeck(nn.Module):
                 ),
                 _doubled(self.channels[1]),
                 nn.Identity(),
-                nn.MaxPool2d(2, ceil_mode=True),
+                _HalvedByMaximum(),
             )
         )
 
@@ -69,7 +73,7 @@ class PyramidNeck(nn.Module):
         """
         if len(maps) != 4:
             raise ValueError(f"expected four maps, got {len(maps)}")
-        expected = tuple(-(-side // self.stride) for side in size)
+        expected = tuple(cells_of(side, self.stride) for side in size)
         for y in maps:
             if tuple(y.shape[2:]) != expected:
                 raise ValueError(
@@ -77,23 +81,25 @@ class PyramidNeck(nn.Module):
                     f"{self.stride} gives {expected}"
                 )
         return [
-            self._fit(scale(y), (-(-size[0] // stride), -(-size[1] // stride)))
+            self._fit(scale(y), (cells_of(size[0], stride), cells_of(size[1], stride)))
             for scale, y, stride in zip(self.scales, maps, self.strides, strict=True)
         ]
 
     def _fit(self, y: Tensor, size: tuple[int, int]) -> Tensor:
         """Resample to exactly 16 / stride times fewer cells, then cut off what lies beyond the image."""
         if self.stride != 16:
-            # A spare cell, because the number of resampled cells is rounded down.
-            spare = -(-16 // self.stride)
-            y = F.interpolate(
-                F.pad(y, (0, spare, 0, spare), mode="replicate"),
-                scale_factor=self.stride / 16,
-                mode="bilinear",
-                align_corners=False,
-                recompute_scale_factor=False,
-            )
-        return y[:, :, : size[0], : size[1]]
+            # Whole numbers of cells on both sides, so that the ratio is the same for every size.
+            y = pad_to_multiple(y, 16 // math.gcd(16, self.stride))
+            y = resize(y, [side * self.stride // 16 for side in y.shape[2:]])
+        return cut_to(y, *size)
+
+
+class _HalvedByMaximum(nn.Module):
+    """2x2 max pool, sizes rounded up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, h, w) -> (N, C, h / 2, w / 2), sizes rounded up."""
+        return F.max_pool2d(pad_to_multiple(x, 2), 2)  # in ceil_mode an exporter would ask for parity
 
 
 def _doubled(channels: int) -> nn.ConvTranspose2d:

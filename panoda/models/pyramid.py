@@ -10,7 +10,16 @@ import torch
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
-from panoda.models.layers import PVT_LAST, PVT_MATCHER, layer_numbers, look_up, pad_to_multiple, without_decay
+from panoda.models.layers import (
+    PVT_LAST,
+    PVT_MATCHER,
+    cells_of,
+    cut_to,
+    layer_numbers,
+    look_up,
+    pad_to_multiple,
+    without_decay,
+)
 from panoda.models.timm_models import build, normalisation
 
 _PROBE = (64, 96)  # an image size (height, width) that hardly any network was trained for
@@ -61,7 +70,7 @@ class TimmPyramid(nn.Module):
         height, width = x.shape[2:]
         maps = self._maps(pad_to_multiple(x, self.multiple))
         return [
-            y[:, :, : -(-height // stride), : -(-width // stride)]
+            cut_to(y, cells_of(height, stride), cells_of(width, stride))
             for y, stride in zip(maps, self.strides, strict=True)
         ]
 

@@ -20,6 +20,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from panoda.models.head import AuxiliaryHeads, ConvBlock, Decoder, prediction, resize
+from panoda.models.layers import cells_of
 
 AUXILIARY_WEIGHT = 0.4
 
@@ -97,7 +98,7 @@ class SETRDecoder(Decoder, ABC):
 
     def size_at(self, x: Tensor, stride: int) -> tuple[int, int]:
         """Height and width of a map ``x`` at ``stride`` instead of the encoder's, rounded up."""
-        height, width = (-(-side * self.strides[0] // stride) for side in x.shape[2:])
+        height, width = (cells_of(side * self.strides[0], stride) for side in x.shape[2:])
         return height, width
 
 

@@ -56,7 +56,8 @@ def _pooled(x: Tensor, scale: int) -> Tensor:
     # ONNX has no such pooling of maps of any size, and CUDA no deterministic gradient of it: the same
     # averages as two small matrix products.
     down, across = (_regions(side, scale, x) for side in x.shape[2:])
-    return down @ x @ across.T
+    rows = (x[:, :, None] * down[:, :, None]).sum(3)  # (N, C, scale, W)
+    return (rows[:, :, :, None] * across).sum(4)
 
 
 def _regions(side: int, scale: int, like: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from torch import Tensor
 from panoda.models.checkpoint import check_fit
 from panoda.models.encoders import SHAPES
 from panoda.models.errors import CheckpointError, require_file
+from panoda.models.file_kind import foreign, is_safetensors, shards
+from panoda.models.nesting import unwrap as unwrap
 from panoda.models.segmenter import Segmenter
 
 # (pattern, replacement) of released names -> ours; {stage} is the released number minus one.
@@ -52,11 +54,10 @@ _DECODER_NAMES = (
     (r"head([1234])\.norm1\.", "blocks.{stage}.norm."),
     (r"pred\.", "predict."),
 )
-_NESTING = ("state_dict", "model", "module")
 
 
 def read_state_dict(path: Path) -> dict[str, Any]:
-    """Read a .pth (weights only, nothing is executed) or .safetensors file onto the CPU.
+    """Read a .pth (weights only, nothing is executed), a .safetensors file or an index of such files.
 
     Returns:
         What the file holds: key -> tensor, or a dictionary that nests it.
@@ -66,8 +67,12 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     require_file(path, "no such weights file; check the path, nothing is downloaded")
+    if parts := shards(path):
+        return {key: value for part in parts for key, value in read_state_dict(part).items()}
+    if what := foreign(path):
+        raise CheckpointError(f"{path}: {what}")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path) or path.suffix == ".safetensors":
             return dict(load_file(path))
         # MAE and BEiT keep the command line beside the weights: plain values in a class without behaviour.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -77,7 +82,8 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         objects = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(error)))))
         raise CheckpointError(
             f"{path}: not a checkpoint, or one that holds more than tensors"
-            f"{f' ({objects})' if objects else ''}, which is not opened for safety; save its state_dict alone"
+            f"{f' ({objects})' if objects else ''}, such as a whole model, which is not opened for safety; "
+            "where its code is at hand, save its state_dict: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except Exception as error:  # damaged bytes make the readers raise nearly anything
         raise CheckpointError(
@@ -102,25 +108,6 @@ def load_released(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
     tensors = rename_decoder(rename_encoder(state))
     check_fit(model, tensors, where="released checkpoint", hint=_difference(model, state))
     model.load_state_dict(tensors)
-
-
-def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Take the tensors out of their nesting and off a ``module.`` prefix on every key.
-
-    Nesting: ``state_dict``, ``model`` (MAE, BEiT) or ``module`` (BEiTv2), also in one another.
-    """
-    state: Any = state_dict
-    while inner := next((key for key in _NESTING if isinstance(state.get(key), Mapping)), None):
-        state = state[inner]
-    while state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    wrong = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if wrong or not state:
-        raise CheckpointError(
-            "expected a dictionary of tensors, optionally under 'state_dict', 'model' or 'module'; "
-            + (f"these entries are no tensors: {', '.join(wrong[:8])}" if wrong else "it is empty")
-        )
-    return dict(state)
 
 
 def unify_supervised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

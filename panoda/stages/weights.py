@@ -16,6 +16,7 @@ from panoda.training.context import RunContext
 
 TIMM = "timm"
 ENCODER, MODEL, REPORT = "encoder.safetensors", "model.safetensors", "report.json"
+FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".onnx", ".pt2", ".json", ".zip", ".gz", ".npz", ".h5")
 log = logging.getLogger("panoda")
 
 
@@ -112,7 +113,8 @@ def weights_file(name: str, folder: Path) -> str:
     for given in (folder.as_posix(), folder.absolute().as_posix(), folder.resolve().as_posix()):
         if path.is_relative_to(given):
             path = path.relative_to(given)
-    if path.is_absolute() or ".." in path.parts or path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".tar"):
+    foreign = path.suffix != ".safetensors" and (path.suffix in FOREIGN or (folder / path).is_file())
+    if path.is_absolute() or ".." in path.parts or foreign:
         raise CheckpointError(
             f"model.weights is {name!r}; expected the name of a file below {folder}, or timm, or null: run "
             f"`panoda weights import {name}` and put the name that it prints there"

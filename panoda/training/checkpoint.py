@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 
 from panoda.files import staged_file
+from panoda.models.checkpoint import check_finite
+from panoda.models.errors import CheckpointError
 
 log = logging.getLogger("panoda")
 _NAME = re.compile(r"resume-(\d+)\.pt")
@@ -94,7 +96,9 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
     problems = []
     for path in points:
         try:
-            state = _read(path)
+            state = _read(
+                path, [name for name, part in components.items() if isinstance(part, torch.nn.Module)]
+            )
         except _Damaged as problem:
             problems.append(str(problem))
             continue
@@ -111,14 +115,19 @@ class _Damaged(Exception):
     """A file that is no whole resume point."""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, models: list[str]) -> dict[str, Any]:
+    """A resume point; one whose ``models`` hold values that are not finite leads nowhere either."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not look at checksums
             broken = archive.testzip()
         if broken is not None:
             raise _Damaged(f"{path}: resume point is damaged (checksum of {broken})")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        for name in models:
+            check_finite(state["components"].get(name, {}), where=name)
         return {key: state[key] for key in ("step", "components", "extra")}
+    except CheckpointError as error:
+        raise _Damaged(f"{path}: resume point is damaged ({error})") from error
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise _Damaged(f"{path}: resume point is damaged ({error})") from error
 
