@@ -26,7 +26,7 @@ from panoda.config import (
     WarmupParams,
 )
 from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit
+from panoda.data.pseudo import PseudoLabelSplit, stored_labels
 from panoda.models.checkpoint import load_model
 from panoda.stages.adapt import _warp, adapt, read_prototypes
 from panoda.stages.evaluate import evaluate
@@ -224,7 +224,8 @@ def test_pseudo_labels_keep_the_confident_half(world):
     assert (seen.kept_share >= 0.5).all() and (seen.threshold <= 0.9).all()
     split = PseudoLabelSplit(PreparedSplit(world.target / "train"), folder)
     labels = torch.stack([split[i]["label"] for i in range(len(split))])
-    confidence = torch.stack([split[i]["confidence"] for i in range(len(split))])
+    stored = {name: level for name, _, level in stored_labels(folder, split.prepared)}
+    confidence = torch.stack([torch.from_numpy(stored[name]) for name in split.ids])
     counts = torch.bincount(labels.flatten().long(), minlength=256)[:13]
     assert counts.tolist() == table.kept_pixels.tolist()
     for k in torch.unique(labels[labels != 255]).tolist():
@@ -391,11 +392,12 @@ def test_half_precision_does_not_move_the_warp():
     warp = _warp(source, target, adapt_params(erp_warp=1.0))
     image = torch.linspace(0, 1, 256).expand(1, 3, 64, 256)
     label = torch.arange(64)[None, :, None].expand(1, 64, 256)
+    onto = {"rows": torch.arange(64)[None] + 0.5, "columns": torch.arange(512)[None] + 0.5}
     torch.manual_seed(0)
-    exact = warp(image, label, torch.zeros(1))
+    exact = warp(image, label, {}, onto)
     torch.manual_seed(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = warp(image, label, torch.zeros(1))
+        mixed = warp(image, label, {}, onto)
     assert torch.equal(exact[0], mixed[0]) and torch.equal(exact[1], mixed[1])
 
 
