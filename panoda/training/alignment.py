@@ -57,9 +57,7 @@ class AlignmentTask:
             )
             for b in (source, target)
         )
-        styled = colour_transfer(
-            source_image, source_valid, target_image, target_valid, self.colour_transfer
-        )
+        styled = colour_transfer(source_image, source_valid, target_image, target_valid, self.colour_transfer)
         source_logits, _, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
         target_logits = self.trained(normalise(target_image))
         label = source["label"].to(self.device, non_blocking=True)

@@ -166,9 +166,7 @@ class SelfTrainingTask:
         sure = (confidence >= self.params.teacher.threshold) & valid
         return torch.where(sure, online, stored)
 
-    def _placed(
-        self, image: Tensor, label: Tensor, batch: tuple[Batch, Batch]
-    ) -> tuple[Tensor, Tensor]:
+    def _placed(self, image: Tensor, label: Tensor, batch: tuple[Batch, Batch]) -> tuple[Tensor, Tensor]:
         """Source images and labels where the target samples may show them, 255 elsewhere."""
         if self.warp is not None and bool(torch.rand(()) < self.params.erp_warp):
             return self.warp(image, label, *batch)
