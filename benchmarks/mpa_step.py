@@ -112,4 +112,6 @@ def _batch(size: tuple[int, int], count: int, seed: int, *, ignored: float) -> B
         valid=torch.ones(count, *size, dtype=torch.bool),
         ids=[str(i) for i in range(count)],
         indices=torch.arange(count),
+        rows=torch.arange(size[0]).expand(count, -1) + 0.5,
+        columns=torch.arange(size[1]).expand(count, -1) + 0.5,
     )

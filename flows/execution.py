@@ -79,9 +79,11 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
         record = _record(stage, role, params, inputs, job)
         mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
         # Imported here: what is wrong above is reported before torch loads.
+        from panoda.runnable import check_runnable
         from panoda.training.context import RunContext, resolve_precision, resolve_workers
         from panoda.training.failures import explained
 
+        check_runnable(params)
         state = stack.enter_context(runs.resume_state(stage.folder_name(role), mark, say=log.warning))
         device, devices = take_devices(stage, params, stack)
         record |= shares(stage, params, devices)

@@ -259,6 +259,11 @@ def _views(
 
     Windows that slide around the circle need no margin.
     """
+    if _wraps(model) and not wrap:
+        raise ValueError(
+            "the model closes its input around the circle (model.wrap), but these images are no full circles; "
+            "predict whole panoramas with it, or train a model with wrap: false"
+        )
     height, width = images.shape[-2:]
     cell = math.lcm(4, _stride(model))
     for scale in scales:

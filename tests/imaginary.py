@@ -73,6 +73,9 @@ class ImaginaryDevice:
             valid=self.tensor(torch.ones(2, *SIZE, dtype=torch.bool)),
             ids=["a", "b"],
             indices=torch.arange(2),
+            # Made by the loader: on the host.
+            rows=torch.arange(SIZE[0]).expand(2, -1) + 0.5,
+            columns=torch.arange(SIZE[1]).expand(2, -1) + 0.5,
         )
 
     @contextmanager

@@ -41,7 +41,7 @@ def _batch(seed: int) -> dict[str, Any]:
     return {
         "image": torch.randint(256, (B, 3, H, W), generator=random, dtype=torch.uint8),
         "label": label,
-        "valid": torch.ones(B, H, W, dtype=torch.bool),
+        "valid": torch.rand(B, H, W, generator=random) < torch.tensor([0.1, 0.5, 0.9, 1.0]).view(B, 1, 1),
         "ids": [f"{seed}-{i}" for i in range(B)],
         "indices": torch.arange(B),
     }

@@ -14,12 +14,32 @@ def test_colour_transfer_takes_mean_and_deviation():
     torch.manual_seed(0)
     image = 0.4 + 0.2 * torch.rand(2, 3, 16, 16)
     reference = 0.3 + 0.3 * torch.rand(1, 3, 8, 24)
-    moved = colour_transfer(image, reference, 1.0)
+    moved = colour_transfer(image, _all(image), reference, _all(reference), 1.0)
     for statistic in (torch.mean, torch.std):
         for b in range(2):
             mine, theirs = statistic(moved[b], dim=(1, 2)), statistic(reference[0], dim=(1, 2))
             assert torch.allclose(mine, theirs, atol=2e-3)
-    assert torch.equal(colour_transfer(image, reference, 0.0), image)
+    assert torch.equal(colour_transfer(image, _all(image), reference, _all(reference), 0.0), image)
+
+
+def _all(image: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(image), *image.shape[-2:], dtype=torch.bool)
+
+
+def test_colours_of_ignore_bands_and_padding_count_nowhere():
+    """By hand: 0.25 and 0.35 in turn become 0.5 and 0.7; black bands and white padding change nothing."""
+    image, reference = torch.full((1, 3, 16, 16), 0.25), torch.full((1, 3, 16, 16), 0.5)
+    image[..., ::2], reference[..., ::2] = 0.35, 0.7
+    valid, there = _all(image), _all(reference)
+    image[:, :, 12:], valid[:, 12:] = 1.0, False
+    reference[:, :, :6], there[:, :6] = 0.0, False
+    moved = colour_transfer(image, valid, reference, there, 1.0)[:, :, :12]
+    # The deviation is that of a sample: 192 and 160 pixels.
+    stretch = (160 / 159 / (192 / 191)) ** 0.5
+    assert torch.allclose(moved[..., ::2], torch.tensor(0.6 + 0.1 * stretch), atol=1e-5)
+    assert torch.allclose(moved[..., 1::2], torch.tensor(0.6 - 0.1 * stretch), atol=1e-5)
+    there[:, 9:] = False  # 48 pixels are left: too few to trust
+    assert torch.equal(colour_transfer(image, valid, reference, there, 1.0), image)
 
 
 def test_class_mix_picks_half_of_the_classes():
@@ -64,10 +84,21 @@ def test_place_cuts_what_is_too_large():
 def test_photometric_moves_each_image_differently_and_stays_in_range():
     torch.manual_seed(0)
     image = torch.rand(1, 3, 8, 8).repeat(3, 1, 1, 1)
-    moved = photometric(image, jitter=0.4, exposure=0.8)
+    moved = photometric(image, _all(image), jitter=0.4, exposure=0.8)
     assert moved.min() >= 0 and moved.max() <= 1
     assert not torch.allclose(moved[0], moved[1], atol=1e-2)
-    assert photometric(image, jitter=0.0, exposure=0.0) is image
+    assert photometric(image, _all(image), jitter=0.0, exposure=0.0) is image
+
+
+def test_contrast_turns_about_the_grey_of_valid_pixels():
+    image, valid = torch.full((20, 3, 8, 8), 0.5), torch.ones(20, 8, 8, dtype=torch.bool)
+    alone = image.clone()
+    image[:, :, 4:], valid[:, 4:] = 0.9, False
+    found = []
+    for given in (image, alone):
+        torch.manual_seed(3)
+        found.append(photometric(given, valid, jitter=0.4, exposure=0.0)[:, :, :4])
+    assert torch.allclose(*found) and found[0].std() > 0.05
 
 
 def test_class_colours_move_to_those_of_the_same_class():

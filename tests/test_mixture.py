@@ -136,7 +136,8 @@ def test_only_pinhole_samples_are_warped(mixture, data):
     )
     assert warp is not None
     image, label = torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
-    placed, ids = warp(image, label, torch.tensor([0, 4]))
+    rows, columns = (torch.arange(side).expand(2, -1) + 0.5 for side in (HEIGHT, WIDTH))
+    placed, ids = warp(image, label, {"indices": torch.tensor([0, 4])}, {"rows": rows, "columns": columns})
     assert placed.shape == (2, 3, HEIGHT, WIDTH) and ids.shape == (2, HEIGHT, WIDTH)
     flat = ids[1] == 0
     assert flat.sum() == 16 * 16 and flat[:, flat.any(dim=0)].any(dim=1).sum() == 16  # a square, unwarped

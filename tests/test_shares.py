@@ -103,9 +103,10 @@ def test_hard_pixels_are_those_of_the_batch(batch):
 
 def draws(image: Tensor, label: Tensor, reference: Tensor) -> list[Tensor]:
     torch.manual_seed(5)
+    valid, everywhere = image[:, 0] < 0.9, torch.ones(reference[:, 0].shape, dtype=torch.bool)
     return [
-        colour_transfer(image, reference, 0.5),
-        photometric(image, jitter=0.4, exposure=0.5),
+        colour_transfer(image, valid, reference, everywhere, 0.5),
+        photometric(image, valid, jitter=0.4, exposure=0.5),
         class_mix_mask(label),
         place(image, label, (12, 40))[0],
         torch.rand(()),

@@ -26,9 +26,9 @@ from panoda.config import (
     WarmupParams,
 )
 from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit
+from panoda.data.pseudo import PseudoLabelSplit, stored_labels
 from panoda.models.checkpoint import load_model
-from panoda.stages.adapt import _warp, adapt, read_prototypes
+from panoda.stages.adapt import adapt, read_prototypes
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
@@ -224,7 +224,8 @@ def test_pseudo_labels_keep_the_confident_half(world):
     assert (seen.kept_share >= 0.5).all() and (seen.threshold <= 0.9).all()
     split = PseudoLabelSplit(PreparedSplit(world.target / "train"), folder)
     labels = torch.stack([split[i]["label"] for i in range(len(split))])
-    confidence = torch.stack([split[i]["confidence"] for i in range(len(split))])
+    stored = {name: level for name, _, level in stored_labels(folder, split.prepared)}
+    confidence = torch.stack([torch.from_numpy(stored[name]) for name in split.ids])
     counts = torch.bincount(labels.flatten().long(), minlength=256)[:13]
     assert counts.tolist() == table.kept_pixels.tolist()
     for k in torch.unique(labels[labels != 255]).tolist():
@@ -365,38 +366,6 @@ def test_a_source_without_labels_is_refused(world, tmp_path):
         )
     with pytest.raises(ValueError, match="bare.*has no labels"):
         _adapt(world, tmp_path / "out", adapt_params(), source_train=bare / "train")
-
-
-@dataclass
-class _Split:
-    image: torch.Tensor
-    projection: str
-    full_circle: bool
-    fov_x_deg: float = 90.0
-    lat_top_deg: float = 35.0
-    lat_bottom_deg: float = -35.0
-
-    @property
-    def height(self) -> int:
-        return self.image.shape[1]
-
-    @property
-    def width(self) -> int:
-        return self.image.shape[2]
-
-
-def test_half_precision_does_not_move_the_warp():
-    source = _Split(torch.zeros(3, 64, 256), "pinhole", full_circle=False)
-    target = _Split(torch.zeros(3, 64, 512), "erp", full_circle=True)
-    warp = _warp(source, target, adapt_params(erp_warp=1.0))
-    image = torch.linspace(0, 1, 256).expand(1, 3, 64, 256)
-    label = torch.arange(64)[None, :, None].expand(1, 64, 256)
-    torch.manual_seed(0)
-    exact = warp(image, label, torch.zeros(1))
-    torch.manual_seed(0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = warp(image, label, torch.zeros(1))
-    assert torch.equal(exact[0], mixed[0]) and torch.equal(exact[1], mixed[1])
 
 
 def test_rounds_log_one_after_another(world, tmp_path):

@@ -44,7 +44,7 @@ LEVELS = (
     ("evaluation", "evaluation_counts", "view", "predict", "export", "model_table"),
     ("report",),
     ("stages",),
-    ("pipeline", "runs", "tracking"),
+    ("pipeline", "runs", "tracking", "runnable"),
     ("cli", "bench_cli", "data_cli", "models_cli", "weights_cli"),
     ("__main__",),
 )

@@ -11,7 +11,7 @@ H, W = 32, 64
 
 
 def sample(*, ramp: bool = False) -> dict:
-    """Column number in the label, row number in the confidence, both in the image."""
+    """Column number in the label, both column and row number in the image."""
     columns = torch.arange(W).expand(H, W).to(torch.uint8)
     rows = torch.arange(H).view(H, 1).expand(H, W).to(torch.uint8)
     image = torch.stack([columns * 4 if ramp else columns, rows, columns])
@@ -21,7 +21,6 @@ def sample(*, ramp: bool = False) -> dict:
         "image": image.contiguous(),
         "label": columns.clone(),
         "valid": valid,
-        "confidence": rows.clone(),
         "id": "x",
         "index": 0,
     }
@@ -35,14 +34,16 @@ def apply(seed=0, *, full_circle=False, one=None, **keywords):
 def test_nothing_asked_nothing_changed():
     before = sample()
     after = apply(one=before)
-    assert all(torch.equal(after[k], before[k]) for k in ("image", "label", "valid", "confidence"))
+    assert all(torch.equal(after[k], before[k]) for k in ("image", "label", "valid"))
+    assert torch.equal(after["rows"], torch.arange(H) + 0.5)
+    assert torch.equal(after["columns"], torch.arange(W) + 0.5)
     assert after["id"] == "x" and type(after["image"]) is torch.Tensor
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_crop_is_joint(seed):
     out = apply(seed, crop_height=16, crop_width=24)
-    left, top = int(out["label"][0, 0]), int(out["confidence"][0, 0])
+    left, top = int(out["label"][0, 0]), int(out["image"][1, 0, 0])
     whole = sample()
     window = (slice(top, top + 16), slice(left, left + 24))
     assert torch.equal(out["image"], whole["image"][:, *window])
@@ -51,7 +52,7 @@ def test_crop_is_joint(seed):
 
 
 def test_crops_reach_every_position():
-    tops = {int(apply(s, crop_height=30, crop_width=24)["confidence"][0, 0]) for s in range(60)}
+    tops = {int(apply(s, crop_height=30, crop_width=24)["image"][1, 0, 0]) for s in range(60)}
     lefts = {int(apply(s, crop_height=30, crop_width=60)["label"][0, 0]) for s in range(60)}
     assert tops == {0, 1, 2} and lefts == {0, 1, 2, 3, 4}
 
@@ -81,7 +82,7 @@ def test_yaw_roll():
 
 def test_hflip():
     out = apply(hflip=1.0)
-    for name in ("image", "label", "valid", "confidence"):
+    for name in ("image", "label", "valid"):
         assert torch.equal(out[name], sample()[name].flip(-1))
     flipped = sum(torch.equal(apply(s, hflip=0.5)["label"], sample()["label"].flip(-1)) for s in range(200))
     assert 70 < flipped < 130
@@ -111,7 +112,7 @@ def test_padding():
         filled = out["image"][0] == 124
         inside = out["label"] != 255
         assert inside.sum() == 16 * 32 and (out["image"][:, ~inside] == _fill()).all()
-        assert not out["valid"][~inside].any() and not out["confidence"][~inside].any()
+        assert not out["valid"][~inside].any()
         assert filled[~inside].all()
         rows, columns = inside.nonzero().amin(dim=0).tolist()
         found.add((rows, columns))
@@ -128,10 +129,43 @@ def test_small_panorama_is_padded_not_repeated():
     assert (row == 255).sum() == 32 and row[row != 255].unique().numel() == 32
 
 
-def test_sample_without_confidence():
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_sample_says_which_rows_and_columns_it_shows(scale, mirrored):
+    # The image shows its columns (times 4) and rows; where nothing is resized it must say the same exactly.
+    for seed in range(6):
+        out = apply(
+            seed,
+            full_circle=True,
+            one=sample(ramp=True),
+            scale=(scale, scale),
+            crop_height=24,
+            crop_width=40,
+            hflip=float(mirrored),
+        )
+        rows, columns = out["rows"], out["columns"]
+        filled = out["label"] == 255
+        assert torch.equal(filled, rows.isnan()[:, None] | columns.isnan()[None, :])
+        assert (columns.diff()[columns.diff().isfinite()] == (-1 if mirrored else 1) / scale).all()
+        assert (rows.diff()[rows.diff().isfinite()] == 1 / scale).all()
+        label = torch.remainder(columns, W).floor()
+        if scale == 1:
+            assert torch.equal(out["image"][1, :, 20].float(), rows.floor())
+            assert torch.equal(out["label"][10].float(), label)
+            continue
+        row, inside = out["label"][int(rows.isfinite().nonzero()[0])], columns.isfinite()
+        away = (row.float() - torch.remainder(columns, W) + 0.5)[inside].abs()
+        assert torch.minimum(away, W - away).max() <= 0.75  # the nearest column
+
+
+def test_contrast_turns_about_the_grey_of_valid_pixels():
     one = sample()
-    del one["confidence"]
-    assert "confidence" not in apply(one=one, crop_height=16)
+    one["image"] = torch.full((3, H, W), 100, dtype=torch.uint8)
+    one["valid"][8:], one["image"][:, 8:] = False, 250
+    alone = sample() | {"image": torch.full((3, H, W), 100, dtype=torch.uint8)}
+    for seed in range(10):
+        found, wanted = (apply(seed, one=x, jitter=0.4)["image"][:, :8] for x in (one, alone))
+        assert torch.equal(found, wanted)
 
 
 def test_valid_band_moves_along():

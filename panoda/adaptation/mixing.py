@@ -18,12 +18,18 @@ MIN_PIXELS = 64
 """Pixels of a class in an image below which its colours are not trusted."""
 
 
-def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Tensor:
+def colour_transfer(
+    image: Tensor, valid: Tensor, reference: Tensor, reference_valid: Tensor, probability: float
+) -> Tensor:
     """Give each image the RGB mean and deviation of a reference image, with a probability per image.
+
+    Both are those of valid pixels; with fewer than ``MIN_PIXELS`` in either an image stays as it is.
 
     Args:
         image: (B, 3, H, W) in 0..1.
+        valid: (B, H, W) bool, False in ignore bands and padding.
         reference: (R, 3, h, w) in 0..1; image b takes reference b mod R.
+        reference_valid: (R, h, w) bool.
         probability: in 0..1.
 
     Returns:
@@ -32,11 +38,20 @@ def colour_transfer(image: Tensor, reference: Tensor, probability: float) -> Ten
     if probability <= 0:
         return image
     index = torch.arange(image.shape[0], device=image.device) % reference.shape[0]
-    std, mean = torch.std_mean(image, dim=(2, 3), keepdim=True)
-    ref_std, ref_mean = (s[index] for s in torch.std_mean(reference, dim=(2, 3), keepdim=True))
+    mean, std, pixels = _colours(image, valid)
+    ref_mean, ref_std, ref_pixels = (s[index] for s in _colours(reference, reference_valid))
     moved = ((image - mean) / std.clamp(min=1e-3) * ref_std + ref_mean).clamp(0, 1)
-    chosen = _chosen(image, probability)
+    chosen = _chosen(image, probability) & (pixels >= MIN_PIXELS) & (ref_pixels >= MIN_PIXELS)
     return torch.where(chosen, moved, image)
+
+
+def _colours(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and deviation (B, C, 1, 1) over valid pixels, and their number (B, 1, 1, 1)."""
+    weight = valid[:, None].to(image.dtype)
+    pixels = weight.sum(dim=(2, 3), keepdim=True)
+    mean = (image * weight).sum(dim=(2, 3), keepdim=True) / pixels.clamp(min=1)
+    square = ((image - mean).square() * weight).sum(dim=(2, 3), keepdim=True)
+    return mean, (square / (pixels - 1).clamp(min=1)).sqrt(), pixels
 
 
 def class_colour_transfer(
@@ -48,9 +63,9 @@ def class_colour_transfer(
 
     Args:
         image: (B, 3, H, W) in 0..1.
-        label: (B, H, W) int64, 255 = ignored.
+        label: (B, H, W) int64, 255 = ignored, as in ignore bands and padding.
         reference: (R, 3, h, w) in 0..1; image b takes reference b mod R.
-        reference_label: (R, h, w) int64 (pseudo-)labels.
+        reference_label: (R, h, w) int64 (pseudo-)labels, likewise.
         probability: per image, in 0..1.
 
     Returns:
@@ -86,13 +101,14 @@ def _class_colours(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor
     return mean, (square - mean.square()).clamp(min=1e-6).sqrt(), pixels
 
 
-def photometric(image: Tensor, *, jitter: float, exposure: float) -> Tensor:
+def photometric(image: Tensor, valid: Tensor, *, jitter: float, exposure: float) -> Tensor:
     """Random exposure, tone curve, brightness, contrast and saturation, drawn for each image.
 
     The same ranges as ``panoda.data.transforms.JointTransform``, on whole batches on any device.
 
     Args:
         image: (B, 3, H, W) in 0..1.
+        valid: (B, H, W) bool; contrast turns about the mean grey of these pixels.
         jitter: factors are drawn from 1 - jitter to 1 + jitter.
         exposure: stops; the tone exponent is drawn from 2 to the power of half as much.
     """
@@ -103,7 +119,7 @@ def photometric(image: Tensor, *, jitter: float, exposure: float) -> Tensor:
     image = (image * 2 ** (exposure * ev / _DISPLAY_GAMMA)).clamp(0, 1)
     image = image.clamp(min=1e-4) ** (2 ** (exposure * curve / 2))
     image = (image * (1 + jitter * bright).clamp(min=0)).clamp(0, 1)
-    pivot = _grey(image).mean(dim=(2, 3), keepdim=True)
+    pivot, _, _ = _colours(_grey(image), valid)
     image = (pivot + (1 + jitter * contrast).clamp(min=0) * (image - pivot)).clamp(0, 1)
     grey = _grey(image)
     return (grey + (1 + jitter * saturation).clamp(min=0) * (image - grey)).clamp(0, 1)

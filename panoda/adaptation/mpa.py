@@ -59,6 +59,7 @@ def mpa_loss(
     temperature: float = 20.0,
     soft_share: float = 0.9,
     normaliser: Literal["released", "pixels"] = "pixels",
+    left_out: Tensor | None = None,
 ) -> Tensor:
     """The MPA feature loss of one domain.
 
@@ -75,6 +76,7 @@ def mpa_loss(
         temperature: T.
         soft_share: lambda, in 0..1.
         normaliser: see above.
+        left_out: (B, H, W) bool, pixels of the other domain: they enter no sum and no denominator.
 
     Returns:
         Scalar; 0 when no pixel has a prototype (``pixels``).
@@ -86,6 +88,10 @@ def mpa_loss(
     slot = torch.where(has, small, torch.zeros_like(small))
     if seen is not None:
         has = has & seen[slot]
+    own = torch.ones_like(has)
+    if left_out is not None:
+        own = resize_label(left_out.long(), size, corner=normaliser == "released").flatten() == 0
+        has = has & own
     target = torch.where(has[:, None], prototypes.float()[slot], flat.detach())
     log_f = F.log_softmax(flat / temperature, dim=1)
     log_p = F.log_softmax(target / temperature, dim=1)
@@ -93,5 +99,5 @@ def mpa_loss(
     hard = F.cross_entropy(flat, target.argmax(dim=1), reduction="none")  # (N,)
     scale = soft_share * temperature**2
     if normaliser == "released":
-        return scale * soft.mean() / flat.shape[1] + (1 - soft_share) * hard.mean()
+        return ((scale * soft / flat.shape[1] + (1 - soft_share) * hard) * own).sum() / denominator(own.sum())
     return ((scale * soft + (1 - soft_share) * hard) * has).sum() / denominator(has.sum())

@@ -114,6 +114,15 @@ class CityDataset(Section):
                 raise ValueError(f"splits {one} and {two} share world seed {start}; move one seed")
         return self
 
+    def labelled(self, split: str) -> bool:
+        """Whether a split comes with labels."""
+        return self.splits[split].labels
+
+    @property
+    def full_circle(self) -> bool:
+        """The images cover 360 degrees."""
+        return self.camera.projection == "erp"
+
     @property
     def label_space(self) -> str:
         """Native label space."""
@@ -131,6 +140,15 @@ class CamVidDataset(Section):
     """Our split name -> folder name."""
     fov_x_deg: Annotated[float, Field(gt=10, lt=170)] = 60.0
     """Horizontal field of view of the camera in degrees (approximate)."""
+
+    def labelled(self, split: str) -> bool:
+        """Every split comes with labels."""
+        return True
+
+    @property
+    def full_circle(self) -> bool:
+        """Pinhole images."""
+        return False
 
     @property
     def label_space(self) -> str:
@@ -164,6 +182,21 @@ class FolderDataset(Section):
             raise ValueError("lat_top_deg must lie above lat_bottom_deg")
         return self
 
+    @model_validator(mode="after")
+    def _kept(self) -> FolderDataset:
+        if self.crop_top + self.crop_bottom >= 1:
+            raise ValueError("crop_top and crop_bottom leave nothing of the images")
+        return self
+
+    def labelled(self, split: str) -> bool:
+        """No labels."""
+        return False
+
+    @property
+    def full_circle(self) -> bool:
+        """Panoramas."""
+        return True
+
     @property
     def label_space(self) -> None:
         """No labels."""
@@ -190,6 +223,10 @@ class DeclaredDataset(Section):
     def _unlabelled(self) -> DeclaredDataset:
         _check_unlabelled(self.unlabelled, self.splits)
         return self
+
+    def labelled(self, split: str) -> bool:
+        """Whether a split is wanted with labels; the declaration says if it has any."""
+        return split not in self.unlabelled
 
 
 class Stanford2D3DDataset(Section):
@@ -223,6 +260,15 @@ class Stanford2D3DDataset(Section):
             raise ValueError("crop_top and crop_bottom are for variant: panoramic")
         return self
 
+    def labelled(self, split: str) -> bool:
+        """Whether a split comes with labels."""
+        return split not in self.unlabelled
+
+    @property
+    def full_circle(self) -> bool:
+        """The images cover 360 degrees."""
+        return self.variant == "panoramic"
+
     @property
     def label_space(self) -> str:
         """Native label space."""
@@ -247,6 +293,15 @@ class Structured3DDataset(Section):
     def _check(self) -> Structured3DDataset:
         _check_unlabelled(self.unlabelled, self.splits)
         return self
+
+    def labelled(self, split: str) -> bool:
+        """Whether a split comes with labels."""
+        return split not in self.unlabelled
+
+    @property
+    def full_circle(self) -> bool:
+        """Panoramas."""
+        return True
 
     @property
     def label_space(self) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from panoda.config.datasets import AnyDataset
-from panoda.config.section import Section, Size, check_name
+from panoda.config.datasets import AnyDataset, CityDataset
+from panoda.config.section import MAX_ENLARGEMENT, Section, Size, check_name
 
 
 class PrepareParams(Section):
@@ -50,6 +51,17 @@ class DomainParams(Section):
             raise ValueError(f"prepare.limit names {', '.join(unknown)}, but the data set has {known}")
         return self
 
+    @model_validator(mode="after")
+    def _enlarged(self) -> DomainParams:
+        if isinstance(self.dataset, CityDataset):
+            camera, prepare = self.dataset.camera, self.prepare
+            if max(prepare.height / camera.height, prepare.width / camera.width) > MAX_ENLARGEMENT:
+                raise ValueError(
+                    f"prepare makes {prepare.height} x {prepare.width} pixels (height x width) of the camera's "
+                    f"{camera.height} x {camera.width}; more than {MAX_ENLARGEMENT:g} times as many show nothing new"
+                )
+        return self
+
 
 def prepared_folder(role: str) -> str:
     """Folder of a role below data/prepared.
@@ -87,3 +99,26 @@ class DataParams(Section):
                     f"data.{role}.folder is {domain.folder!r}; it must be {prepared_folder(role)!r}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _splits(self) -> DataParams:
+        _check_splits(self.domains)
+        return self
+
+
+def _check_splits(domains: Mapping[str, DomainParams]) -> None:
+    """ValueError when a domain lacks a split, or the labels, that the stages read."""
+    for role, domain in domains.items():
+        wanted = ("train", "test") if role == "target" else ("train", "val")
+        missing = [split for split in wanted if split not in domain.dataset.splits]
+        if missing:
+            raise ValueError(
+                f"data.{role}.dataset.splits has {', '.join(domain.dataset.splits) or 'none'}; the stages "
+                f"need {' and '.join(wanted)} of {'the target' if role == 'target' else 'a source'}"
+            )
+        bare = [split for split in wanted if not domain.dataset.labelled(split)]
+        if role != "target" and bare:
+            raise ValueError(
+                f"data.{role}.dataset has no labels for split {' and '.join(bare)}; a source is trained on "
+                "and measured with labels"
+            )

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from panoda.config.adaptation import AdaptParams, PrototypeParams, PseudoLabelParams
 from panoda.config.domains import DataParams
+from panoda.config.pairs import check_crops, check_devices
 from panoda.config.problems import problems
 from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
 from panoda.config.section import ConfigError, Count, Name, Section, SourceWeights
@@ -60,6 +61,12 @@ class Params(Section):
             get_label_space(self.label_space)
         elif self.label_space not in SPACES:
             raise ValueError(f"label_space {self.label_space!r} is unknown; known: {', '.join(SPACES)}")
+        return self
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Params:
+        check_crops(self)
+        check_devices(self)
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,11 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=16)]
+MIN_SIDE = 32
+"""Fewest pixels of a side of what a model sees."""
+MAX_ENLARGEMENT = 4.0
+"""An image that would have to be enlarged more than this is refused: it holds no detail to learn."""
+Size = Annotated[int, Field(ge=MIN_SIDE)]
 Range = tuple[float, float]
 LONGEST_NAME = 100
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from panoda.config.section import Count, NonNegative, Positive, Probability, Range, Section
+from panoda.config.section import MIN_SIDE, Count, NonNegative, Positive, Probability, Range, Section
 
 DecoderName = Literal["dmlp", "dmlpv2", "segformer", "setr_naive", "setr_pup", "setr_mla", "upernet", "fcn"]
 ENCODERS = (
@@ -96,6 +96,15 @@ class AugmentParams(Section):
     def _ordered(self) -> AugmentParams:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale is {list(self.scale)}; expected [smallest, largest], both above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> AugmentParams:
+        if any(0 < side < MIN_SIDE for side in (self.crop_height, self.crop_width)):
+            raise ValueError(
+                f"a crop of {self.crop_height} x {self.crop_width} pixels (height x width) is too small; the "
+                f"models need {MIN_SIDE} or more, or 0 for the whole image"
+            )
         return self
 
 

@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NotRequired, Protocol, TypedDict, cast
+from typing import Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from panoda.data.prepared import Sample
-from panoda.data.transforms import JointTransform
+from panoda.data.transforms import AugmentedSample, JointTransform
 
 _EPOCH_STREAM, _SAMPLE_STREAM = 0, 1
 
@@ -34,7 +34,8 @@ class Batch(TypedDict):
         valid: (B, H, W) bool, False in ignore bands and padding.
         ids: B item ids.
         indices: (B,) int64 positions in the split.
-        confidence: (B, H, W) uint8, confidence * 255; only from pseudo-labels.
+        rows: (B, H) float32, which row of the whole image each row shows (``AugmentedSample``).
+        columns: (B, W) float32, the same for columns.
     """
 
     image: Tensor
@@ -42,7 +43,8 @@ class Batch(TypedDict):
     valid: Tensor
     ids: list[str]
     indices: Tensor
-    confidence: NotRequired[Tensor]
+    rows: Tensor
+    columns: Tensor
 
 
 class SampleSource(Protocol):
@@ -126,7 +128,7 @@ def training_batches(
     return iter(loader)
 
 
-def collate(samples: list[Sample]) -> Batch:
+def collate(samples: list[AugmentedSample]) -> Batch:
     """Stack samples of one size.
 
     Raises:
@@ -138,16 +140,15 @@ def collate(samples: list[Sample]) -> Batch:
             f"a batch holds images of {' and '.join(f'{w}x{h}' for h, w in sizes)} pixels: sources prepared "
             "at different sizes; set crop_height and crop_width of the augmentation"
         )
-    batch = Batch(
+    return Batch(
         image=torch.stack([s["image"] for s in samples]),
         label=torch.stack([s["label"] for s in samples]).long(),
         valid=torch.stack([s["valid"] for s in samples]),
         ids=[s["id"] for s in samples],
         indices=torch.tensor([s["index"] for s in samples]),
+        rows=torch.stack([s["rows"] for s in samples]),
+        columns=torch.stack([s["columns"] for s in samples]),
     )
-    if "confidence" in samples[0]:
-        batch["confidence"] = torch.stack([cast("dict[str, Tensor]", s)["confidence"] for s in samples])
-    return batch
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

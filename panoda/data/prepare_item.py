@@ -10,17 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from panoda.config.section import MAX_ENLARGEMENT, MIN_SIDE
 from panoda.data.dataset import DataError, Encoding, RawItem
 from panoda.data.decode import Decoded, decode_label, ignore_black
 from panoda.data.images import read_upright
 from panoda.data.orientation import upright_label
 from panoda.files import sha256_file
 from panoda.labels import IGNORE_INDEX
-
-MIN_SIDE = 32
-"""Smallest height or width in pixels of an image after its crop."""
-MAX_ENLARGEMENT = 4.0
-"""An image that would have to be enlarged more than this is refused: it holds no detail to learn."""
 
 
 @dataclass(frozen=True)

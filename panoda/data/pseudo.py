@@ -35,16 +35,6 @@ _INDEX_SCHEMA = pa.schema(
 )
 
 
-class PseudoSample(Sample):
-    """A ``Sample`` whose label is a pseudo-label.
-
-    Attributes:
-        confidence: (H, W) uint8, confidence * 255, also where the label is 255.
-    """
-
-    confidence: Tensor
-
-
 class PseudoLabelWriter:
     """Write label and confidence of each image of a split, in any order.
 
@@ -243,18 +233,11 @@ class PseudoLabelSplit:
         """Number of images."""
         return len(self.prepared)
 
-    def __getitem__(self, index: int) -> PseudoSample:
+    def __getitem__(self, index: int) -> Sample:
         """Sample ``index``; its tensors are copies that may be changed in place."""
         sample = self.prepared[index]
         arrays = self._reader.read(*self._places[sample["index"]].tolist())
-        return PseudoSample(
-            image=sample["image"],
-            label=torch.from_numpy(arrays["label"]),
-            valid=sample["valid"],
-            confidence=torch.from_numpy(arrays["confidence"]),
-            id=sample["id"],
-            index=sample["index"],
-        )
+        return Sample(**{**sample, "label": torch.from_numpy(arrays["label"])})
 
 
 def _array(values: Tensor | np.ndarray) -> np.ndarray:

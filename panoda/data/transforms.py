@@ -1,4 +1,4 @@
-"""Joint augmentation of image, label, valid mask and confidence; normalisation of images.
+"""Joint augmentation of image, label and valid mask; normalisation of images.
 
 Kernels come from torchvision's transforms v2. All random numbers come from the generator passed in, so
 a sample depends on its seed alone. Labels use nearest-exact: the nearest mode that v2 applies to masks
@@ -7,7 +7,8 @@ takes the corner of a pixel and would shift labels by half a pixel against the b
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,7 +24,18 @@ from panoda.labels import IGNORE_INDEX
 _FILL = tuple(round(255 * m) for m in IMAGENET_MEAN)
 _DISPLAY_GAMMA = 2.2
 
-S = TypeVar("S", bound=Sample)
+
+class AugmentedSample(Sample):
+    """A ``Sample`` that knows which part of its image it shows.
+
+    Attributes:
+        rows: (H,) float32 row of the whole image that each row shows, pixel centres at +0.5; nan in padding.
+        columns: (W,) float32, the same for columns. Past the seam of a panorama they go on beyond its width;
+            in a mirrored sample they fall.
+    """
+
+    rows: Tensor
+    columns: Tensor
 
 
 def normalise(image: Tensor) -> Tensor:
@@ -44,7 +56,7 @@ class JointTransform:
     """Random scale, crop, mirror and yaw roll of everything; colour jitter and exposure of the image.
 
     Panoramas of a full circle wrap around: crops may cross the seam. What lies outside the image is
-    filled with the mean colour, label 255, valid False and confidence 0.
+    filled with the mean colour, label 255 and valid False.
 
     Args:
         crop_height: Output height in pixels; 0 = the sample's own.
@@ -87,16 +99,16 @@ class JointTransform:
         self.jitter = jitter
         self.exposure = exposure
 
-    def __call__(self, sample: S, generator: torch.Generator, *, full_circle: bool) -> S:
+    def __call__(self, sample: Sample, generator: torch.Generator, *, full_circle: bool) -> AugmentedSample:
         """Transform one sample.
 
         Args:
-            sample: A ``Sample``, with or without ``confidence``.
+            sample: As a split gives it.
             generator: Source of every random number.
             full_circle: The sample's columns wrap around.
 
         Returns:
-            A new sample of the same keys, its maps (crop_height, crop_width).
+            A new sample, its maps (crop_height, crop_width), that says what it shows.
         """
         # One draw for everything, so that switching one part off does not change the others.
         u_scale, u_top, u_left, u_flip, *u_colour = torch.rand(9, generator=generator).tolist()
@@ -108,34 +120,43 @@ class JointTransform:
         if full_circle and (src_w < width or self.yaw_roll):
             left = int(u_left * width)
 
-        names = [name for name in ("label", "valid", "confidence") if name in sample]
-        everything = cast("dict[str, Tensor]", sample)
-        maps = tv_tensors.Image(torch.stack([everything[name].to(torch.uint8) for name in names]))
+        maps = tv_tensors.Image(torch.stack([sample["label"], sample["valid"].to(torch.uint8)]))
         image = tv_tensors.Image(sample["image"])
         image, maps = _window(image, top, src_h, left, src_w), _window(maps, top, src_h, left, src_w)
         if (src_h, src_w) != (out_h, out_w):
             image = F.resize(image, [out_h, out_w], interpolation=InterpolationMode.BILINEAR, antialias=True)
             maps = F.resize(maps, [out_h, out_w], interpolation=InterpolationMode.NEAREST_EXACT)
+        rows, columns = _places(top, src_h, out_h), _places(left, src_w, out_w)
         if u_flip < self.hflip:
-            image, maps = F.horizontal_flip(image), F.horizontal_flip(maps)
-        image = self._recolour(image.as_subclass(Tensor), u_colour)
+            image, maps, columns = F.horizontal_flip(image), F.horizontal_flip(maps), columns.flip(0)
+        maps = maps.as_subclass(Tensor)
+        image = self._recolour(image.as_subclass(Tensor), maps[1].bool(), u_colour)
         place = (pad_top, pad_left, crop_h, crop_w)
-        fill = [{"label": IGNORE_INDEX}.get(name, 0) for name in names]
-        stack = _pad(maps.as_subclass(Tensor), place, fill)
-        changed = {name: stack[i] for i, name in enumerate(names)}
-        changed["valid"] = changed["valid"].bool()
-        return cast(S, {**sample, **changed, "image": _pad(image, place, _FILL)})
+        label, valid = _pad(maps, place, (IGNORE_INDEX, 0))
+        return AugmentedSample(
+            image=_pad(image, place, _FILL),
+            label=label,
+            valid=valid.bool(),
+            id=sample["id"],
+            index=sample["index"],
+            rows=_pad(rows.view(1, -1, 1), (pad_top, 0, crop_h, 1), (math.nan,)).flatten(),
+            columns=_pad(columns.view(1, 1, -1), (0, pad_left, 1, crop_w), (math.nan,)).flatten(),
+        )
 
-    def _recolour(self, image: Tensor, u: list[float]) -> Tensor:
-        """(3, H, W) uint8 -> the same; tone changes run through one 256-entry table."""
+    def _recolour(self, image: Tensor, valid: Tensor, u: list[float]) -> Tensor:
+        """(3, H, W) uint8 -> the same; tone changes run through one 256-entry table.
+
+        Contrast turns about the mean grey of the valid pixels.
+        """
         if self.jitter == 0 and self.exposure == 0:
             return image
         ev, curve, bright, contrast, saturation = (2 * value - 1 for value in u)
         tone = np.linspace(0.0, 1.0, 256)
         # The mean grey from integer sums: it must not depend on the number of threads.
-        sums = image.sum(dim=(1, 2)).tolist()
+        counted = valid if valid.any() else torch.ones_like(valid)
+        sums = (image * counted).sum(dim=(1, 2)).tolist()
         grey = sum(w * s for w, s in zip((0.299, 0.587, 0.114), sums, strict=True))
-        mean = np.array(grey / (255 * image[0].numel()))
+        mean = np.array(grey / (255 * int(counted.sum())))
 
         def expose(value: np.ndarray) -> np.ndarray:
             value = np.clip(value * 2.0 ** (self.exposure * ev / _DISPLAY_GAMMA), 0, 1)
@@ -173,7 +194,12 @@ def _window(x: Tensor, top: int, height: int, left: int, width: int) -> Tensor:
     return tv_tensors.wrap(cut, like=x)
 
 
-def _pad(x: Tensor, place: tuple[int, int, int, int], fill: list[int] | tuple[int, ...]) -> Tensor:
+def _places(start: int, length: int, out: int) -> Tensor:
+    """(out,) where the centres of ``out`` pixels lie that ``length`` pixels from ``start`` on became."""
+    return start + (torch.arange(out) + 0.5) * (length / out)
+
+
+def _pad(x: Tensor, place: tuple[int, int, int, int], fill: Sequence[float]) -> Tensor:
     """(C, h, w) at (top, left) of a (C, height, width) canvas with one fill value per channel."""
     top, left, height, width = place
     if x.shape[1:] == (height, width):

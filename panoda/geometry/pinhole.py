@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from panoda.geometry.erp import HALF_PI, erp_rays, grid_sample_any, pixel_grid, sample_erp
+from panoda.geometry.erp import HALF_PI, erp_pixel_rays, erp_rays, grid_sample_any, pixel_grid, sample_erp
 from panoda.labels import IGNORE_INDEX
 
 
@@ -192,8 +192,10 @@ def pinhole_to_erp(
     azimuth: float = 0.0,
     elevation: float = 0.0,
     roll: float = 0.0,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay a labelled pinhole image onto an ERP band.
+    """Lay a labelled pinhole image onto an ERP band, or onto parts of one.
 
     Args:
         image: (B, C, h, w) pinhole images, any dtype; sampled bilinearly.
@@ -206,10 +208,14 @@ def pinhole_to_erp(
         azimuth: Direction the view is laid to, positive right, in radians.
         elevation: Direction the view is laid to, positive up, in radians.
         roll: Turn of the view about its own axis in radians.
+        rows: (B, h') continuous rows of the band that each result shows, pixel centres at +0.5; nan shows
+            nothing; None = all.
+        columns: (B, w') likewise, with ``rows``; columns wrap around.
 
     Returns:
         image (B, C, height, width), zero outside the view; label (B, height, width), 255 outside;
-        valid (height, width) bool, true inside the view.
+        valid (height, width) bool, true inside the view. With ``rows`` and ``columns`` their lengths take the
+        place of height and width, and valid is (B, h', w').
 
     Raises:
         ValueError: bad shapes, field of view or band.
@@ -228,7 +234,12 @@ def pinhole_to_erp(
         raise ValueError(
             f"image is {tuple(image.shape[-2:])} but label is {tuple(label.shape[-2:])}; resize one"
         )
-    rays = erp_rays(height, width, lat_top=lat_top, lat_bottom=lat_bottom, device=image.device)
+    band = {"height": height, "width": width, "lat_top": lat_top, "lat_bottom": lat_bottom}
+    if rows is None or columns is None:
+        rays = erp_rays(**band, device=image.device)
+    else:
+        across, down = torch.broadcast_tensors(columns[:, None, :], rows[:, :, None])
+        rays = erp_pixel_rays(across, down, **band)  # (B, h', w', 3)
     view_height, view_width = image.shape[-2:]
     x, y, valid = rays_to_pinhole(
         rays,
@@ -239,8 +250,9 @@ def pinhole_to_erp(
         elevation=elevation,
         roll=roll,
     )
-    grid = torch.stack((2 * x / view_width - 1, 2 * y / view_height - 1), dim=-1)
-    grid = grid.expand(image.shape[0], *grid.shape)
-    warped = grid_sample_any(image, grid, mode="bilinear").masked_fill(~valid, 0)
-    warped_label = grid_sample_any(label[:, None], grid, mode="nearest")[:, 0]
-    return warped, warped_label.masked_fill(~valid, IGNORE_INDEX), valid
+    grid = torch.stack((2 * x / view_width - 1, 2 * y / view_height - 1), dim=-1).nan_to_num()
+    grid = grid.expand(image.shape[0], *grid.shape[-3:])
+    shown = valid if valid.ndim == 2 else valid[:, None]
+    warped = grid_sample_any(image, grid, mode="bilinear").masked_fill(~shown, 0)
+    warped_label = grid_sample_any(label[:, None], grid, mode="nearest").masked_fill(~shown, IGNORE_INDEX)
+    return warped, warped_label[:, 0], valid

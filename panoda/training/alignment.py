@@ -50,10 +50,14 @@ class AlignmentTask:
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
         """Source cross-entropy, adversarial loss and their weighted sum."""
         source, target = batch
-        source_image, target_image = (
-            b["image"].to(self.device, non_blocking=True).float() / 255 for b in (source, target)
+        (source_image, source_valid), (target_image, target_valid) = (
+            (
+                b["image"].to(self.device, non_blocking=True).float() / 255,
+                b["valid"].to(self.device, non_blocking=True),
+            )
+            for b in (source, target)
         )
-        styled = colour_transfer(source_image, target_image, self.colour_transfer)
+        styled = colour_transfer(source_image, source_valid, target_image, target_valid, self.colour_transfer)
         source_logits, _, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
         target_logits = self.trained(normalise(target_image))
         label = source["label"].to(self.device, non_blocking=True)

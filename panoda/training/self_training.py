@@ -35,7 +35,8 @@ from panoda.shares import rows
 from panoda.training.checkpoint import Stateful
 from panoda.training.teacher import Teacher
 
-Warp = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Warp = Callable[[Tensor, Tensor, Batch, Batch], tuple[Tensor, Tensor]]
+"""Source images and labels, the batches of source and target -> images and labels of the target's size."""
 
 
 class SelfTrainingTask:
@@ -64,7 +65,8 @@ class SelfTrainingTask:
             params: The adapt section.
             weight: (K,) class weights of the source loss.
             adversary: For the adversarial term, or None.
-            warp: Source images, labels and indices -> the target's ERP grid, or None where it makes no sense.
+            warp: Lays source images onto the part of the sphere that target samples show, or None where it
+                makes no sense.
             device: Where to compute.
         """
         self.trained, self.bank, self.adversary, self.warp = model, bank, adversary, warp
@@ -81,22 +83,26 @@ class SelfTrainingTask:
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
         """All terms; those that are switched off are neither computed nor reported."""
         p = self.params
-        image, label = self._unpack(batch[0])
-        target_image, target_label = self._unpack(batch[1])
+        image, label, valid = self._unpack(batch[0])
+        target_image, target_label, target_valid = self._unpack(batch[1])
         values: dict[str, Tensor] = {}
         if self.teacher is not None and p.target_weight > 0:
-            target_label = self._relabel(target_image, target_label, batch[1]["valid"].to(self.device))
+            target_label = self._relabel(target_image, target_label, target_valid)
             kept = (target_label != IGNORE_INDEX).float().mean()
             values["teacher/kept_share"] = kept
-        styled = colour_transfer(image, target_image, p.colour_transfer)
+        styled = colour_transfer(image, valid, target_image, target_valid, p.colour_transfer)
         styled = class_colour_transfer(styled, label, target_image, target_label, p.class_colour_transfer)
         student_image, student_label = target_image, target_label
+        pasted = torch.zeros_like(target_valid)
         if p.class_mix > 0:
-            student_image, student_label = self._mix(
-                styled, label, batch[0]["indices"], target_image, target_label
-            )
+            placed, placed_label = self._placed(styled, label, batch)
+            pasted = self._pasted(placed_label)
+            student_image, student_label = paste(placed, placed_label, target_image, target_label, pasted)
         student_image = photometric(
-            student_image, jitter=p.augment_target.jitter, exposure=p.augment_target.exposure
+            student_image,
+            target_valid | pasted,
+            jitter=p.augment_target.jitter,
+            exposure=p.augment_target.exposure,
         )
         logits, features, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
         ce = cross_entropy(logits, label, self.weight)
@@ -108,7 +114,7 @@ class SelfTrainingTask:
         if p.target_weight > 0 or p.mpa.weight > 0 or self.adversary is not None:
             target_logits, target_features = self.trained(normalise(student_image), return_features=True)
             total = total + self._target_terms(
-                values, target_logits, target_features, student_label, features, label
+                values, target_logits, target_features, student_label, pasted, features, label
             )
             if self.adversary is not None:
                 self._outputs.keep(logits, target_logits)
@@ -146,9 +152,11 @@ class SelfTrainingTask:
             parts["discriminator_optimizer"] = self.adversary.optimizer
         return parts
 
-    def _unpack(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _unpack(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Image in 0..1, label and valid mask on the device."""
         image = batch["image"].to(self.device, non_blocking=True).float() / 255
-        return image, batch["label"].to(self.device, non_blocking=True)
+        label, valid = (batch[name].to(self.device, non_blocking=True) for name in ("label", "valid"))
+        return image, label, valid
 
     @torch.no_grad()
     def _relabel(self, image: Tensor, stored: Tensor, valid: Tensor) -> Tensor:
@@ -158,21 +166,17 @@ class SelfTrainingTask:
         sure = (confidence >= self.params.teacher.threshold) & valid
         return torch.where(sure, online, stored)
 
-    def _mix(
-        self, image: Tensor, label: Tensor, indices: Tensor, onto: Tensor, onto_label: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        warped = self.warp is not None and bool(torch.rand(()) < self.params.erp_warp)
-        size = (onto.shape[-2], onto.shape[-1])
-        if warped and self.warp is not None:
-            placed, ids = self.warp(image, label, indices)
-        else:
-            placed, ids = place(image, label, size)
-        index = torch.arange(onto.shape[0], device=onto.device) % placed.shape[0]
-        placed, ids = placed[index], ids[index]
-        mask = class_mix_mask(ids)
-        drawn = rows(lambda n: torch.rand(n, 1, 1, device=onto.device), onto.shape[0])
-        mask &= drawn < self.params.class_mix
-        return paste(placed, ids, onto, onto_label, mask)
+    def _placed(self, image: Tensor, label: Tensor, batch: tuple[Batch, Batch]) -> tuple[Tensor, Tensor]:
+        """Source images and labels where the target samples may show them, 255 elsewhere."""
+        if self.warp is not None and bool(torch.rand(()) < self.params.erp_warp):
+            return self.warp(image, label, *batch)
+        return place(image, label, (batch[1]["image"].shape[-2], batch[1]["image"].shape[-1]))
+
+    def _pasted(self, label: Tensor) -> Tensor:
+        """(B, H, W) bool, True on the pixels of placed source images that are pasted."""
+        mask = class_mix_mask(label)
+        drawn = rows(lambda n: torch.rand(n, 1, 1, device=label.device), label.shape[0])
+        return mask & (drawn < self.params.class_mix)
 
     def _target_terms(
         self,
@@ -180,6 +184,7 @@ class SelfTrainingTask:
         logits: Tensor,
         features: Tensor,
         label: Tensor,
+        pasted: Tensor,
         source_features: Tensor,
         source_label: Tensor,
     ) -> Tensor:
@@ -189,8 +194,13 @@ class SelfTrainingTask:
             values["loss/target_ce"] = cross_entropy(logits, label)
             total = total + p.target_weight * values["loss/target_ce"]
         if p.mpa.weight > 0:
-            pairs = (("source", source_features, source_label), ("target", features, label))
-            for domain, (name, feature, ids) in enumerate(pairs):
+            # Pasted pixels are learned from, but show the source: they are no target features.
+            own = label.masked_fill(pasted, IGNORE_INDEX)
+            pairs = (
+                ("source", source_features, source_label, None),
+                ("target", features, own, pasted),
+            )
+            for domain, (name, feature, ids, left_out) in enumerate(pairs):
                 values[f"loss/mpa_{name}"] = mpa_loss(
                     feature,
                     ids,
@@ -199,6 +209,7 @@ class SelfTrainingTask:
                     temperature=p.mpa.temperature,
                     soft_share=p.mpa.soft_share,
                     normaliser=p.mpa.normaliser,
+                    left_out=left_out,
                 )
                 self.bank.collect(feature.detach(), ids, domain=domain)
                 total = total + p.mpa.weight * values[f"loss/mpa_{name}"]

@@ -1,0 +1,58 @@
+"""Settings of different sections that do not go together; said before any stage has run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from panoda.config.adaptation import AdaptParams
+from panoda.config.domains import PrepareParams
+from panoda.config.training import AugmentParams, PretrainParams, WarmupParams
+
+if TYPE_CHECKING:
+    from panoda.config.params import Params
+
+Trained = PretrainParams | WarmupParams | AdaptParams
+
+
+def trained_stages(params: Params) -> dict[str, Trained]:
+    """Name -> section of the stages that take steps."""
+    found = {"pretrain": params.pretrain, "warmup": params.warmup, "adapt": params.adapt}
+    return {name: section for name, section in found.items() if section.iterations}
+
+
+def augmentations(params: Params) -> Iterator[tuple[str, AugmentParams, list[PrepareParams]]]:
+    """Of every stage that takes steps: dotted name, augmentation, and how what it augments is prepared."""
+    sources = [domain.prepare for role, domain in params.data.domains.items() if role != "target"]
+    for name, section in trained_stages(params).items():
+        if isinstance(section, PretrainParams):
+            yield f"{name}.augment", section.augment, sources
+        else:
+            yield f"{name}.augment_source", section.augment_source, sources
+            yield f"{name}.augment_target", section.augment_target, [params.data.target.prepare]
+
+
+def check_crops(params: Params) -> None:
+    """ValueError when samples of one batch would differ in size."""
+    for name, augment, prepared in augmentations(params):
+        sides: tuple[Literal["height", "width"], ...] = ("height", "width")
+        for side in sides:
+            sizes = sorted({getattr(one, side) for one in prepared})
+            if len(sizes) > 1 and not getattr(augment, f"crop_{side}"):
+                raise ValueError(
+                    f"{name}.crop_{side} is 0 (the whole image), but the sources are prepared at {side}s of "
+                    f"{' and '.join(map(str, sizes))} pixels, which make no batch; set it, or prepare them alike"
+                )
+
+
+def check_devices(params: Params) -> None:
+    """ValueError when a batch does not split over ``runtime.devices``."""
+    devices = params.runtime.devices
+    if devices == "auto":
+        return
+    for name, section in trained_stages(params).items():
+        if section.batch_size % (devices * section.accumulate):
+            raise ValueError(
+                f"{name}.batch_size {section.batch_size} does not divide by runtime.devices {devices} times "
+                f"{name}.accumulate {section.accumulate}; set it to a multiple of {devices * section.accumulate}"
+            )
