@@ -25,10 +25,11 @@ import torch
 from flows import devices, execution
 from flows import server as server_module
 from flows import temporary_server as temporary_server_module
-from flows.command import SERVER_NOTE, main, running_server
+from flows.command import main
 from flows.devices import take_devices
 from flows.execution import stage_run
 from flows.job import HERE, Job
+from flows.prefect_server import SERVER_NOTE, running_server
 from flows.report import provenance
 from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
