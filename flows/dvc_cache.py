@@ -24,7 +24,7 @@ def copy_of_outputs(root: Path = Path()) -> Path | None:
         text=True,
         check=False,
     )
-    if listed.returncode:
+    if listed.returncode or not (root / ".dvc").is_dir():
         return None
     settings = dict(line.split("=", 1) for line in listed.stdout.splitlines() if "=" in line)
     cache = root / ".dvc" / settings.get("cache.dir", "cache")

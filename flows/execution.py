@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from flows.dvc_cache import copy_of_outputs
 from flows.devices import shares, take_devices, what_to_lower
+from flows.dvc_cache import copy_of_outputs
 from flows.job import Job
 from panoda import runs
 from panoda.config import Params, RuntimeParams

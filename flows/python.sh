@@ -13,9 +13,9 @@ sys.exit(not all(map(find_spec, ("torch", "prefect", "mlflow"))))' 2>/dev/null |
     exec "$python" "$@"
 }
 folder=$PWD
-while [ "$folder" != "/" ]; do
+while [ -n "$folder" ]; do
     try "$folder/.venv/bin/python" "$@"
-    folder=$(dirname "$folder")
+    folder=${folder%/*}
 done
 [ -n "$VIRTUAL_ENV" ] && try "$VIRTUAL_ENV/bin/python" "$@"
 [ -n "$CONDA_PREFIX" ] && try "$CONDA_PREFIX/bin/python" "$@"

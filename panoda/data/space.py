@@ -111,17 +111,21 @@ def check_space(
         second = _existing(cache)
         same = next((p for p in wanted if p.stat().st_dev == second.stat().st_dev), second)
         wanted[same] = wanted.get(same, 0) + need.size + kept
-    copied = "" if cache is None else (
-        f" (DVC's copy in {cache} counts; `dvc config cache.type reflink,hardlink,copy` does without it)"
+    copied = (
+        ""
+        if cache is None
+        else (
+            f" (DVC's copy in {cache} counts; `dvc config cache.type reflink,hardlink,copy` does without it)"
+        )
     )
     for where, size in wanted.items():
         free = shutil.disk_usage(where).free
         if free < (1 + RESERVE) * size:
             raise OSError(
                 errno.ENOSPC,
-                f"disk full: {out} needs about {need if size == need.size else megabytes(size)} in {where}{copied}, "
-                f"{megabytes(free)} are free; free some space, lower prepare.height and prepare.width, or "
-                "compress with prepare.codec: webp",
+                f"disk full: {out} needs about {need if size == need.size else megabytes(size)} in {where}"
+                f"{copied}, {megabytes(free)} are free; free some space, lower prepare.height and "
+                "prepare.width, or compress with prepare.codec: webp",
             )
     return shutil.disk_usage(place).free
 
