@@ -16,10 +16,21 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## this list
 	@grep -E '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.ready ## create .venv from requirements.lock
+setup: scm $(VENV)/.ready ## create .venv from requirements.lock
+
+# DVC asks for the Git repository of the project; a downloaded archive has none, and one around it is another's.
+scm:
+	@if [ -e .git ] || git ls-files --error-unmatch dvc.yaml >/dev/null 2>&1; then \
+		command -v git >/dev/null || { echo "git is needed; install it first"; exit 1; }; \
+		grep -qs '^ *no_scm = true' .dvc/config.local && sed -i.old '/^ *no_scm = true/d' .dvc/config.local; \
+		rm -f .dvc/config.local.old; \
+	else \
+		echo "no Git repository: DVC works without one (.dvc/config.local), runs name no commit; for dvc exp and"; \
+		echo "dvc metrics diff make one (git init, git add --all, git commit) and run make setup again"; \
+		grep -qs '^ *no_scm = true' .dvc/config.local || printf '[core]\n    no_scm = true\n' >> .dvc/config.local; \
+	fi
 
 $(VENV)/.ready: requirements.lock pyproject.toml
-	@command -v git >/dev/null || { echo "git is needed; install it first"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
@@ -55,4 +66,4 @@ lock: ## compile requirements.lock anew
 clean: ## remove hand-made runs and resume state (DVC outputs stay)
 	rm -rf runs .panoda/state
 
-.PHONY: help setup demo test lint format server benchmark lock clean
+.PHONY: help setup scm demo test lint format server benchmark lock clean

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import inspect
-import json
 import logging
 import sys
-import threading
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import Any, NoReturn
 
 from prefect import Flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.job import Job
-from flows.temporary_server import temporary_server
+from flows.prefect_server import server
 from panoda.config import Params, load_params
-from panoda.files import explained_error
+from panoda.errors import report
 from panoda.pipeline import get_stage
-from panoda.tracking import preload
 from panoda.training.preemption import Preempted, no_more_sigterm, sigterm_ends
-
-SERVER_NOTE = Path(".prefect/server.json")
 
 
 def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
@@ -46,15 +34,15 @@ def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
         stage.check_role(params, getattr(arguments, "role", None))
         keywords = _keywords(flow, params, job, getattr(arguments, "role", None))
     except (ValueError, OSError) as error:
-        _fail(error, arguments.debug, 2)
+        _fail(error, stage.name, arguments.debug, 2)
     if argv is None:
         no_more_sigterm()  # after the block below: Python takes seconds to end, and the exit code is known
     try:
-        with sigterm_ends(), _server(stage.module):
+        with sigterm_ends(), server(stage.module):
             metrics = flow(**keywords)
             no_more_sigterm()
-    except (ValueError, OSError) as error:
-        _fail(error, arguments.debug, 1)
+    except Exception as error:  # of whatever class: a traceback tells most users nothing
+        _fail(error, stage.name, arguments.debug, 1)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         raise
@@ -137,47 +125,8 @@ def _quiet(*, debug: bool) -> None:
     logging.getLogger("prefect").propagate = False
 
 
-@contextmanager
-def _server(module: str) -> Iterator[None]:
-    """The server of ``make server`` when it answers, else a temporary one; torch loads meanwhile."""
-    if PREFECT_API_URL.value():
-        yield
-    elif url := running_server():
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield
-    else:
-        # The server's process takes seconds to start; ours would only wait for it.
-        loading = threading.Thread(target=_prefetch, args=(module,), daemon=True)
-        loading.start()
-        with temporary_server():
-            # Not side by side with the flow: of packages that two threads import, one may see a half.
-            loading.join()
-            yield
-
-
-def _prefetch(module: str) -> None:
-    try:
-        importlib.import_module(module)
-        preload()
-    except Exception:  # the same import in the flow reports it
-        return
-
-
-def running_server(note: Path = SERVER_NOTE) -> str | None:
-    """API address of the server that ``make server`` started in this project, if it answers."""
-    try:
-        url = str(json.loads(note.read_text(encoding="utf-8"))["api_url"])
-        with urlopen(f"{url}/health", timeout=2) as answer:
-            return url if answer.status == 200 else None
-    except (OSError, URLError, ValueError, KeyError):
-        return None
-
-
-def _fail(error: Exception, debug: bool, code: int) -> None:
-    if debug:
-        traceback.print_exception(error)
-    else:
-        print(f"error: {explained_error(error)}\n(--debug shows where)", file=sys.stderr)
+def _fail(error: Exception, stage: str, debug: bool, code: int) -> NoReturn:
+    report(error, stage, debug=debug)
     sys.exit(code)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from panoda.config import Params
-from panoda.locks import file_lock, gpu_lock_path
+from panoda.locks import file_lock, gpu_lock_path, own_folder
 from panoda.machine import keep_freed_memory
 from panoda.pipeline import Stage
 
@@ -37,6 +38,8 @@ def take_devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.
 
         use_deform(runtime.deform)
         keep_freed_memory()
+    if runtime.compile:  # what is compiled is code: not torch's own place, which any user could have made
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own_folder() / "inductor"))
     elsewhere = runtime.cluster is not None and runtime.cluster.address and stage.in_pieces == "all"
     device = resolve_device(runtime.device if stage.on_gpu and not elsewhere else "cpu")
     count = 1

@@ -7,6 +7,7 @@ from prefect import flow
 from flows.command import main
 from flows.execution import stage_run
 from flows.job import HERE, Job
+from flows.proxies import all_proxies
 from panoda.config import DataParams, RuntimeParams, TrackingParams
 
 
@@ -31,14 +32,15 @@ def download(
         # Imported here: torch loads while the server starts.
         from panoda.stages.download import download as stage
 
-        return run.finish(
-            stage(
-                role=role,
-                dataset=run.params.data.domains[role].dataset,
-                out=run.out,
-                progress=run.context.progress,
+        with all_proxies():
+            return run.finish(
+                stage(
+                    role=role,
+                    dataset=run.params.data.domains[role].dataset,
+                    out=run.out,
+                    progress=run.context.progress,
+                )
             )
-        )
 
 
 if __name__ == "__main__":

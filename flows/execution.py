@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from flows.devices import shares, take_devices, what_to_lower
+from flows.dvc_cache import copy_of_outputs
 from flows.job import Job
 from panoda import runs
 from panoda.config import Params, RuntimeParams
@@ -103,6 +104,7 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             deterministic=params.runtime.deterministic,
             devices=devices,
             shard=params.runtime.shard == "fsdp",
+            cache=copy_of_outputs() if stage.name == "preprocess" and job.pipeline else None,
             fan_out=stack.enter_context(_fan_out(stage, params.runtime)),
         )
         run = StageRun(params, inputs, out, context, record)

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 
 from panoda.config import ClusterParams, ConfigError, RuntimeParams
-from panoda.machine import keep_freed_memory
+from panoda.locks import own_folder
+from panoda.machine import cores, keep_freed_memory
 from panoda.pieces import Runner, Work, make_piece
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
         logging.getLogger("distributed").setLevel(logging.ERROR)
         # Keys of this cluster alone: its port is open to everybody who works on this machine.
         keywords |= {"silence_logs": logging.ERROR, "security": Security.temporary()}
+        # Not Dask's own place: any user could have made that.
+        keywords |= {"local_directory": str(own_folder() / "dask")}
+        share = max(1, cores() // cluster.workers)
+        compute = replace(compute, threads=compute.threads or share)
         with LocalCluster(n_workers=cluster.workers, **keywords) as local:
             yield _Dask(local.scheduler_address, cluster.retries, compute, local.security)
         return

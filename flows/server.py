@@ -24,9 +24,10 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.command import SERVER_NOTE
 from flows.devices import GPU_LIMIT
+from flows.prefect_server import SERVER_NOTE
 from panoda.config import load_params
+from panoda.errors import report
 from panoda.files import write_json
 from panoda.tracking import prepare_environment, tracking_uri
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=4200, help="of the Prefect server")
     parser.add_argument("--mlflow-port", type=int, default=5000, help="of the MLflow UI")
     parser.add_argument("--gpus", type=int, default=1, help="stages that may use a GPU at the same time")
+    parser.add_argument("--debug", action="store_true", help="full traceback of what fails")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -49,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             _watch(parts)
     except KeyboardInterrupt:
         print("stopped")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        report(error, "server", debug=arguments.debug)
         sys.exit(1)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from panoda.config import ConfigError
+from panoda.errors import report
 from panoda.pipeline import get_stage
 
 FOLDER = Path(".panoda/slurm")
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:  # whatever the job raised, as submitit hands it over
-        print(f"error: {error}", file=sys.stderr)
+        report(error, f"slurm-{words[0]}")
         sys.exit(1)
 
 

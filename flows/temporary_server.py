@@ -30,6 +30,8 @@ SETTINGS = {
     "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
+_OF_ANOTHER_SERVER = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_")
+"""Variables for a server of the user's, such as its password or database; this one has neither."""
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def temporary_server() -> Iterator[str]:
             stdout=sink,
             stderr=sink,
             pass_fds=[listener.fileno()],
-            env={**os.environ, **SETTINGS},
+            env={k: v for k, v in os.environ.items() if not k.startswith(_OF_ANOTHER_SERVER)} | SETTINGS,
             start_new_session=True,  # ctrl-C reaches the flow first, which still has something to report
         )
     try:

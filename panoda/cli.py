@@ -22,7 +22,9 @@ from panoda.bench_cli import bench_command
 from panoda.config import Params, load_params, sections_in
 from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
-from panoda.files import expand_user, explained_error, staged_file
+from panoda.errors import paragraph, report
+from panoda.files import expand_user, staged_file
+from panoda.machine import loopback_past_proxies
 from panoda.models_cli import export_command, models_command
 from panoda.pipeline import STAGES
 from panoda.runs import RECORD, clean_state
@@ -66,11 +68,16 @@ app.command("bench")(bench_command)
 
 
 def main() -> None:
-    """Entry point; user errors are one paragraph, not a traceback."""
+    """Entry point; errors are one paragraph, not a traceback."""
+    loopback_past_proxies()
+    debug = "--debug" in sys.argv
     try:
-        app()
-    except (ValueError, OSError) as error:
-        print(f"error: {explained_error(error)}", file=sys.stderr)
+        app(args=[word for word in sys.argv[1:] if word != "--debug"])
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and not debug:
+            print(f"error: {paragraph(error)}", file=sys.stderr)
+        else:
+            report(error, "panoda", debug=debug)
         sys.exit(1)
 
 

@@ -28,7 +28,7 @@ _ADVICE = {
 }
 
 
-def explained_error(error: Exception) -> str:
+def explained_error(error: BaseException) -> str:
     """An error for the user: what the system reports names the file and says what to do."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)

@@ -1,20 +1,28 @@
-"""What this machine has, and how much memory this process takes of it."""
+"""What this machine has, how much memory this process takes of it, and settings of it that get in the way."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import re
 import resource
+import tempfile
+from collections.abc import MutableMapping
 from pathlib import Path
 
+log = logging.getLogger("panoda")
 _KEEP = {
     -4: 0,  # M_MMAP_MAX: no block comes from the system alone
     -1: -1,  # M_TRIM_THRESHOLD: nothing goes back
     -2: 64 << 20,  # M_TOP_PAD: bytes fetched beyond what is asked for
 }
 """mallopt(3): options by their number in malloc.h."""
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+_LONGEST_FOLDER = 60
+"""Bytes of a temporary folder that leave room for the names of sockets; a path may have 103 (macOS)."""
 
 
 def cores() -> int:
@@ -56,6 +64,44 @@ def keep_freed_memory() -> bool:
         return False
     set_option = ctypes.CDLL(None).mallopt
     return all([set_option(option, value) for option, value in _KEEP.items()])
+
+
+def loopback_past_proxies(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Connections within this machine go past every proxy of the environment, here and in processes to come.
+
+    Both spellings of ``no_proxy`` get what is missing; libraries differ in which they read.
+    """
+    if not proxy_variables(environment):
+        return  # a no_proxy alone would hide the proxies of the system's own settings
+    either = {name: environment.get(name, "") for name in ("no_proxy", "NO_PROXY")}
+    for name, given in either.items():
+        known = given or next(filter(None, either.values()), "")
+        names = [part.strip() for part in known.split(",") if part.strip()]
+        if "*" not in names:
+            names += [host for host in _LOOPBACK if host not in names]
+        environment[name] = ",".join(names)
+
+
+def proxy_variables(environment: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """The proxies that the environment names, by variable."""
+    return {name: value for name, value in environment.items() if name.lower() in _PROXIES and value}
+
+
+def room_for_sockets() -> None:
+    """Have a temporary folder whose name leaves room for sockets in it, here and in processes to come.
+
+    The path of a socket may have 103 bytes. A longer folder, such as some clusters make for every job, is
+    replaced by the system's.
+    """
+    given = tempfile.gettempdir()
+    if len(os.fsencode(given)) <= _LONGEST_FOLDER:
+        return
+    for shorter in ("/tmp", "/var/tmp"):
+        if os.access(shorter, os.W_OK | os.X_OK):
+            log.warning("temporary files go to %s: sockets do not fit into %s", shorter, given)
+            os.environ["TMPDIR"] = tempfile.tempdir = shorter
+            return
+    raise OSError(f"{given}: too long for the path of a socket in it; set TMPDIR to a shorter folder")
 
 
 def _resident(field: str) -> int:

@@ -262,13 +262,17 @@ def run_of_input(path: Path, root: Path = Path()) -> str | None:
 
 
 def provenance(root: Path = Path()) -> dict[str, Any]:
-    """Git commit, whether tracked files differ from it, and the SHA-256 of dvc.lock."""
+    """Git commit, whether tracked files differ from it, and the SHA-256 of dvc.lock.
+
+    Of a project that is in no repository, or lies untracked within another's, no commit is known.
+    """
     lock = root / "dvc.lock"
+    tracked = bool(_git(root, "ls-files", "--", "."))
     # dvc.lock is the pipeline's own product: a run that updates it does not make the code dirty.
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     return {
-        "git_commit": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": bool(changes) if changes is not None else None,
+        "git_commit": _git(root, "rev-parse", "HEAD") if tracked else None,
+        "git_dirty": bool(changes) if tracked and changes is not None else None,
         "dvc_lock": sha256_file(lock) if lock.is_file() else None,
     }
 

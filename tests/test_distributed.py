@@ -140,12 +140,13 @@ def test_an_error_of_one_process_is_the_error_and_ends_all():
     assert any("in process 1 of 2" in note for note in caught.value.__notes__)
 
 
-def test_a_temporary_folder_too_long_for_a_socket_is_named(tmp_path, monkeypatch):
+def test_a_temporary_folder_too_long_for_a_socket_is_not_used(tmp_path, monkeypatch):
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    with pytest.raises(ValueError, match="longlong.*set TMPDIR to a shorter folder"):
-        launch(vanish, {}, RunContext(devices=2))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(ValueError, match="this image is broken"):
+        launch(fail_alone, {}, RunContext(devices=2))
     assert not list(folder.iterdir())
 
 

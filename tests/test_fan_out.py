@@ -12,8 +12,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -315,3 +317,23 @@ def test_without_a_scheduler_or_dask_it_says_what_to_do(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"install panoda\[cluster\]"):
         with workers(RUNTIME, ClusterParams()):
             pass
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(0, 3), (5, 5)])
+def test_local_workers_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, threads: int, expected: int
+) -> None:
+    asked: dict[str, Any] = {}
+
+    @contextmanager
+    def cluster(**keywords: Any) -> Iterator[Any]:
+        asked.update(keywords)
+        yield SimpleNamespace(scheduler_address="tls://here", security=None)
+
+    monkeypatch.setattr("distributed.LocalCluster", cluster)
+    monkeypatch.setattr(fan_out, "cores", lambda: 7)
+    monkeypatch.setattr(fan_out, "own_folder", lambda: tmp_path)
+    with workers(RuntimeParams(device="cpu", threads=threads), ClusterParams(workers=2)) as found:
+        assert found.compute.threads == expected  # type: ignore[attr-defined]
+    # What Dask spills goes where no other user could have made a folder before.
+    assert asked["local_directory"] == str(tmp_path / "dask") and asked["n_workers"] == 2

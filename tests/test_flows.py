@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,14 +21,17 @@ pytest.importorskip("prefect")
 pytest.importorskip("mlflow")
 
 import torch
+from http_server import Served, serve
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import devices, execution
+from flows import devices, execution, prefect_server
 from flows import server as server_module
 from flows import temporary_server as temporary_server_module
-from flows.command import SERVER_NOTE, main, running_server
+from flows.command import main
 from flows.devices import take_devices
 from flows.execution import stage_run
 from flows.job import HERE, Job
+from flows.prefect_server import SERVER_NOTE, running_server, why_not
 from flows.report import provenance
 from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
@@ -301,6 +304,7 @@ def test_a_failing_stage_prints_a_paragraph_and_leaves_no_server(project: Path) 
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: ") and "outputs/evaluate" in done.stderr
+    assert "traceback in .panoda/logs/report.log" in done.stderr
     # The last word: Prefect has sent its logs and events before its server ends, and complains about nothing.
     assert "Traceback" not in done.stderr and done.stderr.endswith("(--debug shows where)\n")
     assert done.stderr.count("\n") < 6
@@ -308,11 +312,66 @@ def test_a_failing_stage_prints_a_paragraph_and_leaves_no_server(project: Path) 
     assert found["status"] == "failed" and "evaluate" in found["error"]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("The size of tensor a (1024)"), KeyError("lr")])
+def test_whatever_a_stage_raises_is_a_paragraph_and_a_file(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    from flows.pseudo_labels import pseudo_labels
+
+    def fail(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("flows.command.server", lambda _: nullcontext())
+    monkeypatch.setattr(type(pseudo_labels), "__call__", lambda self, **_: fail())
+    assert command(pseudo_labels) == 1
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: {type(error).__name__}: {error}\n"
+        "traceback in .panoda/logs/pseudo_labels.log (--debug shows where)\n"
+    )
+    assert "in fail" in (project / ".panoda" / "logs" / "pseudo_labels.log").read_text()
+    assert command(pseudo_labels, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_named_server_that_flows_cannot_use_is_said_in_a_few_words() -> None:
+    assert why_not("http://127.0.0.1:9/api") == "nothing answers ([Errno 111] Connection refused)"
+    with serve() as foreign:
+        said = why_not(f"{foreign.url}/api")
+        assert said == "what answers is no Prefect server (status 404)"
+        foreign.files["api/admin/version"] = Served(b"<html>hello</html>")
+        assert str(why_not(f"{foreign.url}/api")).startswith(
+            "what answers is no Prefect server (JSONDecodeError"
+        )
+        foreign.files["api/admin/version"] = Served(b'"2.20.0"')
+        assert "incompatible versions: client: 3" in str(why_not(f"{foreign.url}/api"))
+        foreign.files["api/admin/version"] = Served(b"", statuses=[(401, {})])
+        assert "another key or password" in str(why_not(f"{foreign.url}/api"))
+
+
+def test_a_stage_goes_on_without_the_named_server_and_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prefect_server, "temporary_server", lambda: nullcontext("its own"))
+    monkeypatch.setattr(prefect_server, "preload", lambda: None)
+    monkeypatch.setattr(logging.getLogger("panoda"), "propagate", True)
+    with (
+        temporary_settings({PREFECT_API_URL: "http://me:secret@127.0.0.1:9/api"}),
+        prefect_server.server("panoda.stages.report"),
+    ):
+        pass
+    (said,) = caplog.messages
+    assert said.startswith("PREFECT_API_URL http://127.0.0.1:9/api: nothing answers") and "secret" not in said
+    assert "goes on with a temporary server of its own, and is not recorded there" in said
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("server")
     patch = pytest.MonkeyPatch()
     patch.setenv("PREFECT_HOME", str(folder / ".prefect"))
+    # Of another server, whose password this one does not have.
+    patch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:password")
     with temporary_server() as url:
         yield url
     patch.undo()
@@ -345,7 +404,7 @@ def test_a_running_server_is_found_and_a_dead_one_ignored(server: str, tmp_path:
     note = tmp_path / "server.json"
     assert running_server(note) is None
     note.write_text(json.dumps({"api_url": server}))
-    assert running_server(note) == server
+    assert running_server(note) == server and why_not(server) is None
     note.write_text(json.dumps({"api_url": "http://127.0.0.1:9/api"}))
     assert running_server(note) is None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +146,13 @@ def test_a_batch_decodes_no_image_file(split, monkeypatch):
 
     monkeypatch.setattr("PIL.Image.open", decode)
     assert len(batches(split, steps=3, batch_size=4)) == 3
+
+
+def test_where_shared_memory_is_small_batches_come_through_pipes(split, monkeypatch, caplog):
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    here, there = batches(split), batches(split, workers=2)
+    assert len(there) == 6 and all(same(a, b) for a, b in zip(here, there, strict=True))
+    # Twelve batches of 3 x 48 x 96 pixels in 3 + 8 + 1 bytes, and 24 bytes of indices.
+    assert not any(batch["image"].is_shared() for batch in there)
+    assert "/dev/shm has 1 MB free, batches of loader processes may take 2:" in caplog.messages[0]
+    assert "docker run --shm-size=2m" in caplog.messages[0]

@@ -3,10 +3,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from panoda import machine
+from panoda.machine import loopback_past_proxies, room_for_sockets
 
 
 def test_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +73,42 @@ def test_freed_memory_is_kept() -> None:
     environment["MALLOC_MMAP_MAX_"] = "65536"
     told = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True)
     assert not told.returncode and not told.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"no_proxy": "a.example"}, {"no_proxy": "a.example"}),  # no proxy, nothing to keep from it
+        ({"http_proxy": "http://p"}, dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1,::1")),
+        (
+            {"HTTPS_PROXY": "http://p", "NO_PROXY": ".example, localhost"},
+            dict.fromkeys(("no_proxy", "NO_PROXY"), ".example,localhost,127.0.0.1,::1"),
+        ),
+        (
+            {"all_proxy": "socks5://p", "NO_PROXY": "a", "no_proxy": "b"},
+            {"NO_PROXY": "a,localhost,127.0.0.1,::1", "no_proxy": "b,localhost,127.0.0.1,::1"},
+        ),
+        ({"http_proxy": "http://p", "no_proxy": "*"}, {"no_proxy": "*", "NO_PROXY": "*"}),
+    ],
+)
+def test_loopback_goes_past_every_proxy(given: dict[str, str], expected: dict[str, str]) -> None:
+    environment = dict(given)
+    loopback_past_proxies(environment)
+    assert {k: v for k, v in environment.items() if k.lower() == "no_proxy"} == expected
+    loopback_past_proxies(environment)
+    assert {k: v for k, v in environment.items() if k.lower() == "no_proxy"} == expected
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TMPDIR", "kept")
+    monkeypatch.setattr(tempfile, "tempdir", "/short")
+    room_for_sockets()
+    assert tempfile.gettempdir() == "/short" and os.environ["TMPDIR"] == "kept" and not caplog.messages
+    long = str(tmp_path / ("long" * 25))
+    monkeypatch.setattr(tempfile, "tempdir", long)
+    room_for_sockets()
+    assert tempfile.gettempdir() == os.environ["TMPDIR"] == "/tmp"
+    assert caplog.messages == [f"temporary files go to /tmp: sockets do not fit into {long}"]

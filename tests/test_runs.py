@@ -252,3 +252,15 @@ def test_stage_roles_and_names() -> None:
         STAGES["adapt"].label("source")
     with pytest.raises(ValueError, match="unknown stage 'x'"):
         get_stage("x")
+
+
+def test_no_commit_is_known_of_a_project_within_a_foreign_repository(tmp_path: Path) -> None:
+    name = ("-c", "user.name=n", "-c", "user.email=a@example.org")
+    project = tmp_path / "downloads" / "panoda"
+    project.mkdir(parents=True)
+    (project / "dvc.yaml").write_text("")
+    for command in (("init", "--quiet"), (*name, "commit", "--quiet", "--allow-empty", "-m", "letters")):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    assert provenance(project) == {"git_commit": None, "git_dirty": None, "dvc_lock": None}
+    subprocess.run(["git", "add", "--all"], cwd=tmp_path, check=True)
+    assert len(provenance(project)["git_commit"]) == 40 and provenance(project)["git_dirty"] is True

@@ -93,3 +93,15 @@ def test_a_compressed_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full.*needs about.*from 1 images") as caught:
         run_prepare(items, tmp_path / "new" / "out", codec="webp")
     assert caught.value.errno == errno.ENOSPC and not (tmp_path / "new").exists()
+
+
+def test_the_copy_in_dvcs_cache_is_counted_where_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: Usage(1900))
+    assert check_space(tmp_path / "out", Need(1000)) == 1900
+    with pytest.raises(OSError, match=r"in .*out \(DVC's copy in .*cache counts; `dvc config"):
+        check_space(tmp_path / "out", Need(1000), cache=tmp_path / "cache")
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: Usage(2100))
+    assert check_space(tmp_path / "out", Need(1000), cache=tmp_path / "cache") == 2100
+    with pytest.raises(OSError, match="disk full"):  # finished shards are copied into the cache, too
+        check_space(tmp_path / "out", Need(1000), cache=tmp_path / "cache", kept=500)

@@ -45,6 +45,7 @@ LEVELS = (
     ("report",),
     ("stages",),
     ("pipeline", "runs", "tracking", "runnable"),
+    ("errors",),
     ("cli", "bench_cli", "data_cli", "models_cli", "weights_cli"),
     ("__main__",),
 )

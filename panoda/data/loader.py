@@ -7,12 +7,15 @@ step a run was resumed at changes what is seen.
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
+import shutil
 import signal
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Protocol, TypedDict
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -21,7 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from panoda.data.prepared import Sample
 from panoda.data.transforms import AugmentedSample, JointTransform
+from panoda.machine import room_for_sockets
 
+log = logging.getLogger("panoda")
+SHARED_MEMORY = Path("/dev/shm")
+"""Where the tensors of loader processes lie until they are fetched; 64 MB in a Docker container."""
+LOADERS = 2
+"""Loaders of a training process: source and target."""
 _EPOCH_STREAM, _SAMPLE_STREAM = 0, 1
 
 
@@ -116,16 +125,48 @@ def training_batches(
         return (steps[step] for step in wanted)
     # Not fork: a copy of a process with threads and signal handlers of others (Prefect) does not end well.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    loader: DataLoader[Batch] = DataLoader(
+    room_for_sockets()
+    piped = num_steps > 0 and _scarce(steps[start_step], LOADERS * parts * (2 * workers + 2))
+    how: Any = _as_arrays if piped else None
+    loader: DataLoader[Any] = DataLoader(
         steps,
         batch_size=None,
         sampler=wanted,
         num_workers=workers,
         multiprocessing_context=method,
         worker_init_fn=_leave_signals_to_the_parent,
-        pin_memory=pin,
+        collate_fn=how,
+        pin_memory=pin and not piped,
     )
-    return iter(loader)
+    return map(partial(_as_tensors, pin=pin), loader) if piped else iter(loader)
+
+
+def _scarce(batch: Batch, count: int) -> bool:
+    """Whether shared memory is too small for ``count`` such batches; it is said."""
+    tensors = [value for value in batch.values() if isinstance(value, Tensor)]
+    needed = count * sum(t.numel() * t.element_size() for t in tensors)
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else needed
+    if free >= needed:
+        return False
+    log.warning(
+        "%s has %.0f MB free, batches of loader processes may take %.0f: they come through pipes, which is "
+        "slower; give it more (docker run --shm-size=%dm), or set runtime.workers to 0",
+        *(SHARED_MEMORY, free / 1e6, needed / 1e6, -(-needed // (1 << 20))),
+    )
+    return True
+
+
+def _as_arrays(batch: Batch) -> dict[str, Any]:
+    """The batch without tensors: arrays travel through the pipe itself."""
+    return {key: value.numpy() if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _as_tensors(arrays: dict[str, Any], *, pin: bool) -> Batch:
+    def tensor(array: np.ndarray) -> Tensor:
+        found = torch.from_numpy(array)
+        return found.pin_memory() if pin else found
+
+    return cast(Batch, {k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in arrays.items()})
 
 
 def collate(samples: list[AugmentedSample]) -> Batch:

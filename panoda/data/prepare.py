@@ -48,6 +48,7 @@ def prepare(
     state_dir: Path | None = None,
     workers: int | None = None,
     fan_out: Runner | None = None,
+    cache: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Decode, crop, resize, store and count every item; the same input gives the same bytes.
@@ -69,6 +70,7 @@ def prepare(
         state_dir: Folder where finished shards wait for a killed run to go on; None to keep none.
         workers: Images worked on at a time; None = every core this process may use.
         fan_out: Who makes the shards; None = this process.
+        cache: Folder in which DVC will keep a second copy; None = no copy.
         say: Told the space it will take, before the work starts.
 
     Returns:
@@ -94,7 +96,7 @@ def prepare(
         splits = [table.split(name, (limit or {}).get(name)) for name in table.splits]
         _check_items(table, splits, labelled=spec.table is not None)
         works = [SplitWork(members, how, waiting) for members in splits]
-        _check_space(works, out, how, waiting, say)
+        _check_space(works, out, how, waiting, cache, say)
         summary: dict[str, Any] = {
             **_classes(space, label_space_from),
             "height": height,
@@ -180,6 +182,7 @@ def _check_space(
     out: Path,
     how: How,
     waiting: Path | None,
+    cache: Path | None,
     say: Callable[[str], None] | None,
 ) -> None:
     """Say what it will take, and refuse what cannot fit."""
@@ -191,11 +194,11 @@ def _check_space(
     spec, done = how.spec, [s.finished for w in works for s in w.shards if s.finished is not None]
     todo = {work.name: work.todo for work in works}
     need = foresee(todo, height=spec.height, width=spec.width, codec=how.codec, trial=trial)
-    free = check_space(out, need, also=waiting, kept=sum(done))
+    free = check_space(out, need, also=waiting, kept=sum(done), cache=cache)
     if say is not None:
         total, left = sum(len(work.items) for work in works), sum(len(members) for members in todo.values())
         resumed = f"; {total - left} of {total} images were finished before" if done else ""
         say(
             f"{out}: {left} images of {spec.height} x {spec.width} ({how.codec}) will take about {need}, "
-            f"{megabytes(free)} are free{resumed}"
+            f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free{resumed}"
         )

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from panoda.data import finished
 from panoda.data.dataset import RawItem
 from panoda.data.item_lists import read_items, write_items
@@ -19,7 +21,6 @@ from panoda.data.prepare_items import How, Problems, prepare_items
 from panoda.data.prepare_split import SplitWork, make_shard
 from panoda.data.shards import shard_name
 from panoda.files import staged_directory, take_over, write_json
-from panoda.machine import cores
 from panoda.pieces import Compute, Work, finish
 
 
@@ -87,8 +88,8 @@ class ShardWork(Work):
         return self.count
 
     def open(self, compute: Any) -> Callable[[int, Path], None]:
-        """Nothing to open: a piece reads its own items."""
-        how = dataclasses.replace(self.how, workers=cores())
+        """Nothing to open: a piece reads its own items, in as many threads as this worker may use."""
+        how = dataclasses.replace(self.how, workers=torch.get_num_threads())
 
         def make(piece: int, folder: Path) -> None:
             shard = json.loads((self.lists / f"{piece}.shard.json").read_text(encoding="utf-8"))

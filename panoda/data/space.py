@@ -84,7 +84,9 @@ def foresee(
     return Need(round(total), sampled, spread)
 
 
-def check_space(out: Path, need: Need, *, also: Path | None = None, kept: int = 0) -> int:
+def check_space(
+    out: Path, need: Need, *, also: Path | None = None, kept: int = 0, cache: Path | None = None
+) -> int:
     """Refuse before an hour of work what cannot fit.
 
     Args:
@@ -92,6 +94,7 @@ def check_space(out: Path, need: Need, *, also: Path | None = None, kept: int = 
         need: What is still to be written.
         also: Where shards wait until all are finished; None for beside ``out``.
         kept: Bytes of shards that wait there already.
+        cache: Where DVC will keep a second copy of all of it; None for no copy.
 
     Returns:
         Free bytes where the result will lie.
@@ -104,14 +107,25 @@ def check_space(out: Path, need: Need, *, also: Path | None = None, kept: int = 
     if also is not None and (other := _existing(also)).stat().st_dev != place.stat().st_dev:
         # The finished shards are copied from one disk to the other.
         wanted = {place: need.size + kept, other: need.size}
+    if cache is not None:
+        second = _existing(cache)
+        same = next((p for p in wanted if p.stat().st_dev == second.stat().st_dev), second)
+        wanted[same] = wanted.get(same, 0) + need.size + kept
+    copied = (
+        ""
+        if cache is None
+        else (
+            f" (DVC's copy in {cache} counts; `dvc config cache.type reflink,hardlink,copy` does without it)"
+        )
+    )
     for where, size in wanted.items():
         free = shutil.disk_usage(where).free
         if free < (1 + RESERVE) * size:
             raise OSError(
                 errno.ENOSPC,
-                f"disk full: {out} needs about {need if size == need.size else megabytes(size)} in {where}, "
-                f"{megabytes(free)} are free; free some space, lower prepare.height and prepare.width, or "
-                "compress with prepare.codec: webp",
+                f"disk full: {out} needs about {need if size == need.size else megabytes(size)} in {where}"
+                f"{copied}, {megabytes(free)} are free; free some space, lower prepare.height and "
+                "prepare.width, or compress with prepare.codec: webp",
             )
     return shutil.disk_usage(place).free
 

@@ -54,6 +54,7 @@ def preprocess(
             state_dir=context.state_dir,
             progress=context.progress,
             fan_out=context.fan_out,
+            cache=context.cache,
             say=print if context.progress else None,
         )
     except DataError as error:

@@ -6,6 +6,8 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,13 +72,27 @@ def connect(uri: str) -> MlflowClient:
     try:
         _make_store(uri)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+        with _without_retries():
+            client.search_experiments(max_results=1)
     except Exception as error:  # every store and transport has its own error types
         raise TrackingError(
             f"MLflow store {uri} cannot be used ({first_line(error)}); start its server, check the path "
             "and its permissions, or set tracking.uri in params.yaml or MLFLOW_TRACKING_URI"
         ) from error
     return client
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """A server that does not answer the first question is not there: waiting thrice is for a busy one."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    before = os.environ[name]
+    if before == _QUIET[name]:  # else the user wants it so
+        os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 def _make_store(uri: str) -> None:

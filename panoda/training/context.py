@@ -71,6 +71,7 @@ class RunContext:
         rank: Number of this process among those that train one model, from 0; the first one writes.
         world: Number of processes that train one model.
         shard: Each of them keeps a part of the weights (FSDP).
+        cache: Folder in which DVC will keep a second copy of the result; None = no copy.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -91,6 +92,7 @@ class RunContext:
     rank: int = 0
     world: int = 1
     shard: bool = False
+    cache: Path | None = None
 
     @property
     def main(self) -> bool:

@@ -19,6 +19,14 @@ while others fill the GPU), of cuBLAS, and of cuDNN before and from 9 on."""
 _NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
+_SHARED_MEMORY = ("shared memory", "/dev/shm", "Bus error", "unable to mmap", "No space left on device (28)")
+"""Of torch's loader processes and of NCCL; a file of torch's in /dev/shm is called </torch_...>."""
+
+
+class SharedMemoryFull(ValueError):
+    """What processes hand each other does not fit into /dev/shm."""
+
+
 class OutOfMemory(ValueError):
     """A step does not fit into memory."""
 
@@ -36,7 +44,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explained(what: Callable[[], str], advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation and a missing deterministic operator into errors that say what to do.
+    """Turn failed allocations and a missing deterministic operator into errors that say what to do.
 
     Args:
         what: What was computed; both are asked for only when it failed.
@@ -44,6 +52,7 @@ def explained(what: Callable[[], str], advice: Callable[[], str]) -> Iterator[No
 
     Raises:
         OutOfMemory: names both.
+        SharedMemoryFull: says how to have more, or do without.
         NotDeterministic: names the operator.
     """
     try:
@@ -52,6 +61,11 @@ def explained(what: Callable[[], str], advice: Callable[[], str]) -> Iterator[No
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if is_out_of_memory(error):
             raise OutOfMemory(f"out of memory: {what()} ({reason}). {advice()}") from error
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _SHARED_MEMORY):
+            raise SharedMemoryFull(
+                f"shared memory is full: {what()} ({reason}). Make /dev/shm larger (docker run "
+                "--shm-size=8g; Kubernetes: an emptyDir of medium Memory), or set runtime.workers to 0"
+            ) from error
         if _NOT_DETERMINISTIC in str(error):
             raise NotDeterministic(
                 f"runtime.deterministic is on, but {reason.split(_NOT_DETERMINISTIC)[0].strip()} "

@@ -32,6 +32,7 @@ from typing import IO, Any, ParamSpec
 
 import torch
 
+from panoda.machine import room_for_sockets
 from panoda.training.accumulation import finer
 from panoda.training.context import RunContext, check_shares
 from panoda.training.failures import OutOfMemory
@@ -44,7 +45,6 @@ log = logging.getLogger("panoda")
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
 """For the others to say why they end, after the first has failed."""
-_LONGEST_SOCKET = 103  # bytes of a path, on macOS; four more on Linux
 
 
 def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
@@ -90,19 +90,14 @@ def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: 
         Exception: whatever a worker raised first, with the worker's traceback as a note.
         Preempted: asked to stop; everything is saved.
         ChildProcessError: the workers ended without a word, such as after SIGKILL.
-        ValueError: the path of the temporary folder is too long for a socket.
     """
     call = pack_call(function, {k: v for k, v in keywords.items() if k != "context"}, context)
     cores = max(1, torch.get_num_threads() // context.devices)
     if context.device.type == "cuda":
         torch.cuda.empty_cache()  # the first worker has the same GPU
+    room_for_sockets()
     with tempfile.TemporaryDirectory(prefix="panoda-") as folder:
         address, key = str(Path(folder, "socket")), secrets.token_bytes(32)
-        if len(os.fsencode(address)) > _LONGEST_SOCKET:
-            raise ValueError(
-                f"{address}: the path of a socket may have {_LONGEST_SOCKET} bytes; "
-                "set TMPDIR to a shorter folder"
-            )
         path = Path(folder, "job")
         # The folder is this user's alone, and so is the key.
         job = {"address": address, "key": key.hex(), "threads": cores, "call": call}

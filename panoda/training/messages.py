@@ -25,7 +25,7 @@ from panoda.config import Section
 from panoda.training.context import RunContext
 
 F = TypeVar("F", bound=Callable[..., Any])
-_NOT_SENT = ("logger", "fan_out", "rank", "world")
+_NOT_SENT = ("logger", "fan_out", "rank", "world", "cache")
 """Fields of a context that a worker has of its own."""
 
 
