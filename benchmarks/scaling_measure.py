@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.scaling_costs import RESULT, SCENARIO, Launches, count
+from benchmarks.scaling_costs import RESULT, Launches, count, scenario
 from benchmarks.scaling_fan_out import Figures, cpu_seconds, database_bytes, fan_out
 from panoda import pieces
-from panoda.config import PseudoLabelParams, load_params
+from panoda.config import PseudoLabelParams
 from panoda.data.codec import Codec
 from panoda.data.dataset import RawItem
 from panoda.data.images import is_image_name
@@ -80,7 +80,7 @@ def main() -> None:
                 print(f"{name}: {figures[name]:g}", flush=True)
     machine = f"{processor()}, {cores()} cores"
     about: dict[str, Any] = {"machine": machine, "measured": datetime.now(UTC).date().isoformat()}
-    about |= {"load": round(os.getloadavg()[0], 2), "counted": count(load_params(SCENARIO))}
+    about |= {"load": round(os.getloadavg()[0], 2), "counted": count(scenario())}
     write_json(options.out, {**about, "figures": figures})
 
 

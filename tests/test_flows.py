@@ -33,6 +33,7 @@ from flows.report import provenance
 from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
 from panoda.config import PseudoLabelParams, load_params
+from panoda.config.scenarios import open_scenario
 from panoda.locks import gpu_lock_path, is_locked
 from panoda.models.deform.choice import use_deform
 from panoda.pipeline import get_stage
@@ -49,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Path:
     """A folder with parameters and inputs that nobody looks into."""
-    shutil.copy(ROOT / "scenarios" / "city_small.yaml", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(open_scenario("city_small", folder=ROOT / "scenarios").text())
     shutil.copy(ROOT / "prefect.toml", tmp_path / "prefect.toml")
     for name in ("data/prepared/target/train/index.parquet", "outputs/warmup/model.safetensors"):
         (tmp_path / name).parent.mkdir(parents=True)
