@@ -164,8 +164,7 @@ def _burdens(inputs: Inputs, size: int) -> Iterator[tuple[str, str, float]]:
     yield "index of prepared images", "GB", images * m["index_bytes_per_image"] / GIGA
     yield "opening it, every process", "s", images * m["open_index_seconds_per_image"]
     yield "memory of it, every process", "GB", images * m["open_index_bytes_per_image"] / GIGA
-    adapt = inputs.params.adapt
-    rows = adapt.iterations / adapt.log_every * a["losses"]
+    rows = inputs.params.adapt.iterations / inputs.params.runtime.log_every * a["losses"]
     yield "MLflow metrics of one adaptation", "rows", rows
     yield "MLflow metrics of one adaptation", "MB", rows * m["metric_bytes"] / MEGA
 

@@ -118,19 +118,19 @@ def labelling(root: Path) -> Figures:
         root / "model.safetensors", model, make_card(model, label_space="cs19", stage="warmup", seed=0)
     )
     state = root / "labelling"
-    params = PseudoLabelParams(scales=(1.0,), flip=False, piece_images=SHARD, prototype_sums=True)
+    params = PseudoLabelParams(scales=(1.0,), flip=False, prototype_sums=True)
     pseudo_labels(
         checkpoint=root / "model.safetensors",
         target_train=split.folder,
         out=root / "labels",
         params=params,
-        context=RunContext(state_dir=state),
+        context=RunContext(state_dir=state, piece_images=SHARD),
     )
     yield "label_bytes_per_image", _size(root / "labels", "*.arrow") / len(split)
     yield "label_index_bytes_per_image", (root / "labels" / INDEX).stat().st_size / len(split)
     made = sorted((state / "pieces/pseudo-labels").iterdir())
-    work = LabelWork.of(root / "model.safetensors", split.folder, params, split)
-    again = ThresholdWork(work, made[0].parent, class_limits(made, params, split.num_classes))
+    work = LabelWork.of(root / "model.safetensors", split.folder, params, split, SHARD)
+    again = ThresholdWork(work, made[0].parent, class_limits(made, params, split.num_classes), SHARD)
     took = cpu_seconds(lambda: pieces.finish(again, root / "thresholds", RunContext()))
     yield "threshold_seconds_per_image", took / len(split)
     inside = [path for path in (state / "pieces").glob("*/000000/*") if path.suffix != ".arrow"]

@@ -20,6 +20,14 @@ FOLDER = ROOT / "scenarios"
 SCENARIOS = sorted(scenario_files(FOLDER))
 # Every scenario's tree, with dotted keys: what is the same in most of them, and what each has of its own.
 TREES = json.loads((ROOT / "tests" / "scenario_trees.json").read_text(encoding="utf-8"))
+TRAINING, INFERENCE = ("pretrain", "warmup", "adapt"), ("pseudo_labels", "prototypes", "evaluate")
+RUNTIME = {
+    "log_every": [f"{stage}.log_every" for stage in TRAINING],
+    "checkpoint_every": [f"{stage}.checkpoint_every" for stage in TRAINING],
+    "inference_batch": [f"{stage}.batch_size" for stage in INFERENCE],
+    "piece_images": [f"{stage}.piece_images" for stage in INFERENCE],
+}
+"""What section runtime has once for all stages -> where the known trees have it, whose smallest it is."""
 FREE = (".looks.", ".splits.", ".limit.", "sources.")
 """Keys that are names of somebody's own."""
 
@@ -32,6 +40,8 @@ def test_every_scenario_has_a_known_tree() -> None:
 def test_a_scenario_has_the_values_it_always_had(name: str) -> None:
     """A parameter that is new may be missing in the known tree; the default is then its value everywhere."""
     expected = TREES["common"] | TREES["scenarios"][name]
+    for new, old in RUNTIME.items():
+        expected[f"runtime.{new}"] = min(expected.pop(key) for key in old)
     found = flatten(load_scenario(name, folder=FOLDER).model_dump(mode="json"))
     different = {
         key: f"{found.get(key, 'missing')!r} instead of {value!r}"

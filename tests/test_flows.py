@@ -100,7 +100,7 @@ def test_the_deformable_convolution_is_the_one_of_the_parameters(project: Path) 
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"),
             "out of memory: stage pseudo_labels, on cpu (CUDA out of memory. Tried to allocate 9 GiB). Lower "
-            "pseudo_labels.batch_size or the largest of pseudo_labels.scales",
+            "runtime.inference_batch or the largest of pseudo_labels.scales",
         ),
         (
             RuntimeError("histc_cuda does not have a deterministic implementation, but you set"),

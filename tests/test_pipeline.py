@@ -99,6 +99,12 @@ def test_an_adaptation_parameter_leaves_pseudo_labels_and_prototypes_alone(city:
     assert {s: city.lock(s) for s in kept} == kept
 
 
+def test_how_it_is_run_redoes_nothing(city: ProjectCopy) -> None:
+    for key in ("log_every", "checkpoint_every", "inference_batch", "piece_images"):
+        city.set(f"runtime.{key}", 7)
+    assert city.repro() == set()
+
+
 def test_a_further_source_redoes_training_and_nothing_of_the_other_domains(tmp_path: Path) -> None:
     project = ProjectCopy(tmp_path / "project", "city_small", doubles=True)
     tree = yaml.safe_load((project.folder / "params.yaml").read_text())

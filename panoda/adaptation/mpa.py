@@ -95,3 +95,8 @@ def mpa_loss(
     if normaliser == "released":
         return scale * soft.mean() / flat.shape[1] + (1 - soft_share) * hard.mean()
     return ((scale * soft + (1 - soft_share) * hard) * has).sum() / denominator(has.sum())
+
+
+def summable(x: Tensor) -> Tensor:
+    """``x`` as float64 multiples of 2**-30: their sums are exact up to 2**23, in whatever order."""
+    return (x.to(torch.float64) * 2**30).round() / 2**30

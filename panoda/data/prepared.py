@@ -61,6 +61,7 @@ class PreparedSplit:
         full_circle: The width covers 360 degrees, so columns wrap around.
         has_labels: Labels exist.
         codec: How the shards store arrays.
+        shard_images: Images per shard.
         class_pixels: (K,) int64 labelled pixels per class.
         digest: SHA-256 over the index, which holds the hashes of raw files and shards.
 
@@ -87,6 +88,7 @@ class PreparedSplit:
             self.class_pixels = values.reshape(len(table), self.num_classes).sum(axis=0)
         self.digest = sha256_file(folder / INDEX)
         self.codec: Codec = metadata.get("codec", "raw")
+        self.shard_images: int = max(shard["rows"] for shard in metadata["shards"])
         self._reader = _shard_reader(folder, metadata)
         # Some 60 bytes per image; Python objects would take ten times as much in every loader process.
         self._ids = table["id"].combine_chunks()
