@@ -154,8 +154,8 @@ def stored_labels(
 def join_pieces(pieces: Sequence[Path], out: Path, prepared: PreparedSplit) -> None:
     """Make one result of pieces, each written with ``images`` and the next ``first``, in their order.
 
-    Shards are taken over as they are. The index is joined shard by shard, in constant memory: how many of them a
-    piece holds decides no byte.
+    Shards are taken over as they are. The index is joined shard by shard, in constant memory: how many of
+    them a piece holds decides no byte.
     """
     shards: list[ShardInfo] = []
     with IndexWriter(out / INDEX, _INDEX_SCHEMA) as index:
