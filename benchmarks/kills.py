@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from panoda.config import Params, load_params
+from panoda.config import Params
+from panoda.config.scenarios import load_scenario
 from panoda.pipeline import get_stage
 from panoda.training.checkpoint import resume_points
 
@@ -29,16 +30,14 @@ MODELS = ("pretrain", "warmup", "pseudo_labels", "prototypes", "adapt", "rounds"
 TRAINING = ("pretrain", "warmup", "adapt", "rounds")
 STAGES = (*DATA, *MODELS, "report")
 """In the order in which they run; stage weights copies nothing here."""
-SCENARIO = Path(__file__).parents[1] / "scenarios" / "city_small.yaml"
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
 SETTINGS = (
     "pretrain.iterations=24",
     "pretrain.swa={start: 0.5, every: 3, lr: null, bn_update_batches: 2}",
     "pretrain.validate_every=8",
-    "pretrain.checkpoint_every=3",
+    "runtime.checkpoint_every=3",
     "warmup.iterations=16",
-    "warmup.checkpoint_every=3",
     "adapt.iterations=16",
-    "adapt.checkpoint_every=3",
     "adapt.adversarial_weight=0.001",
     "adapt.mpa.weight=0.01",
     "adapt.mpa.refresh_every=5",
@@ -84,7 +83,7 @@ def run_stage(label: str, root: Path, here: Path, settings: tuple[str, ...], thr
 
     torch.set_num_threads(threads)
     stage, _, role = label.partition("@")
-    params = load_params(SCENARIO, settings)
+    params = load_scenario("city_small", settings, folder=SCENARIOS)
     inputs = {k: root / p for k, p in get_stage(stage).input_paths(role or None, params).items()}
     function = getattr(importlib.import_module(f"panoda.stages.{stage}"), stage)
     given = _arguments(stage, role, params, inputs)
@@ -239,7 +238,7 @@ def main() -> int:
     results: dict[str, Result] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "project"
-        no_weights(root, load_params(SCENARIO, SETTINGS))
+        no_weights(root, load_scenario("city_small", SETTINGS, folder=SCENARIOS))
         killer, chance = Killer(root), random.Random(seed)
         for stage in STAGES:
             whole = Path(folder) / "whole" / stage

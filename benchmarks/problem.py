@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.reference.model import ReferenceModel
-from panoda.config import AdaptParams, load_params
+from panoda.config import AdaptParams
+from panoda.config.scenarios import load_scenario
 from panoda.labels import IGNORE_INDEX
 from panoda.models.registry import create_model
 from panoda.models.segmenter import Segmenter
 
 CLASSES = 19
-SCENARIO = Path(__file__).parents[1] / "scenarios" / "cs2dp.yaml"
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
 
 
 @dataclass(frozen=True)
@@ -75,4 +76,4 @@ def labels(count: int, size: tuple[int, int], seed: int, *, ignored: float) -> T
 
 def adapt_params() -> AdaptParams:
     """The published recipe: section adapt of scenario cs2dp."""
-    return load_params(SCENARIO).adapt
+    return load_scenario("cs2dp", folder=SCENARIOS).adapt

@@ -14,9 +14,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.scaling_costs import CHANNELS, HERE, HOUR, RESULT, SCENARIO, Cost, Inputs, count, tasks
+from benchmarks.scaling_costs import CHANNELS, HERE, HOUR, RESULT, Cost, Inputs, count, scenario, tasks
 from benchmarks.timing import Row, markdown
-from panoda.config import load_params
 from panoda.files import staged_file, write_json
 
 DOCUMENT = HERE.parent / "docs/scaling.md"
@@ -165,8 +164,7 @@ def _burdens(inputs: Inputs, size: int) -> Iterator[tuple[str, str, float]]:
     yield "index of prepared images", "GB", images * m["index_bytes_per_image"] / GIGA
     yield "opening it, every process", "s", images * m["open_index_seconds_per_image"]
     yield "memory of it, every process", "GB", images * m["open_index_bytes_per_image"] / GIGA
-    adapt = inputs.params.adapt
-    rows = adapt.iterations / adapt.log_every * a["losses"]
+    rows = inputs.params.adapt.iterations / inputs.params.runtime.log_every * a["losses"]
     yield "MLflow metrics of one adaptation", "rows", rows
     yield "MLflow metrics of one adaptation", "MB", rows * m["metric_bytes"] / MEGA
 
@@ -215,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.count:
         found = json.loads(RESULT.read_text(encoding="utf-8"))
-        write_json(RESULT, {**found, "counted": count(load_params(SCENARIO))})
+        write_json(RESULT, {**found, "counted": count(scenario())})
     tables = render(Inputs.load())
     if options.write:
         text = filled(DOCUMENT.read_text(encoding="utf-8"), tables)

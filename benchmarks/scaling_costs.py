@@ -12,7 +12,8 @@ import torch
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from panoda.config import Params, load_params
+from panoda.config import Params
+from panoda.config.scenarios import load_scenario
 from panoda.inference import _margin, _scaled
 from panoda.model_table import operations
 from panoda.models import create_model
@@ -20,7 +21,6 @@ from panoda.models.discriminator import Discriminator
 
 HERE = Path(__file__).parent
 RESULT = HERE / "scaling.json"
-SCENARIO = HERE.parent / "scenarios/cs2dp.yaml"
 CELL = 4
 """Views of an image are whole cells of this many pixels."""
 SOURCE_IMAGES, SOURCE_VAL, TARGET_IMAGES, TARGET_TEST = 2975, 500, 2000, 100
@@ -34,6 +34,11 @@ BACKWARD = 3
 """A training step computes and launches about three times what its forward pass does."""
 HOUR = 3600.0
 Size = tuple[int, int]
+
+
+def scenario() -> Params:
+    """The published schedule."""
+    return load_scenario("cs2dp", folder=HERE.parent / "scenarios")
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Inputs:
         """Read the files of this folder."""
         found = json.loads(RESULT.read_text(encoding="utf-8"))
         assumed = yaml.safe_load((HERE / "scaling.yaml").read_text(encoding="utf-8"))
-        return cls(found["figures"], found["counted"], assumed, load_params(SCENARIO))
+        return cls(found["figures"], found["counted"], assumed, scenario())
 
     @property
     def gpu_flops(self) -> float:

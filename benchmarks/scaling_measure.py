@@ -23,10 +23,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.scaling_costs import RESULT, SCENARIO, Launches, count
+from benchmarks.scaling_costs import RESULT, Launches, count, scenario
 from benchmarks.scaling_fan_out import Figures, cpu_seconds, database_bytes, fan_out
 from panoda import pieces
-from panoda.config import PseudoLabelParams, load_params
+from panoda.config import PseudoLabelParams
 from panoda.data.codec import Codec
 from panoda.data.dataset import RawItem
 from panoda.data.images import is_image_name
@@ -80,7 +80,7 @@ def main() -> None:
                 print(f"{name}: {figures[name]:g}", flush=True)
     machine = f"{processor()}, {cores()} cores"
     about: dict[str, Any] = {"machine": machine, "measured": datetime.now(UTC).date().isoformat()}
-    about |= {"load": round(os.getloadavg()[0], 2), "counted": count(load_params(SCENARIO))}
+    about |= {"load": round(os.getloadavg()[0], 2), "counted": count(scenario())}
     write_json(options.out, {**about, "figures": figures})
 
 
@@ -118,19 +118,19 @@ def labelling(root: Path) -> Figures:
         root / "model.safetensors", model, make_card(model, label_space="cs19", stage="warmup", seed=0)
     )
     state = root / "labelling"
-    params = PseudoLabelParams(scales=(1.0,), flip=False, piece_images=SHARD, prototype_sums=True)
+    params = PseudoLabelParams(scales=(1.0,), flip=False, prototype_sums=True)
     pseudo_labels(
         checkpoint=root / "model.safetensors",
         target_train=split.folder,
         out=root / "labels",
         params=params,
-        context=RunContext(state_dir=state),
+        context=RunContext(state_dir=state, piece_images=SHARD),
     )
     yield "label_bytes_per_image", _size(root / "labels", "*.arrow") / len(split)
     yield "label_index_bytes_per_image", (root / "labels" / INDEX).stat().st_size / len(split)
     made = sorted((state / "pieces/pseudo-labels").iterdir())
-    work = LabelWork.of(root / "model.safetensors", split.folder, params, split)
-    again = ThresholdWork(work, made[0].parent, class_limits(made, params, split.num_classes))
+    work = LabelWork.of(root / "model.safetensors", split.folder, params, split, SHARD)
+    again = ThresholdWork(work, made[0].parent, class_limits(made, params, split.num_classes), SHARD)
     took = cpu_seconds(lambda: pieces.finish(again, root / "thresholds", RunContext()))
     yield "threshold_seconds_per_image", took / len(split)
     inside = [path for path in (state / "pieces").glob("*/000000/*") if path.suffix != ".arrow"]

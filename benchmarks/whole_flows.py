@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.timing import Row, Settings
-from panoda.config import load_params
+from panoda.config.scenarios import Scenario, open_scenario
 from panoda.pipeline import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -20,32 +20,32 @@ ROOT = Path(__file__).parents[1]
 
 def rows(settings: Settings) -> Iterator[Row]:
     """One row per stage of scenario city (or city_small, with ``quick``), and their sum."""
-    scenario = ROOT / "scenarios" / ("city_small.yaml" if settings.quick else "city.yaml")
+    scenario = open_scenario("city_small" if settings.quick else "city", folder=ROOT / "scenarios")
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         _copy(project, scenario)
         total, highest = 0.0, 0.0
         for stage in STAGES.values():
-            roles = list(load_params(scenario).data.domains) if stage.per_role else [None]
+            roles = list(scenario.params().data.domains) if stage.per_role else [None]
             for role in roles:
                 seconds, memory = _run(project, stage.name, role)
                 total, highest = total + seconds, max(highest, memory)
                 yield {
-                    "scenario": scenario.stem,
+                    "scenario": scenario.asked,
                     "stage": stage.label(role),
                     "seconds": seconds,
                     "peak MB": memory,
                 }
-        yield {"scenario": scenario.stem, "stage": "all", "seconds": total, "peak MB": highest}
+        yield {"scenario": scenario.asked, "stage": "all", "seconds": total, "peak MB": highest}
 
 
-def _copy(project: Path, scenario: Path) -> None:
+def _copy(project: Path, scenario: Scenario) -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, project / name)
-    shutil.copy(scenario, project / "params.yaml")
+    (project / "params.yaml").write_text(scenario.text(), encoding="utf-8")
 
 
 def _run(project: Path, stage: str, role: str | None) -> tuple[float, float]:

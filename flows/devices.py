@@ -63,7 +63,7 @@ def what_to_lower(stage: Stage) -> str:
         return f"Lower {stage.trains}.batch_size"
     if not stage.on_gpu:
         return "Free some memory, or use a machine that has more"
-    advice = f"Lower {stage.name}.batch_size or the largest of {stage.name}.scales"
+    advice = f"Lower runtime.inference_batch or the largest of {stage.name}.scales"
     return f"{advice}, or set evaluate.sliding" if stage.name == "evaluate" else advice
 
 

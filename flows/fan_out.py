@@ -138,6 +138,7 @@ class Compute:
     threads: int
     deform: str
     deterministic: bool
+    inference_batch: int
 
 
 class Order:
@@ -223,4 +224,8 @@ def _context(compute: Compute) -> RunContext:
     use_deform(compute.deform)
     keep_freed_memory()
     device = resolve_device(compute.device)
-    return RunContext(device=device, dtype=resolve_precision(compute.precision, device))
+    return RunContext(
+        device=device,
+        dtype=resolve_precision(compute.precision, device),
+        inference_batch=compute.inference_batch,
+    )

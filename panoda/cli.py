@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -20,6 +19,7 @@ from typer.core import TyperGroup
 
 from panoda.bench_cli import bench_command
 from panoda.config import Params, load_params, sections_in
+from panoda.config.scenarios import load_scenario, open_scenario, scenario_files
 from panoda.data.declaration import DOWNLOADS
 from panoda.data_cli import data
 from panoda.errors import paragraph, report
@@ -40,7 +40,8 @@ class Projection(StrEnum):
 
 
 PARAMS = Path("params.yaml")
-SCENARIOS = Path("scenarios")
+WRITTEN = Path(".panoda/params.yaml")
+"""What the command scenario wrote last."""
 MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "MPA"}
 SETS = {"source_val": "source val", "target_test": "target test"}
 
@@ -136,26 +137,37 @@ def _type_name(annotation: Any) -> str:
 
 @app.command()
 def scenario(
-    name: Annotated[str, typer.Argument(help="Name of a file in scenarios/, without .yaml.")],
+    name: Annotated[
+        str, typer.Argument(help="Name of a file in scenarios/, or the path of a .yaml file of your own.")
+    ],
     force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
-    """Switch to a scenario: copy scenarios/NAME.yaml over params.yaml."""
-    known = {path.stem: path for path in sorted(SCENARIOS.glob("*.yaml"))}
-    if name not in known:
-        raise ValueError(f"no scenario {name!r}; there are {', '.join(known) or 'none in ' + str(SCENARIOS)}")
-    load_params(known[name])
-    if PARAMS.exists() and not force:
-        current = load_tree(PARAMS)
-        if all(current != load_tree(path) for path in known.values()):
-            raise ValueError(
-                f"{PARAMS} differs from every scenario, so replacing it would lose your changes; "
-                "save it as scenarios/<name>.yaml first, or use --force"
-            )
-    with staged_file(PARAMS) as aside:
-        shutil.copyfile(known[name], aside)
-    for folder in _make_download_folders(load_params(PARAMS)):
+    """Switch to a scenario: write the whole params.yaml, with what the scenario extends and the defaults."""
+    chosen = open_scenario(name)
+    text = chosen.text()
+    if PARAMS.exists() and not force and _edited():
+        raise ValueError(
+            f"{PARAMS} differs from every scenario, so replacing it would lose your changes; "
+            "save it as scenarios/<name>.yaml first, or use --force"
+        )
+    for path in (PARAMS, WRITTEN):
+        path.parent.mkdir(exist_ok=True)
+        with staged_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    for folder in _make_download_folders(chosen.params()):
         typer.echo(f"made {folder}: `dvc repro` fetches the data there or says how to get them")
     typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
+
+
+def _edited() -> bool:
+    """params.yaml is neither what this command wrote last nor any scenario."""
+    if WRITTEN.is_file() and WRITTEN.read_bytes() == PARAMS.read_bytes():
+        return False
+    try:
+        current = load_params(PARAMS)
+    except ValueError:
+        return True
+    return all(current != load_scenario(name) for name in scenario_files())
 
 
 def _make_download_folders(params: Params) -> list[Path]:
@@ -165,14 +177,6 @@ def _make_download_folders(params: Params) -> list[Path]:
     for path in missing:
         path.mkdir(parents=True, exist_ok=True)
     return missing
-
-
-def load_tree(path: Path) -> dict[str, Any] | None:
-    """A params file as plain values, or None when it is not valid (then it equals nothing)."""
-    try:
-        return load_params(path).model_dump(mode="json")
-    except ValueError:
-        return None
 
 
 # --- results -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from panoda.background import read_ahead
 from panoda.data.prepared import PreparedSplit
-from panoda.evaluation_counts import Evaluation, PixelCounter
+from panoda.evaluation_counts import CONFIDENCE_STEPS, Evaluation, PixelCounter
 from panoda.inference import predict_logits
 from panoda.labels import IGNORE_INDEX
 from panoda.sliding import Sliding
@@ -81,7 +81,7 @@ def evaluate_model(
             for row, index in enumerate(indices):
                 result.groups[groups[index]].update(pred[row], counted[row])
         result.predicted_pixels += torch.bincount(pred[valid], minlength=num_classes).cpu()
-        result.confidence_sum += float(confidence[valid].sum(dtype=torch.float64))
+        result.confidence_sum += int((confidence[valid] * CONFIDENCE_STEPS).round().long().sum())
         result.images += len(indices)
         for row, index in enumerate(indices):
             if index in keep:

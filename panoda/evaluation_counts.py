@@ -1,7 +1,7 @@
 """What an evaluation counts: one confusion matrix, and one per latitude band, azimuth sector and group.
 
 Pixels of all images are counted into one matrix (never a mean over images); an evaluation of some images can
-be stored and added to that of others.
+be stored and added to that of others. All sums are of whole numbers: how images are divided changes no bit.
 
 Convention: longitude grows to the right and is 0 in the centre column, so azimuth sector 0 looks
 forward, sector 1 is the next one to the right. Latitude bands are numbered from the top.
@@ -22,6 +22,11 @@ from panoda.data.prepared import PreparedSplit
 from panoda.geometry.erp import solid_angle_weights
 from panoda.labels import IGNORE_INDEX
 from panoda.metrics import ConfusionMatrix
+
+CONFIDENCE_STEPS = 2**24
+"""Steps of a confidence in a sum."""
+AREA_STEPS = 2**24
+"""Steps of a pixel's area in a sum; that many for the largest pixel."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ class Evaluation:
         confusion: Counts over the whole split.
         latitude: One region per band, from the top; empty for pinhole images.
         azimuth: One region per sector; empty unless the images are full-circle panoramas.
-        solid_angle: The same matrix with pixels weighted by the sphere's area they cover
-            (float64, (K, K)); None for pinhole images.
+        areas: The same matrix with pixels weighted by the sphere's area they cover, in steps of ``area_step``
+            ((K, K) int64); None for pinhole images.
+        area_step: Steradians.
         groups: Group -> counts over its images, in alphabetical order; empty unless groups were asked for.
         group_images: Group -> number of images.
         predicted_pixels: (K,) int64, pixels predicted as each class outside the ignore band, labelled or not.
-        confidence_sum: Sum of the largest class probability over those pixels.
+        confidence_sum: Sum of the largest class probability over those pixels, in ``CONFIDENCE_STEPS``.
         images: Number of images.
         predictions: (H, W) uint8 predictions of the images asked for, by index.
     """
@@ -69,11 +75,12 @@ class Evaluation:
     confusion: ConfusionMatrix
     latitude: list[Region]
     azimuth: list[Region]
-    solid_angle: Tensor | None
+    areas: Tensor | None
+    area_step: float
     predicted_pixels: Tensor
     groups: dict[str, ConfusionMatrix] = field(default_factory=dict)
     group_images: dict[str, int] = field(default_factory=dict)
-    confidence_sum: float = 0.0
+    confidence_sum: int = 0
     images: int = 0
     predictions: dict[int, Tensor] = field(default_factory=dict)
 
@@ -81,16 +88,21 @@ class Evaluation:
     def mean_confidence(self) -> float:
         """Mean largest class probability over all valid pixels; nan when there are none."""
         pixels = int(self.predicted_pixels.sum())
-        return self.confidence_sum / pixels if pixels else float("nan")
+        return self.confidence_sum / CONFIDENCE_STEPS / pixels if pixels else float("nan")
+
+    @property
+    def solid_angle(self) -> Tensor | None:
+        """``areas`` in steradians, (K, K) float64."""
+        return None if self.areas is None else self.areas.to(torch.float64) * self.area_step
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything counted, by name, to be stored and added again."""
         found = {f"matrix/{name}": matrix.counts for name, matrix in self._matrices()}
         found |= {f"prediction/{index}": label for index, label in self.predictions.items()}
-        if self.solid_angle is not None:
-            found["solid_angle"] = self.solid_angle
+        if self.areas is not None:
+            found["areas"] = self.areas
         found["predicted_pixels"] = self.predicted_pixels
-        found["confidence_sum"] = torch.tensor(self.confidence_sum, dtype=torch.float64)
+        found["confidence_sum"] = torch.tensor(self.confidence_sum)
         found["images"] = torch.tensor(self.images)
         return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
 
@@ -101,10 +113,10 @@ class Evaluation:
         for name, tensor in tensors.items():
             if name.startswith("prediction/"):
                 self.predictions[int(name.removeprefix("prediction/"))] = tensor
-        if self.solid_angle is not None:
-            self.solid_angle += tensors["solid_angle"]
+        if self.areas is not None:
+            self.areas += tensors["areas"]
         self.predicted_pixels += tensors["predicted_pixels"]
-        self.confidence_sum += float(tensors["confidence_sum"])
+        self.confidence_sum += int(tensors["confidence_sum"])
         self.images += int(tensors["images"])
 
     def _matrices(self) -> Iterator[tuple[str, ConfusionMatrix]]:
@@ -155,7 +167,7 @@ def column_sectors(width: int, sectors: int) -> Tensor:
 
 
 class PixelCounter:
-    """Counts one split batch by batch; integer counts per row make the solid-angle matrix exact."""
+    """Counts one split batch by batch."""
 
     def __init__(self, split: PreparedSplit, num_classes: int, bands: int, sectors: int):
         """Decide from the projection what there is to count."""
@@ -166,7 +178,8 @@ class PixelCounter:
         self.rows = row_bands(split.height, bands)
         self.columns = column_sectors(split.width, sectors)
         self.weights: Tensor | None = None
-        self.weighted: Tensor | None = None
+        self.areas: Tensor | None = None
+        self.area_step = 0.0
         if split.projection == "erp":
             top, bottom = float(split.lat_top_deg), float(split.lat_bottom_deg)
             limits = latitude_limits(top, bottom, bands)
@@ -176,8 +189,9 @@ class PixelCounter:
             area = solid_angle_weights(
                 split.height, split.width, lat_top=math.radians(top), lat_bottom=math.radians(bottom)
             )
-            self.weights = area[:, 0].double()
-            self.weighted = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+            self.area_step = float(area.max()) / AREA_STEPS
+            self.weights = (area[:, 0].double() / self.area_step).round()
+            self.areas = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         if split.full_circle:
             self.azimuth = [
                 Region("azimuth", i, *ab, ConfusionMatrix(num_classes))
@@ -190,7 +204,8 @@ class PixelCounter:
             confusion=self.total,
             latitude=self.latitude,
             azimuth=self.azimuth,
-            solid_angle=self.weighted,
+            areas=self.areas,
+            area_step=self.area_step,
             predicted_pixels=torch.zeros(self.num_classes, dtype=torch.int64),
             groups={name: ConfusionMatrix(self.num_classes) for name in sorted(set(groups or ()))},
             group_images=dict(sorted(Counter(groups or ()).items())),
@@ -205,8 +220,8 @@ class PixelCounter:
         for region in self.azimuth:
             columns = (self.columns == region.index).nonzero().squeeze(1).to(pred.device)
             region.confusion.update(pred.index_select(2, columns), label.index_select(2, columns))
-        if self.weights is not None and self.weighted is not None:
-            self.weighted += self._weigh(pred, label, self.weights).cpu()
+        if self.weights is not None and self.areas is not None:
+            self.areas += self._weigh(pred, label, self.weights).cpu()
 
     def _weigh(self, pred: Tensor, label: Tensor, weights: Tensor) -> Tensor:
         k, height = self.num_classes, label.shape[1]
@@ -214,7 +229,8 @@ class PixelCounter:
         kept = label != IGNORE_INDEX
         cell = (row[kept] * k + label[kept].long()) * k + pred[kept].long()
         counts = torch.bincount(cell, minlength=height * k * k).view(height, k, k)
-        return torch.einsum("h,hij->ij", weights.to(counts.device), counts.to(torch.float64))
+        # Whole numbers below 2**53: exact, and CUDA multiplies no matrices of integers.
+        return torch.einsum("h,hij->ij", weights.to(counts.device), counts.to(torch.float64)).long()
 
 
 def nothing_counted(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from panoda.config.scenarios import open_scenario
 from panoda.pipeline import STAGES
 
 ROLES = ("source", "target", "second")
@@ -79,8 +80,8 @@ def double_table() -> dict[str, dict[str, object]]:
 class ProjectCopy:
     """A copy of the project in its own Git and DVC repository."""
 
-    def __init__(self, folder: Path, scenario: Path, *, doubles: bool):
-        """Copy the project into ``folder``; ``doubles`` replaces the stages by quick ones."""
+    def __init__(self, folder: Path, scenario: str | Path, *, doubles: bool):
+        """Copy the project with a scenario into ``folder``; ``doubles`` replaces the stages by quick ones."""
         self.folder = folder
         quiet = shutil.ignore_patterns("__pycache__")
         for name in COPIED:
@@ -94,7 +95,8 @@ class ProjectCopy:
         (folder / ".dvc").mkdir()
         for name in ("config", ".gitignore"):
             shutil.copy(ROOT / ".dvc" / name, folder / ".dvc" / name)
-        shutil.copy(scenario, folder / "params.yaml")
+        params = open_scenario(scenario, folder=ROOT / "scenarios").text()
+        (folder / "params.yaml").write_text(params, encoding="utf-8")
         if doubles:
             (folder / "double.py").write_text(DOUBLE)
             (folder / "double.json").write_text(json.dumps(double_table()))

@@ -41,8 +41,6 @@ def train(data: Path, out: Path, *, state: Path | None = None, **changes) -> dic
         "swa": SWA,
         "select": "last",
         "validate_every": 4,
-        "checkpoint_every": 7,
-        "log_every": 1,
     }
     return pretrain(
         source_train=data / "train",
@@ -51,7 +49,7 @@ def train(data: Path, out: Path, *, state: Path | None = None, **changes) -> dic
         model=ModelParams(encoder="trans4pass_nano", drop_path=0.2),
         params=PretrainParams(**{**base, **changes}),
         seed=0,
-        context=RunContext(state_dir=state),
+        context=RunContext(state_dir=state, checkpoint_every=7, log_every=1),
     )
 
 

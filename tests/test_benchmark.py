@@ -7,6 +7,7 @@ import yaml
 
 from benchmarks.adaptation import HERE, LOOK_SETS, known_recipes, settings
 from panoda.config import load_params
+from panoda.config.scenarios import load_scenario, scenario_files
 from panoda.data.city.looks import LOOKS
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +21,9 @@ def test_final_looks_appear_nowhere_in_the_scenarios_or_the_development_looks():
     final = _looks("final")
     assert final and final <= set(LOOKS)
     assert not final & (_looks("development") | _looks("retired"))
-    for path in [ROOT / "params.yaml", *sorted((ROOT / "scenarios").glob("*.yaml"))]:
-        for domain in (load_params(path).data.source, load_params(path).data.target):
+    folder = ROOT / "scenarios"
+    for params in (load_scenario(name, folder=folder) for name in scenario_files(folder)):
+        for domain in (params.data.source, params.data.target):
             assert not final & set(getattr(domain.dataset, "looks", ()))
 
 

@@ -16,7 +16,8 @@ from data_project import panoda
 from http_server import Served, serve
 from PIL import Image
 
-from panoda.config import PrepareParams, parse_params, read_tree
+from panoda.config import PrepareParams, parse_params
+from panoda.config.scenarios import load_scenario
 from panoda.data import declaration as declarations
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
@@ -214,7 +215,8 @@ def test_the_worked_example_of_the_page(project):
     section = section.replace("/data/harbour/harbour.yaml", "harbour.yaml").replace(
         "/data/harbour", "harbour"
     )
-    tree = read_tree(ROOT / "scenarios/camvid_to_folder.yaml") | yaml.safe_load(section)
+    tree = load_scenario("camvid_to_folder", folder=ROOT / "scenarios").model_dump(mode="json")
+    tree |= yaml.safe_load(section)
     params = parse_params({**tree, "label_space": "cs13"})
     for role, domain in params.data.domains.items():
         download(role=role, dataset=domain.dataset, out=Path("raw", role), progress=False)

@@ -36,6 +36,7 @@ from flows.report import provenance
 from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
 from panoda.config import PseudoLabelParams, load_params
+from panoda.config.scenarios import open_scenario
 from panoda.locks import gpu_lock_path, is_locked
 from panoda.models.deform.choice import use_deform
 from panoda.pipeline import get_stage
@@ -52,7 +53,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> Path:
     """A folder with parameters and inputs that nobody looks into."""
-    shutil.copy(ROOT / "scenarios" / "city_small.yaml", tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(open_scenario("city_small", folder=ROOT / "scenarios").text())
     shutil.copy(ROOT / "prefect.toml", tmp_path / "prefect.toml")
     for name in ("data/prepared/target/train/index.parquet", "outputs/warmup/model.safetensors"):
         (tmp_path / name).parent.mkdir(parents=True)
@@ -102,7 +103,7 @@ def test_the_deformable_convolution_is_the_one_of_the_parameters(project: Path) 
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"),
             "out of memory: stage pseudo_labels, on cpu (CUDA out of memory. Tried to allocate 9 GiB). Lower "
-            "pseudo_labels.batch_size or the largest of pseudo_labels.scales",
+            "runtime.inference_batch or the largest of pseudo_labels.scales",
         ),
         (
             RuntimeError("histc_cuda does not have a deterministic implementation, but you set"),

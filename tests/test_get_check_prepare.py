@@ -250,8 +250,8 @@ def test_a_mistyped_folder_is_not_filled(project):
     assert [path.name for path in Path("elsewhere").iterdir()] == ["notes.txt"]
 
 
-def test_scenario_makes_the_download_folders(project, monkeypatch):
-    monkeypatch.setattr(cli, "SCENARIOS", Path(__file__).parents[1] / "scenarios")
+def test_scenario_makes_the_download_folders(project):
+    shutil.copytree(Path(__file__).parents[1] / "scenarios", "scenarios")
     result = CliRunner().invoke(cli.app, ["scenario", "cs2dp"])
     assert result.exit_code == 0, result.output
     for name in ("cityscapes", "densepass"):

@@ -22,6 +22,7 @@ pytest.importorskip("mlflow")
 from flows.execution import stage_run
 from flows.job import Job
 from panoda.config import load_params
+from panoda.config.scenarios import open_scenario
 from panoda.stages.pretrain import pretrain as stage
 from panoda.tracking import connect
 from panoda.training.context import RunContext
@@ -33,8 +34,8 @@ STEPS = 40
 SETTINGS = [
     "label_space=cs13",
     f"pretrain.iterations={STEPS}",
-    "pretrain.checkpoint_every=100",
-    "pretrain.log_every=1",
+    "runtime.checkpoint_every=100",
+    "runtime.log_every=1",
     "pretrain.validate_every=8",
     "pretrain.augment.crop_height=32",
     "pretrain.augment.crop_width=64",
@@ -45,9 +46,8 @@ SETTINGS = [
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("scenarios/city_small.yaml", "prefect.toml"):
-        shutil.copy(ROOT / name, tmp_path / Path(name).name)
-    (tmp_path / "city_small.yaml").rename(tmp_path / "params.yaml")
+    shutil.copy(ROOT / "prefect.toml", tmp_path)
+    (tmp_path / "params.yaml").write_text(open_scenario("city_small", folder=ROOT / "scenarios").text())
     prepared(tmp_path / "data", {"train": 4, "val": 2}, erp=False)
     shutil.move(tmp_path / "data/prepared", tmp_path / "source")
     (tmp_path / "data/prepared").mkdir(parents=True)

@@ -20,11 +20,9 @@ SMALL = (
     "label_space=cs13",
     "pretrain.iterations=8",
     "pretrain.validate_every=4",
-    "pretrain.checkpoint_every=2",
+    "runtime.checkpoint_every=2",
     "warmup.iterations=6",
-    "warmup.checkpoint_every=2",
     "adapt.iterations=8",
-    "adapt.checkpoint_every=2",
     "adapt.mpa.refresh_every=3",
     *(
         f"{s}.crop_{side}={size}"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from panoda.config import load_params
+from panoda.config.scenarios import load_scenario, scenario_files
 from panoda.data.dataset import DataError
 from panoda.models.errors import MissingCheckpointError
 from panoda.stages.adapt import adapt
@@ -32,7 +32,7 @@ from panoda.training.messages import (
 )
 from panoda.training.preemption import Preempted
 
-SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.yaml"))
+SCENARIOS = Path(__file__).parents[1] / "scenarios"
 
 
 def through(value: Any) -> Any:
@@ -44,9 +44,9 @@ def through(value: Any) -> Any:
     return values["value"]
 
 
-@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
-def test_every_scenarios_calls_come_back_as_they_were(path: Path) -> None:
-    params = load_params(path)
+@pytest.mark.parametrize("name", scenario_files(SCENARIOS))
+def test_every_scenarios_calls_come_back_as_they_were(name: str) -> None:
+    params = load_scenario(name, folder=SCENARIOS)
     context = RunContext(
         dtype=torch.bfloat16,
         state_dir=Path("state"),

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from panoda.adaptation.adversarial import Adversary
 from panoda.adaptation.prototypes import PrototypeBank
-from panoda.config import load_params
+from panoda.config.scenarios import load_scenario
 from panoda.data.loader import Batch
 from panoda.models.discriminator import Discriminator
 from panoda.models.registry import create_model
@@ -56,7 +56,7 @@ def test_an_adaptation_step_reads_nothing_back(
     scenario: str, place: ImaginaryDevice, dtype: torch.dtype | None
 ) -> None:
     """With everything that the recipe of the scenario switches on: teacher, mixing, prototypes, adversary."""
-    params = load_params(Path(__file__).parents[1] / "scenarios" / f"{scenario}.yaml").adapt
+    params = load_scenario(scenario, folder=Path(__file__).parents[1] / "scenarios").adapt
     model = _model()
     params = params.model_copy(update={"erp_warp": 1.0})
     bank = PrototypeBank(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_data import prepared
 
 from panoda import pieces
@@ -162,13 +163,14 @@ def make_inputs(root: Path) -> None:
 
 
 def run_stages(
-    root: Path, here: Path, *, size: int = 2, sums: bool = True, state: bool = True, **changes
+    root: Path, here: Path, *, size: int = 2, batch: int = 2, sums: bool = True, state: bool = True, **changes
 ) -> None:
     """pseudo_labels, prototypes and evaluate into ``here``."""
     torch.set_num_threads(1)
 
     def context(stage: str) -> RunContext:
-        return RunContext(state_dir=here / "state" / stage if state else None, **changes)
+        place = here / "state" / stage if state else None
+        return RunContext(state_dir=place, inference_batch=batch, piece_images=size, **changes)
 
     target = root / "target/prepared/train"
     common = {"checkpoint": root / "model.safetensors", "target_train": target}
@@ -176,9 +178,7 @@ def run_stages(
     pseudo_labels(
         **common,
         out=here / "pseudo_labels",
-        params=PseudoLabelParams(
-            scales=scales, batch_size=2, piece_images=size, prototype_sums=sums, quantile=0.4
-        ),
+        params=PseudoLabelParams(scales=scales, prototype_sums=sums, quantile=0.4),
         context=context("pseudo_labels"),
     )
     prototypes(
@@ -186,7 +186,7 @@ def run_stages(
         source_train=root / "source/prepared/train",
         pseudo_labels=here / "pseudo_labels",
         out=here / "prototypes",
-        params=PrototypeParams(scales=scales, batch_size=2, piece_images=size),
+        params=PrototypeParams(scales=scales),
         context=context("prototypes"),
     )
     evaluate(
@@ -194,7 +194,7 @@ def run_stages(
         source_val=root / "source/prepared/val",
         target_test=root / "target/prepared/test",
         out=here / "evaluate",
-        params=EvaluateParams(batch_size=2, piece_images=size, pictures=2),
+        params=EvaluateParams(pictures=2),
         context=context("evaluate"),
     )
 
@@ -227,7 +227,7 @@ def test_killed_at_random_moments_the_stages_end_with_the_same_bytes(root, tmp_p
     seen = 0
     for _ in range(2):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-        least = seen + chance.randint(1, 5)
+        least = seen + chance.randint(2, 5)
         while process.poll() is None and (seen := len(list(here.glob(f"state/*/pieces/*/*/{NOTE}")))) < least:
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.1))
@@ -244,16 +244,44 @@ def test_killed_at_random_moments_the_stages_end_with_the_same_bytes(root, tmp_p
     assert not left
 
 
-def test_the_cut_changes_shards_but_no_label_and_no_score(root, tmp_path):
-    run_stages(root, tmp_path, size=4, state=False)
-    whole = root / "whole"
-    assert len(list((whole / "pseudo_labels").glob("*.arrow"))) == 5
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_the_size_of_pieces_changes_no_byte(root, tmp_path, size):
+    """Pieces are whole batches (2 images); shards of the result have the size of the prepared ones (3)."""
+    run_stages(root, tmp_path, size=size)
+    pieces = {1: 5, 4: 3, 64: 1}
+    assert len(list(tmp_path.glob("state/pseudo_labels/pieces/pseudo-labels/*"))) == pieces[size]
     assert len(list((tmp_path / "pseudo_labels").glob("*.arrow"))) == 3
-    for name in ("pseudo_labels/classes.csv", "evaluate/per_class.csv", "evaluate/by_azimuth.csv"):
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
-    for name in contents(whole / "pseudo_labels/pictures"):
-        picture = f"pseudo_labels/pictures/{name}"
-        assert (tmp_path / picture).read_bytes() == (whole / picture).read_bytes()
+    assert results(tmp_path) == results(root / "whole")
+
+
+def test_the_size_of_batches_changes_results_by_rounding_alone(root, tmp_path):
+    run_stages(root, tmp_path, batch=3, state=False)
+    whole, other = (
+        json.loads((here / "evaluate/metrics.json").read_text())["source_only"]
+        for here in (root / "whole", tmp_path)
+    )
+    for name, scores in whole.items():
+        assert scores["miou"] == pytest.approx(other[name]["miou"], abs=1e-3)
+        assert scores["mean_confidence"] == pytest.approx(other[name]["mean_confidence"], abs=1e-5)
+    one, two = (load_file(here / "prototypes/prototypes.safetensors") for here in (root / "whole", tmp_path))
+    assert torch.allclose(one["mutual"], two["mutual"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_killed_run_may_go_on_with_pieces_of_another_size(root, tmp_path, monkeypatch):
+    made = pieces.make_piece
+
+    def failing(work, compute, folder, number):
+        if number == 2:
+            raise KeyboardInterrupt
+        made(work, compute, folder, number)
+
+    monkeypatch.setattr(pieces, "make_piece", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(root, tmp_path)
+    assert len(list(tmp_path.glob("state/pseudo_labels/pieces/pseudo-labels/*"))) == 2
+    monkeypatch.setattr(pieces, "make_piece", made)
+    run_stages(root, tmp_path, size=4)
+    assert results(tmp_path) == results(root / "whole")
 
 
 def test_sums_of_the_first_pass_give_the_prototypes_of_a_pass_of_their_own(root, tmp_path, monkeypatch):
@@ -265,8 +293,6 @@ def test_sums_of_the_first_pass_give_the_prototypes_of_a_pass_of_their_own(root,
     table = [path.read_text().splitlines() for path in (whole / classes, tmp_path / classes)]
     seen = [[line.split(",")[:5] for line in lines] for lines in table]
     assert seen[0] == seen[1] and sum("True" in row[2] for row in seen[0]) >= 2
-    from safetensors.torch import load_file
-
     one, two = (load_file(here / "prototypes/prototypes.safetensors") for here in (whole, tmp_path))
     for name in ("target", "mutual"):
         assert torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-6)
@@ -289,5 +315,6 @@ def test_the_note_says_what_a_piece_was_made_from(root, tmp_path):
     for note in notes:
         work[note.parents[1].name] += 1
         assert set(json.loads(note.read_text())) == {"recipe", "files", "seconds"}
-    # 9 target images by 2; 5 source images, the target's sums being known; 4 + 5 images to evaluate.
-    assert work == {"pseudo-labels": 5, "thresholds": 5, "prototypes": 3, "evaluate": 2 + 3}
+    # 9 target images by 2, then in shards of 3; 5 source images, the target's sums being known; 4 + 5 images
+    # to evaluate.
+    assert work == {"pseudo-labels": 5, "thresholds": 3, "prototypes": 3, "evaluate": 2 + 3}

@@ -17,6 +17,8 @@ import yaml
 from PIL import Image
 from project_copy import ROOT, ProjectCopy
 
+from panoda.config.scenarios import load_scenario
+
 pytest.importorskip("dvc")
 pytest.importorskip("prefect")
 pytest.importorskip("mlflow")
@@ -41,7 +43,7 @@ FROM_ADAPT = {"adapt", "rounds", "evaluate", "report"}
 def city(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
     """The small city with doubles, reproduced once; every test leaves it up to date."""
     folder = tmp_path_factory.mktemp("city")
-    project = ProjectCopy(folder, ROOT / "scenarios" / "city_small.yaml", doubles=True)
+    project = ProjectCopy(folder, "city_small", doubles=True)
     assert project.repro() == PREPARED | FROM_WEIGHTS | FROM_PRETRAIN
     return project
 
@@ -97,9 +99,15 @@ def test_an_adaptation_parameter_leaves_pseudo_labels_and_prototypes_alone(city:
     assert {s: city.lock(s) for s in kept} == kept
 
 
+def test_how_it_is_run_redoes_nothing(city: ProjectCopy) -> None:
+    for key in ("log_every", "checkpoint_every", "inference_batch", "piece_images"):
+        city.set(f"runtime.{key}", 7)
+    assert city.repro() == set()
+
+
 def test_a_further_source_redoes_training_and_nothing_of_the_other_domains(tmp_path: Path) -> None:
-    tree = yaml.safe_load((ROOT / "scenarios" / "city_small.yaml").read_text())
-    project = ProjectCopy(tmp_path / "project", ROOT / "scenarios" / "city_small.yaml", doubles=True)
+    project = ProjectCopy(tmp_path / "project", "city_small", doubles=True)
+    tree = yaml.safe_load((project.folder / "params.yaml").read_text())
     project.repro()
     tree["data"]["second"] = {**copy.deepcopy(tree["data"]["source"]), "folder": "more_sources/second"}
     tree["sources"] = {"source": 1.0, "second": 2.0}
@@ -258,7 +266,7 @@ def tiny(folder: Path, images: Path) -> Path:
             picture(images / "camvid" / f"{split}annot" / f"{number}.png", 32, 48, seed=number, classes=12)
     for number in range(3):
         picture(images / "panoramas" / f"{number}.png", 64, 128, seed=number)
-    tree = yaml.safe_load((ROOT / "scenarios" / "camvid_to_folder.yaml").read_text())
+    tree = load_scenario("camvid_to_folder", folder=ROOT / "scenarios").model_dump(mode="json")
     tree["data"]["source"]["dataset"]["path"] = str(images / "camvid")
     tree["data"]["target"]["dataset"]["path"] = str(images / "panoramas")
     tree["data"]["source"]["prepare"] = {"height": 32, "width": 48}

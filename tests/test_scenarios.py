@@ -11,7 +11,7 @@ import torch
 import yaml
 from data_project import declare
 
-from panoda.config import load_params
+from panoda.config.scenarios import load_scenario
 from panoda.data.prepared import PreparedSplit
 from panoda.labels import get_label_space, remap_report
 from panoda.models import create_model
@@ -73,7 +73,7 @@ def labelled_cvrg_pano(folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", SUPERVISED)
 def test_supervised_scenarios_adapt_nothing(name):
-    params = load_params(SCENARIOS / f"{name}.yaml")
+    params = load_scenario(name, folder=SCENARIOS)
     source, target = params.data.source, params.data.target
     assert params.warmup.iterations == params.adapt.iterations == 0 and params.rounds == 1
     assert target.prepare == source.prepare.model_copy(update={"limit": {"train": 16}})
@@ -86,7 +86,7 @@ def test_supervised_scenarios_adapt_nothing(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_scenario_on_miniature_trees(name, tmp_path):
-    params = load_params(SCENARIOS / f"{name}.yaml")
+    params = load_scenario(name, folder=SCENARIOS)
     for (role, domain), size in zip(params.data.domains.items(), SIZES[name], strict=True):
         assert (domain.prepare.height, domain.prepare.width) == size
         tree = Path(domain.dataset.path).name
@@ -129,8 +129,8 @@ def test_sources_have_every_class_of_their_scenarios(source, target, empty):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_another_model_on_the_same_data(name):
-    params, (base, rates) = load_params(SCENARIOS / f"{name}.yaml"), MODELS[name]
-    other = load_params(SCENARIOS / f"{base}.yaml")
+    params, (base, rates) = load_scenario(name, folder=SCENARIOS), MODELS[name]
+    other = load_scenario(base, folder=SCENARIOS)
     for section in ("data", "label_space", "sources", "warmup", "adapt", "pseudo_labels", "prototypes"):
         assert getattr(params, section) == getattr(other, section), section
     assert params.model != other.model
@@ -155,7 +155,7 @@ def test_another_model_on_the_same_data(name):
 
 
 def test_the_supervised_scenario_adapts_nothing():
-    params = load_params(SCENARIOS / "setr_pup_camvid.yaml")
+    params = load_scenario("setr_pup_camvid", folder=SCENARIOS)
     assert params.warmup.iterations == params.adapt.iterations == 0
     assert params.data.target.dataset.unlabelled == ["train"]
     swa = params.pretrain.swa

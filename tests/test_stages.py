@@ -39,9 +39,9 @@ from panoda.stages.warmup import warmup
 from panoda.training.context import NullLogger, RunContext
 
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
-PRETRAIN = PretrainParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10, checkpoint_every=5)
-LABELS = PseudoLabelParams(scales=(1.0,), batch_size=2)
-PROTOTYPES = PrototypeParams(scales=(1.0,), batch_size=2)
+PRETRAIN = PretrainParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10)
+LABELS = PseudoLabelParams(scales=(1.0,))
+PROTOTYPES = PrototypeParams(scales=(1.0,))
 
 
 def adapt_params(**changes) -> AdaptParams:
@@ -53,8 +53,6 @@ def adapt_params(**changes) -> AdaptParams:
         "mpa": MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
         "erp_warp": 0.5,
         "class_colour_transfer": 0.5,
-        "checkpoint_every": 2,
-        "log_every": 1,
     }
     return AdaptParams(**{**base, **changes})
 
@@ -88,7 +86,7 @@ def world(tmp_path_factory) -> World:
         model=ModelParams(),
         params=PRETRAIN,
         seed=0,
-        context=RunContext(state_dir=root / "state"),
+        context=RunContext(state_dir=root / "state", checkpoint_every=5),
     )
     assert metrics["miou/source_val"] > 0.35  # chance is about 0.1: it learned
     pseudo_labels(
@@ -155,7 +153,7 @@ def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
         "model": ModelParams(),
         "params": PRETRAIN,
         "seed": 0,
-        "context": RunContext(state_dir=tmp_path / "state"),
+        "context": RunContext(state_dir=tmp_path / "state", log_every=1, checkpoint_every=2),
     }
     original = Stepper.__call__
 
@@ -174,7 +172,7 @@ def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
 
 
 def test_warmup_aligns_or_passes_through(world, tmp_path):
-    params = WarmupParams(iterations=2, batch_size=2, optim=OPTIM, colour_transfer=0.5, log_every=1)
+    params = WarmupParams(iterations=2, batch_size=2, optim=OPTIM, colour_transfer=0.5)
     keywords = {"checkpoint": world.checkpoint, **world.train, "seed": 0, "context": RunContext()}
     metrics = warmup(**keywords, out=tmp_path / "one", params=params)
     assert {"loss/source_ce", "loss/adversarial", "loss/discriminator"} <= set(metrics)
@@ -289,7 +287,7 @@ def test_adapt_is_deterministic_and_resumes(world, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(stepper, step, batch)
 
-    context = RunContext(state_dir=tmp_path / "state")
+    context = RunContext(state_dir=tmp_path / "state", log_every=1, checkpoint_every=2)
     monkeypatch.setattr(Stepper, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
         _adapt(world, tmp_path / "killed", adapt_params(), context=context)
@@ -336,7 +334,7 @@ def test_a_full_disk_at_the_end_of_pretrain_loses_nothing(world, tmp_path, monke
         "model": ModelParams(),
         "params": PRETRAIN.model_copy(update={"iterations": 2, "validate_every": 1}),
         "seed": 0,
-        "context": RunContext(state_dir=tmp_path / "state"),
+        "context": RunContext(state_dir=tmp_path / "state", log_every=1, checkpoint_every=2),
     }
 
     def full(*_, **__):

@@ -50,9 +50,7 @@ from panoda.training.step import Stepper
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
-PRETRAIN = PretrainParams(
-    iterations=4, batch_size=2, optim=OPTIM, validate_every=4, checkpoint_every=2, log_every=1
-)
+PRETRAIN = PretrainParams(iterations=4, batch_size=2, optim=OPTIM, validate_every=4)
 ADAPT = AdaptParams(
     iterations=2,
     batch_size=2,
@@ -62,8 +60,6 @@ ADAPT = AdaptParams(
     teacher=TeacherParams(enabled=True),
     class_colour_transfer=0.5,
     adversarial_weight=0.01,
-    checkpoint_every=1,
-    log_every=1,
 )
 
 
@@ -108,12 +104,12 @@ def _run(data: Data, out: Path, context: RunContext, *, erp_warp: float) -> dict
     swa = SwaParams(start=0.5, every=1, bn_update_batches=1)
     _pretrain(data, out / "pretrain", context, ohem=OhemParams(), swa=swa)
     common = {"checkpoint": out / "pretrain" / "model.safetensors", "context": context}
-    warmed = WarmupParams(iterations=1, batch_size=2, optim=OPTIM, accumulate=2, log_every=1)
+    warmed = WarmupParams(iterations=1, batch_size=2, optim=OPTIM, accumulate=2)
     warmup(**common, **data.train, out=out / "warmup", params=warmed, seed=0)
-    labelled = PseudoLabelParams(scales=(1.0, 0.5), flip=True, batch_size=2, prototype_sums=True)
+    labelled = PseudoLabelParams(scales=(1.0, 0.5), flip=True, prototype_sums=True)
     labels = out / "pseudo_labels"
     pseudo_labels(**common, target_train=data.train["target_train"], out=labels, params=labelled)
-    means = PrototypeParams(scales=(1.0,), batch_size=2)
+    means = PrototypeParams(scales=(1.0,))
     prototypes(**common, **data.train, pseudo_labels=labels, out=out / "prototypes", params=means)
     given = {"pseudo_labels": labels, "prototypes": out / "prototypes"}
     params = ADAPT.model_copy(update={"erp_warp": erp_warp})
@@ -124,7 +120,7 @@ def _run(data: Data, out: Path, context: RunContext, *, erp_warp: float) -> dict
         source_val=data.source / "val",
         target_test=data.target / "test",
         out=out / "evaluate",
-        params=EvaluateParams(scales=(1.0,), batch_size=2),
+        params=EvaluateParams(scales=(1.0,)),
         context=context,
     )
 
@@ -158,7 +154,7 @@ def test_a_killed_run_in_float16_resumes_on_the_gpu(
 ) -> None:
     """Bit for bit: momenta and gradient scale came back."""
     _pretrain(data, tmp_path / "whole", RunContext(device=gpu, dtype=torch.float16))
-    context = RunContext(device=gpu, dtype=torch.float16, state_dir=tmp_path / "state")
+    context = RunContext(device=gpu, dtype=torch.float16, state_dir=tmp_path / "state", checkpoint_every=2)
     with monkeypatch.context() as patch:
         _dies_at(3, patch)
         with pytest.raises(KeyboardInterrupt):
@@ -197,7 +193,8 @@ def test_a_first_step_that_overflows_leaves_nothing_behind(name: Any, gpu: torch
 def test_a_run_goes_on_where_there_is_no_gpu_and_back(
     to_gpu: bool, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = [RunContext(state_dir=tmp_path / "state"), RunContext(device=GPU, state_dir=tmp_path / "state")]
+    keywords: dict[str, Any] = {"state_dir": tmp_path / "state", "log_every": 1, "checkpoint_every": 2}
+    places = [RunContext(**keywords), RunContext(device=GPU, **keywords)]
     before, after = places if to_gpu else places[::-1]
     with monkeypatch.context() as patch, standin_gpu():
         _dies_at(3, patch)

@@ -14,12 +14,11 @@ import yaml
 from pydantic import BaseModel
 
 from panoda import config
-from panoda.config import DataParams, Params, load_params
-from panoda.pipeline import STAGES, Stage, flatten
+from panoda.config import DataParams, Params
+from panoda.pipeline import STAGES, Stage
 from panoda.runs import PACKAGE, import_closure
 
 ROOT = Path(__file__).resolve().parents[1]
-SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
 # Who may import whom: a file imports from its own level and from those above it in this list.
 LEVELS = (
     (
@@ -221,19 +220,3 @@ def test_every_parameter_is_documented_and_typos_are_errors(model: type[BaseMode
     # Section data takes further sources by any name, each checked as a domain.
     assert model.model_config.get("extra") == ("allow" if model is DataParams else "forbid")
     assert model.model_config.get("frozen")
-
-
-@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
-def test_scenarios_are_valid_and_complete(path: Path) -> None:
-    params = load_params(path)
-    assert params.scenario == path.stem
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # DVC reads the file itself: it knows no defaults and sets (-S) only what is written there.
-    missing = sorted(set(flatten(params.model_dump(mode="json"))) - set(flatten(tree)))
-    assert not missing, f"write these out in {path.name}: {missing}"
-    assert {"train", "val"} <= set(params.data.source.dataset.splits)
-    assert {"train", "test"} <= set(params.data.target.dataset.splits)
-
-
-def test_a_fresh_clone_has_the_city_scenario() -> None:
-    assert load_params(ROOT / "params.yaml") == load_params(ROOT / "scenarios" / "city.yaml")

@@ -52,7 +52,6 @@ ONE_STEP = PretrainParams(
     batch_size=2,
     optim=OptimParams(lr=1e-3),
     augment=AugmentParams(crop_height=32, crop_width=64),
-    log_every=1,
 )
 
 
@@ -296,7 +295,7 @@ def test_walk_to_an_unlabelled_target(project):
         source_train=prepared["source"]["train"].folder,
         target_train=prepared["target"]["train"].folder,
         out=Path("outputs/warmup"),
-        params=WarmupParams(iterations=1, batch_size=2, optim=OptimParams(lr=1e-3), log_every=1),
+        params=WarmupParams(iterations=1, batch_size=2, optim=OptimParams(lr=1e-3)),
         seed=0,
         context=RunContext(),
     )

@@ -61,7 +61,7 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
 
     # Adam makes whole steps of gradients that are rounding noise (biases before a norm); SGD does not.
     optim = OptimParams(name="sgd", lr=0.02, clip_norm=5.0)
-    common: dict[str, Any] = {"seed": 0, "context": context}
+    common: dict[str, Any] = {"seed": 0, "context": replace(context, log_every=1)}
     trains = {"source_train": root / "source/train", "target_train": root / "target/train"}
     found = pretrain(
         source_train=trains["source_train"],
@@ -75,7 +75,6 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
             augment=AugmentParams(jitter=0.2, scale=(0.7, 1.3), crop_height=32, crop_width=64),
             validate_every=1,
             swa=SwaParams(start=0.5, every=1, bn_update_batches=2) if context.shard else None,
-            log_every=1,
         ),
         **common,
     )
@@ -84,7 +83,7 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         **trains,
         out=root / name / "warmup",
         params=WarmupParams(
-            iterations=1, batch_size=2, optim=optim, adversarial_weight=0.1, colour_transfer=0.5, log_every=1
+            iterations=1, batch_size=2, optim=optim, adversarial_weight=0.1, colour_transfer=0.5
         ),
         **common,
     )
@@ -103,7 +102,6 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
             adversarial_weight=0.1,
             erp_warp=0.5,
             class_colour_transfer=0.5,
-            log_every=1,
         ),
         **common,
     )
@@ -135,7 +133,7 @@ def pretrain_on_standin(*, source: Path, out: Path, context: RunContext) -> dict
             source_val=source / "val",
             out=out,
             model=ModelParams(drop_path=0.2),
-            params=PretrainParams(iterations=1, batch_size=4, optim=optim, log_every=1),
+            params=PretrainParams(iterations=1, batch_size=4, optim=optim),
             seed=0,
             context=replace(context, device=device),
         )

@@ -101,3 +101,8 @@ def mpa_loss(
     if normaliser == "released":
         return ((scale * soft / flat.shape[1] + (1 - soft_share) * hard) * own).sum() / denominator(own.sum())
     return ((scale * soft + (1 - soft_share) * hard) * has).sum() / denominator(has.sum())
+
+
+def summable(x: Tensor) -> Tensor:
+    """``x`` as float64 multiples of 2**-30: their sums are exact up to 2**23, in whatever order."""
+    return (x.to(torch.float64) * 2**30).round() / 2**30

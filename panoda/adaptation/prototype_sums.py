@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from panoda.adaptation.mpa import resize_label
+from panoda.adaptation.mpa import resize_label, summable
 from panoda.adaptation.pseudo_labels import LEVELS
 from panoda.labels import IGNORE_INDEX
 
@@ -63,7 +63,7 @@ class PrototypeSums:
             # From level t on: sums from the top down.
             above = _from_level(sums[:-1].view(classes, levels, dim))
             counts = _from_level(pixels[:-1].view(classes, levels))
-            self.total += above / counts.clamp(min=1)[..., None]
+            self.total += summable(above / counts.clamp(min=1)[..., None])
             self.images += (counts > 0).long()
 
     def at(self, level: Tensor) -> tuple[Tensor, Tensor]:

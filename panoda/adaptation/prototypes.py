@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from panoda.adaptation.mpa import class_means, class_sums
+from panoda.adaptation.mpa import class_means, class_sums, summable
 from panoda.labels import IGNORE_INDEX
 from panoda.shares import summed
 
@@ -45,7 +45,7 @@ class DomainPrototypes(nn.Module):
         agreed = torch.where(prediction == label, label, torch.full_like(label, IGNORE_INDEX))
         for feature, one in zip(features.split(1), agreed.split(1), strict=True):
             means, pixels = class_means(feature, one, self.images.shape[0])
-            self.total += means.to(torch.float64)
+            self.total += summable(means)
             self.images += (pixels > 0).long()
 
     def seen(self) -> Tensor:

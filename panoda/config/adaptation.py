@@ -21,11 +21,6 @@ class PseudoLabelParams(Section):
     """Per-class confidence quantile below which pixels are ignored."""
     cap: Probability = 0.9
     """Upper bound of every threshold."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    """Images per forward pass."""
-    piece_images: Annotated[int, Field(ge=1)] = 64
-    """Images per piece of work: what a killed run loses at most, and what a worker of a cluster takes at a
-    time; also per shard of the result."""
     prototype_sums: bool = False
     """Also sum features for stage prototypes, which then passes over the source alone (if its scales are the
     same)."""
@@ -36,11 +31,6 @@ class PrototypeParams(Section):
 
     scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     """Image scales whose features are averaged."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    """Images per forward pass."""
-    piece_images: Annotated[int, Field(ge=1)] = 64
-    """Images per piece of work: what a killed run loses at most, and what a worker of a cluster takes at a
-    time."""
 
 
 class MPAParams(Section):
@@ -111,10 +101,6 @@ class AdaptParams(Section):
     """Target augmentation."""
     keep: Literal["student", "teacher"] = "teacher"
     """Which weights are the result (the teacher needs teacher.enabled)."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
-    """Steps between resume points."""
-    log_every: Annotated[int, Field(ge=1)] = 10
-    """Steps between logged metrics."""
 
     @model_validator(mode="after")
     def _divided(self) -> AdaptParams:

@@ -103,6 +103,11 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(str(error)) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
+    return apply_overrides(tree, overrides)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a mapping with ``section.key=value`` strings applied."""
     tree = copy.deepcopy(tree)
     for override in overrides:
         _apply(tree, override)
@@ -111,6 +116,11 @@ def read_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def parse_params(tree: dict[str, Any], where: str = "params") -> Params:
     """Validate a mapping; ConfigError lists every problem on its own line."""
+    if "extends" in tree:
+        raise ConfigError(
+            f"{where}: extends is for scenario files; DVC needs a whole params.yaml, which "
+            "`panoda scenario FILE.yaml` writes"
+        )
     try:
         return Params.model_validate(tree)
     except ValidationError as error:

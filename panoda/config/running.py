@@ -33,11 +33,6 @@ class EvaluateParams(Section):
     """Also average the mirrored image."""
     sliding: SlidingParams | None = None
     """Predict in windows of every scaled image, around the circle of panoramas; null = whole images."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    """Images per forward pass."""
-    piece_images: Annotated[int, Field(ge=1)] = 64
-    """Images per piece of work: what a killed run loses at most, and what a worker of a cluster takes at a
-    time."""
     latitude_bands: Annotated[int, Field(ge=1)] = 6
     """Bands of equal height for the by-latitude table."""
     azimuth_sectors: Annotated[int, Field(ge=1)] = 8
@@ -74,6 +69,16 @@ class RuntimeParams(Section):
     workers: Literal["auto"] | Count = "auto"
     """Processes of every loader (adaptation has two), for each process that trains; 0 = load in that process.
     auto = 0 on the CPU, whose cores train, and a share of the cores on a GPU, 4 at most."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps of training between logged metrics, which are the rows of history.csv."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    """Steps of training between resume points."""
+    inference_batch: Annotated[int, Field(ge=1)] = 4
+    """Images per forward pass of pseudo_labels, prototypes and evaluate. Their results are the same to
+    rounding."""
+    piece_images: Annotated[int, Field(ge=1)] = 64
+    """Images per piece of work of these stages, rounded up to whole batches: what a killed run loses at most,
+    and what a worker of a cluster takes at a time."""
     cluster: ClusterParams | None = None
     """Fan the stages that work in pieces out over workers; null = this process does all."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2

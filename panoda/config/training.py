@@ -170,10 +170,6 @@ class PretrainParams(Section):
     """Steps between validations on source val; 0 = only at the end."""
     select: Literal["best_source_val", "last"] = "best_source_val"
     """Which checkpoint is kept. Target labels are never looked at."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
-    """Steps between resume points."""
-    log_every: Annotated[int, Field(ge=1)] = 10
-    """Steps between logged metrics."""
 
     @model_validator(mode="after")
     def _divided(self) -> PretrainParams:
@@ -213,10 +209,6 @@ class WarmupParams(Section):
     """Target augmentation."""
     class_weights: ClassWeightParams = ClassWeightParams()
     """Class weights of the source loss."""
-    checkpoint_every: Annotated[int, Field(ge=1)] = 100
-    """Steps between resume points."""
-    log_every: Annotated[int, Field(ge=1)] = 10
-    """Steps between logged metrics."""
 
     @model_validator(mode="after")
     def _divided(self) -> WarmupParams:

@@ -64,6 +64,7 @@ class PreparedSplit:
         full_circle: The width covers 360 degrees, so columns wrap around.
         has_labels: Labels exist.
         codec: How the shards store arrays.
+        shard_images: Images per shard.
         class_pixels: (K,) int64 labelled pixels per class.
         doubts: What was suspicious about the labels when they were prepared, a sentence each.
         digest: SHA-256 over the index, which holds the hashes of raw files and shards.
@@ -95,6 +96,7 @@ class PreparedSplit:
         self.doubts: list[str] = metadata.get("doubts", [])
         self.digest = sha256_file(folder / INDEX)
         self.codec: Codec = metadata.get("codec", "raw")
+        self.shard_images: int = max(shard["rows"] for shard in metadata["shards"])
         self._reader = _shard_reader(folder, metadata)
         # Some 60 bytes per image; Python objects would take ten times as much in every loader process.
         self._ids = table["id"].combine_chunks()

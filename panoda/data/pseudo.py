@@ -123,8 +123,10 @@ class PseudoLabelWriter:
             index.finish(_metadata(self._prepared, self._writer.shards))
 
 
-def stored_labels(folder: Path, prepared: PreparedSplit) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Id, label and confidence of every image of a folder, which may hold a piece of the split, in its order.
+def stored_labels(
+    folder: Path, prepared: PreparedSplit, rows: range
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Id, label and confidence of ``rows`` of a folder, which may hold a piece of the split, in its order.
 
     Raises:
         DataError: missing or corrupt files.
@@ -133,7 +135,8 @@ def stored_labels(folder: Path, prepared: PreparedSplit) -> Iterator[tuple[str, 
     shards: list[ShardInfo] = metadata["shards"]
     reader = ShardReader(folder, columns=_columns(prepared), shards=shards)
     first = table["shard"][0].as_py()
-    for row in table.select(["id", "shard", "row", "crc32"]).to_pylist():
+    places = table.select(["id", "shard", "row", "crc32"]).slice(rows.start, len(rows))
+    for row in places.to_pylist():
         arrays = reader.read(row["shard"] - first, row["row"], row["crc32"])
         yield row["id"], arrays["label"], arrays["confidence"]
 
@@ -141,13 +144,17 @@ def stored_labels(folder: Path, prepared: PreparedSplit) -> Iterator[tuple[str, 
 def join_pieces(pieces: Sequence[Path], out: Path, prepared: PreparedSplit) -> None:
     """Make one result of pieces, each written with ``images`` and the next ``first``, in their order.
 
-    Shards are taken over as they are; the index is joined piece by piece, in constant memory.
+    Shards are taken over as they are. The index is joined shard by shard, in constant memory: how many of
+    them a piece holds decides no byte.
     """
     shards: list[ShardInfo] = []
     with IndexWriter(out / INDEX, _INDEX_SCHEMA) as index:
         for piece in pieces:
             table, metadata = read_index(piece)
-            index.add(table.to_pylist())
+            start = 0
+            for shard in metadata["shards"]:
+                index.add(table.slice(start, shard["rows"]).to_pylist())
+                start += shard["rows"]
             shards += metadata["shards"]
         index.finish(_metadata(prepared, shards))
     for piece in pieces:

@@ -68,7 +68,7 @@ def evaluate(
     flat: dict[str, float] = {}
     inputs = SetPaths.of(source_val, target_test, more_sources, sources)
     with work_folder(context, out) as place, staged_directory(out) as folder:
-        work = EvaluateWork.of(loaded, inputs, params, sets)
+        work = EvaluateWork.of(loaded, inputs, params, sets, context.piece_size)
         pieces = finish(work, place, context)
         writer = _Writer(folder, context)
         writer.inputs(sets)

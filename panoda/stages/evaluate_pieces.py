@@ -103,12 +103,14 @@ class EvaluateWork(Work):
         paths: The sets' folders.
         sets: Name, digest and number of images of every set.
         params: The evaluate section.
+        piece_size: Images per piece.
     """
 
     models: tuple[tuple[str, Path, str], ...]
     paths: SetPaths
     sets: tuple[tuple[str, str, int], ...]
     params: EvaluateParams
+    piece_size: int
 
     @classmethod
     def of(
@@ -117,11 +119,12 @@ class EvaluateWork(Work):
         paths: SetPaths,
         params: EvaluateParams,
         sets: Sequence[EvaluationSet],
+        piece_size: int,
     ) -> EvaluateWork:
         """The work on open sets."""
         different = tuple((n, m.path, m.digest) for n, m in models.items() if m.same_as is None)
         about = tuple((current.name, current.split.digest, len(current.split)) for current in sets)
-        return cls(different, paths, about, params)
+        return cls(different, paths, about, params, piece_size)
 
     @property
     def name(self) -> str:
@@ -130,8 +133,12 @@ class EvaluateWork(Work):
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
-        models = [digest for _, _, digest in self.models]
-        return {"models": models, "sets": self.sets, "params": self.params.model_dump(mode="json")}
+        return {
+            "models": [digest for _, _, digest in self.models],
+            "sets": self.sets,
+            "params": self.params.model_dump(mode="json"),
+            "piece_size": self.piece_size,
+        }
 
     @property
     def plan(self) -> list[tuple[int, int, range]]:
@@ -140,7 +147,7 @@ class EvaluateWork(Work):
             (model, current, span)
             for model in range(len(self.models))
             for current, (_, _, images) in enumerate(self.sets)
-            for span in spans(images, self.params.piece_images)
+            for span in spans(images, self.piece_size)
         ]
 
     def __len__(self) -> int:
@@ -195,7 +202,7 @@ def _count(
         scales=params.scales,
         flip=params.flip,
         sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
-        batch_size=params.batch_size,
+        batch_size=compute.inference_batch,
         latitude_bands=params.latitude_bands,
         azimuth_sectors=params.azimuth_sectors,
         groups=current.groups if current.labelled else None,

@@ -76,6 +76,7 @@ def prototypes(
         {role: split.folder.absolute() for role, split in source.items()},
         None if summed else (target_train.absolute(), pseudo_labels.absolute()),
         [*source.values(), *([] if summed else [target])],
+        context.piece_size,
     )
     with work_folder(context, out) as place:
         pieces = finish(work, place, context)
@@ -144,6 +145,7 @@ class PrototypeWork(Work):
         target: Prepared split and folder of its pseudo-labels; None when its sums are known.
         digests: SHA-256 of the checkpoint, digests of all splits.
         lengths: Number of images of all splits.
+        piece_size: Images per piece.
     """
 
     checkpoint: Path
@@ -152,6 +154,7 @@ class PrototypeWork(Work):
     target: tuple[Path, Path] | None
     digests: tuple[str, ...]
     lengths: tuple[int, ...]
+    piece_size: int
 
     @classmethod
     def of(
@@ -162,11 +165,12 @@ class PrototypeWork(Work):
         sources: Mapping[str, Path],
         target: tuple[Path, Path] | None,
         splits: Sequence[PreparedSplit | PseudoLabelSplit],
+        piece_size: int,
     ) -> PrototypeWork:
         """The work on open splits: the sources', then the target's if it is to be passed over."""
         digests = (digest, *(split.digest for split in splits))
         lengths = tuple(len(split) for split in splits)
-        return cls(checkpoint, params, tuple(sources.items()), target, digests, lengths)
+        return cls(checkpoint, params, tuple(sources.items()), target, digests, lengths, piece_size)
 
     @property
     def name(self) -> str:
@@ -176,13 +180,14 @@ class PrototypeWork(Work):
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
         roles = [role for role, _ in self.sources]
-        return {"digests": self.digests, "roles": roles, "params": self.params.model_dump(mode="json")}
+        params = self.params.model_dump(mode="json")
+        return {"digests": self.digests, "roles": roles, "params": params, "piece_size": self.piece_size}
 
     @property
     def plan(self) -> list[tuple[int, range]]:
         """Split and images of every piece."""
-        size = self.params.piece_images
-        return [(part, span) for part, length in enumerate(self.lengths) for span in spans(length, size)]
+        pieces = [spans(length, self.piece_size) for length in self.lengths]
+        return [(part, span) for part, of_split in enumerate(pieces) for span in of_split]
 
     def __len__(self) -> int:
         """Number of pieces."""
@@ -224,8 +229,7 @@ def _sum(
     compute: RunContext,
 ) -> DomainPrototypes:
     sums = DomainPrototypes(model.num_classes, model.feature_channels).to(compute.device)
-    parts = [span[start : start + params.batch_size] for start in range(0, len(span), params.batch_size)]
-    for samples in read_ahead([split[i] for i in part] for part in parts):
+    for samples in read_ahead([split[i] for i in part] for part in compute.batches(span)):
         images = torch.stack([s["image"] for s in samples]).to(compute.device)
         label = torch.stack([s["label"] for s in samples]).long().to(compute.device)
         with compute.autocast():

@@ -8,12 +8,13 @@ pass over the target again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -64,10 +65,12 @@ def pseudo_labels(
     split = PreparedSplit(target_train)
     load_model(checkpoint, num_classes=split.num_classes, device="cpu")  # refuses a wrong one here and now
     with work_folder(context, out) as place:
-        label = LabelWork.of(checkpoint.absolute(), target_train.absolute(), params, split)
+        label = LabelWork.of(
+            checkpoint.absolute(), target_train.absolute(), params, split, context.piece_size
+        )
         labelled = finish(label, place, context)
         limits = class_limits(labelled, params, split.num_classes)
-        threshold = ThresholdWork(label, (place / label.name).absolute(), limits)
+        threshold = ThresholdWork(label, (place / label.name).absolute(), limits, split.shard_images)
         kept = finish(threshold, place, context)
         with staged_directory(out) as folder:
             join_pieces(kept, folder, split)
@@ -89,6 +92,7 @@ class LabelWork(Work):
         params: The pseudo_labels section.
         images: Number of images.
         digests: SHA-256 of the checkpoint, digest of the split.
+        piece_size: Images per piece.
     """
 
     checkpoint: Path
@@ -96,13 +100,20 @@ class LabelWork(Work):
     params: PseudoLabelParams
     images: int
     digests: tuple[str, str]
+    piece_size: int
 
     @classmethod
     def of(
-        cls, checkpoint: Path, target_train: Path, params: PseudoLabelParams, split: PreparedSplit
+        cls,
+        checkpoint: Path,
+        target_train: Path,
+        params: PseudoLabelParams,
+        split: PreparedSplit,
+        piece_size: int,
     ) -> LabelWork:
         """The work on a split."""
-        return cls(checkpoint, target_train, params, len(split), (sha256_file(checkpoint), split.digest))
+        digests = (sha256_file(checkpoint), split.digest)
+        return cls(checkpoint, target_train, params, len(split), digests, piece_size)
 
     @property
     def name(self) -> str:
@@ -111,12 +122,13 @@ class LabelWork(Work):
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
-        return {"digests": self.digests, "params": self.params.model_dump(mode="json")}
+        params = self.params.model_dump(mode="json")
+        return {"digests": self.digests, "params": params, "piece_size": self.piece_size}
 
     @property
     def spans(self) -> list[range]:
         """The images of every piece."""
-        return spans(self.images, self.params.piece_images)
+        return spans(self.images, self.piece_size)
 
     def __len__(self) -> int:
         """Number of pieces."""
@@ -139,7 +151,6 @@ class LabelWork(Work):
             sums = PrototypeSums(
                 split.num_classes, model.feature_channels, cap=params.cap, device=compute.device
             )
-        parts = [span[start : start + params.batch_size] for start in range(0, len(span), params.batch_size)]
 
         def keep(samples: Sequence[Sample], label: Tensor, level: Tensor) -> None:
             for sample, one, confidence in zip(samples, label.cpu(), level.cpu(), strict=True):
@@ -150,7 +161,7 @@ class LabelWork(Work):
             PseudoLabelWriter(folder, split, shard_images=len(span), images=span, first=number) as writer,
             BackgroundWriter() as background,
         ):
-            for samples in read_ahead([split[i] for i in part] for part in parts):
+            for samples in read_ahead([split[i] for i in part] for part in compute.batches(span)):
                 label, level = _predict(model, samples, params, compute, split.full_circle, sums)
                 background.submit(keep, samples, label, level)
         tensors = {"histogram": histogram.counts}
@@ -167,11 +178,13 @@ class ThresholdWork(Work):
         labelled: What made them.
         folder: Where its pieces are.
         limits: The thresholds.
+        shard_images: Images per shard of the result, as in the prepared split; a piece holds whole shards.
     """
 
     labelled: LabelWork
     folder: Path
     limits: ClassThresholds
+    shard_images: int
 
     @property
     def name(self) -> str:
@@ -182,24 +195,37 @@ class ThresholdWork(Work):
         """What decides the bytes of a piece."""
         return {"labelled": recipe(self.labelled), "level": self.limits.level.tolist()}
 
+    @property
+    def spans(self) -> list[range]:
+        """The images of every piece."""
+        shards = max(1, self.labelled.piece_size // self.shard_images)
+        return spans(self.labelled.images, shards * self.shard_images)
+
     def __len__(self) -> int:
         """Number of pieces."""
-        return len(self.labelled)
+        return len(self.spans)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:
         """Read the index."""
         split = PreparedSplit(self.labelled.target_train)
 
         def make(number: int, folder: Path) -> None:
-            span = self.labelled.spans[number]
-            writer = PseudoLabelWriter(folder, split, shard_images=len(span), images=span, first=number)
+            span, size = self.spans[number], self.shard_images
+            first = span.start // size
+            writer = PseudoLabelWriter(folder, split, shard_images=size, images=span, first=first)
             with writer, BackgroundWriter() as background:
-                stored = stored_labels(piece_folder(self.folder, number), split)
-                for name, label, level in read_ahead(stored):
+                for name, label, level in read_ahead(self._stored(split, span)):
                     kept = self.limits.apply(torch.from_numpy(label), torch.from_numpy(level))
                     background.submit(writer.add, name, kept, level)
 
         return make
+
+    def _stored(self, split: PreparedSplit, images: range) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Id, label and confidence of a stretch of the images, from the pieces that hold it."""
+        size = self.labelled.piece_size
+        for number in range(images.start // size, (images.stop - 1) // size + 1):
+            start, stop = max(0, images.start - number * size), min(size, images.stop - number * size)
+            yield from stored_labels(piece_folder(self.folder, number), split, range(start, stop))
 
 
 def _predict(

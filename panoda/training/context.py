@@ -59,7 +59,11 @@ class RunContext:
         state_dir: Folder for resume points, or None to keep none.
         workers: Loader processes; 0 loads in the training process.
         progress: Show a progress bar (it stays quiet when the output is not a terminal).
-        fan_out: Who makes the pieces of the stages that work in pieces; None = this process.
+        log_every: Steps of training between logged metrics.
+        checkpoint_every: Steps of training between resume points.
+        inference_batch: Images per forward pass of the stages that work in pieces.
+        piece_images: Images per piece of these stages, at least.
+        fan_out: Who makes the pieces; None = this process.
         keep_checkpoints: Resume points kept.
         checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
         on_oom: When a training step runs out of memory: fail, or accumulate over more micro-batches.
@@ -80,6 +84,10 @@ class RunContext:
     state_dir: Path | None = None
     workers: int = 0
     progress: bool = False
+    log_every: int = 10
+    checkpoint_every: int = 100
+    inference_batch: int = 4
+    piece_images: int = 64
     fan_out: Runner | None = None
     keep_checkpoints: int = 2
     checkpoint_minutes: float = 10.0
@@ -98,6 +106,16 @@ class RunContext:
     def main(self) -> bool:
         """This process writes files and logs."""
         return self.rank == 0
+
+    @property
+    def piece_size(self) -> int:
+        """Images per piece: whole batches, so that where pieces end decides nothing about any batch."""
+        return -(-self.piece_images // self.inference_batch) * self.inference_batch
+
+    def batches(self, images: range) -> list[range]:
+        """Images in the batches of their forward passes."""
+        size = self.inference_batch
+        return [images[start : start + size] for start in range(0, len(images), size)]
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Autocast to ``dtype`` on ``device``; a no-op for float32."""
