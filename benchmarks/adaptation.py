@@ -21,12 +21,11 @@ import torch
 import yaml
 
 from panoda.config import Params, parse_params, read_tree
-from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelWriter
-from panoda.files import staged_directory, write_json
-from panoda.machine import cores
-from panoda.metrics import ConfusionMatrix
-from panoda.models.checkpoint import load_model
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.pseudo import PseudoLabelWriter
+from panoda.engine.validation import validate_split
+from panoda.inference.metrics import ConfusionMatrix
+from panoda.models.core.checkpoint import load_model
 from panoda.stages.adapt import adapt
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
@@ -34,8 +33,9 @@ from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext
-from panoda.training.validation import validate_split
+from panoda.system.context import RunContext
+from panoda.system.files import staged_directory, write_json
+from panoda.system.machine import cores
 
 HERE = Path(__file__).parent
 FREQUENT = 8

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from panoda.data.check import check_survey
-from panoda.data.dataset import RawItem
-from panoda.data.declaration import read_declaration
-from panoda.data.encoding import encoding_of
-from panoda.data.survey import Survey
+from panoda.data.check.check import check_survey
+from panoda.data.check.survey import Survey
+from panoda.data.formats.dataset import RawItem
+from panoda.data.formats.declaration import read_declaration
+from panoda.data.formats.encoding import encoding_of
 from panoda.labels import get_label_space
 
 HEIGHT, WIDTH = 1024, 2048

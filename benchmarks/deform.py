@@ -13,10 +13,10 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.timing import Row, Settings, interleaved
-from panoda.models.decoder import DMLPDecoder
-from panoda.models.encoders import SHAPES
-from panoda.models.ops import deform_conv2d
-from panoda.models.registry import NANO, NANO_WIDTH
+from panoda.models.core.registry import NANO, NANO_WIDTH
+from panoda.models.decoders.dmlp import DMLPDecoder
+from panoda.models.deform.ops import deform_conv2d
+from panoda.models.encoders.factory import SHAPES
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from benchmarks.mpa_step import OurStep
 from benchmarks.problem import CLASSES, QUICK, SMALL, Sizes, models, pictures
 from benchmarks.timing import Row, Settings, interleaved, synchronise
-from panoda.adaptation.pseudo_labels import ConfidenceHistogram, quantise
-from panoda.inference import predict_logits
-from panoda.machine import peak_memory, reset_peak_memory
+from panoda.inference.prediction import predict_logits
+from panoda.methods.parts.thresholds import ConfidenceHistogram, quantise
+from panoda.system.machine import peak_memory, reset_peak_memory
 
 IMAGES, HEIGHT, WIDTH = 2, 64, 256
 

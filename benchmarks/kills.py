@@ -22,8 +22,8 @@ from typing import Any
 
 from panoda.config import Params
 from panoda.config.scenarios import load_scenario
-from panoda.pipeline import get_stage
-from panoda.training.checkpoint import resume_points
+from panoda.engine.resume_points import resume_points
+from panoda.pipeline.table import get_stage
 
 DATA = tuple(f"{stage}@{role}" for stage in ("download", "preprocess") for role in ("source", "target"))
 MODELS = ("pretrain", "warmup", "pseudo_labels", "prototypes", "adapt", "rounds", "evaluate")
@@ -79,7 +79,7 @@ def run_stage(label: str, root: Path, here: Path, settings: tuple[str, ...], thr
 
     import torch
 
-    from panoda.training.context import RunContext
+    from panoda.system.context import RunContext
 
     torch.set_num_threads(threads)
     stage, _, role = label.partition("@")
@@ -221,7 +221,7 @@ def table(results: dict[str, Result]) -> str:
 def no_weights(root: Path, params: Params) -> None:
     """What stage weights leaves in ``root`` when no published weights are asked for."""
     from panoda.stages.weights import weights
-    from panoda.training.context import RunContext
+    from panoda.system.context import RunContext
 
     (root / "data/weights").mkdir(parents=True)
     given = {"weights": root / "data/weights", "model": params.model}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import Row, Settings, interleaved
-from panoda.models.quick import Conv2d, Linear
+from panoda.models.core.quick import Conv2d, Linear
 
 TOKENS = (50, 256)
 

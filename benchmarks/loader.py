@@ -16,12 +16,12 @@ import torch
 from benchmarks.prepare import items_of, png_files, write_raw
 from benchmarks.problem import PUBLISHED, QUICK
 from benchmarks.timing import Row, Settings, interleaved
-from panoda.data.codec import Codec
-from panoda.data.images import read_ids, read_rgb
-from panoda.data.loader import collate, training_batches
-from panoda.data.prepare import prepare
-from panoda.data.prepared import PreparedSplit, Sample
-from panoda.data.transforms import JointTransform
+from panoda.data.formats.images import read_ids, read_rgb
+from panoda.data.loading.codec import Codec
+from panoda.data.loading.loader import collate, training_batches
+from panoda.data.loading.prepared import PreparedSplit, Sample
+from panoda.data.loading.transforms import JointTransform
+from panoda.data.prepare.prepare import prepare
 
 IMAGES, BATCH, STEPS = 32, 4, 8
 AUGMENTATIONS = {

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 from scipy.linalg import sqrtm
 
+from panoda.city.dataset import write_city
+from panoda.city.looks import FINAL_LOOKS, LOOKS
 from panoda.config import CityDataset, CitySplit, load_params
-from panoda.data.city.dataset import write_city
-from panoda.data.city.looks import FINAL_LOOKS, LOOKS
 
 SOURCE_LOOKS = ("northern", "harbour")
 """Those of params.yaml."""

@@ -14,8 +14,8 @@ import pandas as pd
 import yaml
 
 from benchmarks.adaptation import HERE, data, markdown_table, read_score, recipes, settings, source_model
-from panoda.machine import cores
-from panoda.models.checkpoint import load_model
+from panoda.models.core.checkpoint import load_model
+from panoda.system.machine import cores
 
 LOOKS = "development"
 RESULTS = {"source_only": "source-only", "control": "control", "default": "adapted"}

@@ -11,13 +11,13 @@ from benchmarks.problem import CLASSES, PUBLISHED, QUICK, SMALL, Sizes, adapt_pa
 from benchmarks.reference.step import Discriminator as ReferenceDiscriminator
 from benchmarks.reference.step import ReferenceStep
 from benchmarks.timing import Row, Settings, count_flops, interleaved, peak_flops
-from panoda.adaptation.adversarial import Adversary
-from panoda.adaptation.prototypes import PrototypeBank
-from panoda.data.loader import Batch
-from panoda.data.transforms import normalise
-from panoda.models.discriminator import Discriminator
-from panoda.training.optim import build_optimizer
-from panoda.training.self_training import SelfTrainingTask
+from panoda.data.loading.loader import Batch
+from panoda.data.loading.transforms import normalise
+from panoda.engine.optim import build_optimizer
+from panoda.methods.parts.adversarial import Adversary
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.methods.parts.prototypes import PrototypeBank
+from panoda.methods.self_training import SelfTrainingTask
 
 LR = 2.5e-6
 

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from benchmarks.timing import markdown
 from panoda.config import PrototypeParams, PseudoLabelParams
-from panoda.data.dataset import RawItem
-from panoda.data.prepare import prepare
+from panoda.data.formats.dataset import RawItem
+from panoda.data.prepare.prepare import prepare
 from panoda.models import create_model
-from panoda.models.checkpoint import make_card, save_model
+from panoda.models.core.checkpoint import make_card, save_model
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
-from panoda.training.context import RunContext, resolve_device, resolve_precision
+from panoda.system.context import RunContext, resolve_device, resolve_precision
 
 SCALES = {"city": (0.75, 1.0, 1.25), "paper": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)}
 

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from panoda.data.codec import Codec
-from panoda.data.dataset import RawItem
-from panoda.data.images import is_image_name, read_ids, read_rgb
-from panoda.data.prepare import prepare
-from panoda.data.prepared import PreparedSplit
-from panoda.machine import cores, peak_memory
+from panoda.data.formats.dataset import RawItem
+from panoda.data.formats.images import is_image_name, read_ids, read_rgb
+from panoda.data.loading.codec import Codec
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.prepare.prepare import prepare
+from panoda.system.machine import cores, peak_memory
 
 CODECS: tuple[Codec, ...] = ("raw", "webp")
 VARIANTS = 16

@@ -13,8 +13,8 @@ from benchmarks.reference.model import ReferenceModel
 from panoda.config import AdaptParams
 from panoda.config.scenarios import load_scenario
 from panoda.labels import IGNORE_INDEX
-from panoda.models.registry import create_model
-from panoda.models.segmenter import Segmenter
+from panoda.models.core.registry import create_model
+from panoda.models.core.segmenter import Segmenter
 
 CLASSES = 19
 SCENARIOS = Path(__file__).parents[1] / "scenarios"

@@ -9,8 +9,8 @@ import torch
 from benchmarks.problem import PUBLISHED, QUICK, SMALL, models, pictures
 from benchmarks.reference.labels import pseudo_labels as reference_labels
 from benchmarks.timing import Row, Settings, count_flops, interleaved, peak_flops
-from panoda.adaptation.pseudo_labels import ConfidenceHistogram, quantise
-from panoda.inference import predict_logits
+from panoda.inference.prediction import predict_logits
+from panoda.methods.parts.thresholds import ConfidenceHistogram, quantise
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 QUANTILE, CAP, IMAGES = 0.5, 0.9, 2

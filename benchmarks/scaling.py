@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks.scaling_costs import CHANNELS, HERE, HOUR, RESULT, Cost, Inputs, count, scenario, tasks
 from benchmarks.timing import Row, markdown
-from panoda.files import staged_file, write_json
+from panoda.system.files import staged_file, write_json
 
 DOCUMENT = HERE.parent / "docs/scaling.md"
 DAY = 24 * HOUR

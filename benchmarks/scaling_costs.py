@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from panoda.config import Params
 from panoda.config.scenarios import load_scenario
-from panoda.inference import _margin, _scaled
-from panoda.model_table import operations
+from panoda.deployment.model_table import operations
+from panoda.inference.prediction import _margin, _scaled
+from panoda.methods.parts.discriminator import Discriminator
 from panoda.models import create_model
-from panoda.models.discriminator import Discriminator
 
 HERE = Path(__file__).parent
 RESULT = HERE / "scaling.json"

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panoda import pieces
-from panoda.training.context import RunContext
+from panoda.system import pieces
+from panoda.system.context import RunContext
 
 Figures = Iterator[tuple[str, float]]
 """Names of docs/scaling.md's figures and what was measured."""

@@ -25,22 +25,22 @@ import torch
 
 from benchmarks.scaling_costs import RESULT, Launches, count, scenario
 from benchmarks.scaling_fan_out import Figures, cpu_seconds, database_bytes, fan_out
-from panoda import pieces
 from panoda.config import PseudoLabelParams
-from panoda.data.codec import Codec
-from panoda.data.dataset import RawItem
-from panoda.data.images import is_image_name
-from panoda.data.index import INDEX, IndexWriter
-from panoda.data.prepare import prepare
-from panoda.data.prepare_split import INDEX_SCHEMA
-from panoda.data.prepared import PreparedSplit
-from panoda.files import staged_once, write_json
-from panoda.machine import cores, peak_memory, processor, reset_peak_memory
-from panoda.model_table import operations
+from panoda.data.formats.dataset import RawItem
+from panoda.data.formats.images import is_image_name
+from panoda.data.loading.codec import Codec
+from panoda.data.loading.index import INDEX, IndexWriter
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.prepare.prepare import prepare
+from panoda.data.prepare.split import INDEX_SCHEMA
+from panoda.deployment.model_table import operations
 from panoda.models import create_model
-from panoda.models.checkpoint import make_card, save_model
+from panoda.models.core.checkpoint import make_card, save_model
 from panoda.stages.pseudo_labels import LabelWork, ThresholdWork, class_limits, pseudo_labels
-from panoda.training.context import RunContext
+from panoda.system import pieces
+from panoda.system.context import RunContext
+from panoda.system.files import staged_once, write_json
+from panoda.system.machine import cores, peak_memory, processor, reset_peak_memory
 
 HEIGHT, WIDTH = 400, 2048
 SHARD = 16

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from panoda.files import staged_file
-from panoda.machine import cores, processor
-from panoda.models.products import linear
+from panoda.models.core.products import linear
+from panoda.system.files import staged_file
+from panoda.system.machine import cores, processor
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.timing import Row, Settings
 from panoda.config.scenarios import Scenario, open_scenario
-from panoda.pipeline import STAGES
+from panoda.pipeline.table import STAGES
 
 ROOT = Path(__file__).parents[1]
 

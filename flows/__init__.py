@@ -15,7 +15,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 make_usable()
 
 if sys.argv[0] == "-m":  # python -m flows.<command>, which is not known yet
-    from panoda.errors import report
+    from panoda.system.reporting import report
 
     if find_spec("prefect") is None:
         sys.exit(

@@ -14,16 +14,16 @@ from prefect import Flow
 from flows.job import Job
 from flows.prefect_server import server
 from panoda.config import Params, load_params
-from panoda.errors import report
-from panoda.pipeline import get_stage
-from panoda.training.preemption import Preempted, no_more_sigterm, sigterm_ends
+from panoda.engine.preemption import Preempted, no_more_sigterm, sigterm_ends
+from panoda.pipeline.table import get_stage
+from panoda.system.reporting import report
 
 
 def main(flow: Flow[..., Any], argv: list[str] | None = None) -> None:
     """Parse the command line and run the flow.
 
     It exits with 1 when it fails, 2 when the request is wrong, 75 when it was asked to end and saved
-    (``panoda.training.preemption``) and 130 when it was interrupted.
+    (``panoda.engine.preemption``) and 130 when it was interrupted.
     """
     stage = get_stage(flow.name.replace("-", "_"))
     arguments = _parser(stage.name, per_role=stage.per_role).parse_args(argv)

@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from panoda.config import Params
-from panoda.locks import file_lock, gpu_lock_path, own_folder
-from panoda.machine import keep_freed_memory
-from panoda.pipeline import Stage
+from panoda.pipeline.table import Stage
+from panoda.system.locks import file_lock, gpu_lock_path, own_folder
+from panoda.system.machine import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def take_devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.
     """
     import torch
 
-    from panoda.training.context import resolve_device, resolve_devices, set_deterministic, set_threads
+    from panoda.system.context import resolve_device, resolve_devices, set_deterministic, set_threads
 
     runtime = params.runtime
     set_threads(runtime.threads)

@@ -16,16 +16,16 @@ from uuid import uuid4
 from flows.devices import shares, take_devices, what_to_lower
 from flows.dvc_cache import copy_of_outputs
 from flows.job import Job
-from panoda import runs
 from panoda.config import Params, RuntimeParams
-from panoda.data.named_files import named_files
-from panoda.files import write_json
-from panoda.pipeline import Stage, flatten, get_stage
-from panoda.training.preemption import sigterm_ends
+from panoda.engine.preemption import sigterm_ends
+from panoda.pipeline import runs
+from panoda.pipeline.named_files import named_files
+from panoda.pipeline.table import Stage, flatten, get_stage
+from panoda.system.files import write_json
 
 if TYPE_CHECKING:
-    from panoda.pieces import Runner
-    from panoda.training.context import RunContext
+    from panoda.system.context import RunContext
+    from panoda.system.pieces import Runner
 
 log = logging.getLogger("panoda")
 
@@ -80,9 +80,9 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
         record = _record(stage, role, params, inputs, job)
         mark = runs.fingerprint(record["label"], record["params"], _digests(record), record["code"])
         # Imported here: what is wrong above is reported before torch loads.
-        from panoda.runnable import check_runnable
-        from panoda.training.context import RunContext, resolve_precision, resolve_workers
-        from panoda.training.failures import explained
+        from panoda.engine.failures import explained
+        from panoda.pipeline.runnable import check_runnable
+        from panoda.system.context import RunContext, resolve_precision, resolve_workers
 
         check_runnable(params)
         state = stack.enter_context(runs.resume_state(stage.folder_name(role), mark, say=log.warning))

@@ -26,12 +26,12 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 
 from panoda.config import ClusterParams, ConfigError, RuntimeParams
-from panoda.locks import own_folder
-from panoda.machine import cores, keep_freed_memory
-from panoda.pieces import Runner, Work, make_piece
+from panoda.system.locks import own_folder
+from panoda.system.machine import cores, keep_freed_memory
+from panoda.system.pieces import Runner, Work, make_piece
 
 if TYPE_CHECKING:
-    from panoda.training.context import RunContext
+    from panoda.system.context import RunContext
 
 AHEAD = 1000
 """Pieces submitted before the first of them is done; what is known of a piece takes about 10 kB."""
@@ -211,7 +211,7 @@ def make(order: Order, folder: str, number: int) -> None:
 @cache
 def _context(compute: Compute) -> RunContext:
     from panoda.models.deform.choice import use_deform
-    from panoda.training.context import (
+    from panoda.system.context import (
         RunContext,
         resolve_device,
         resolve_precision,

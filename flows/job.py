@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field
 
-from panoda import runs
 from panoda.config import ConfigError, Params, Section, load_params, parse_params
-from panoda.pipeline import Stage
+from panoda.pipeline import runs
+from panoda.pipeline.table import Stage
 
 
 class Job(Section):

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from flows.execution import parameter_differences, register_adapted
-from panoda import runs, tracking
+from panoda import tracking
 from panoda.config import Params, load_params
-from panoda.data.named_files import named_files
-from panoda.files import staged_directory, write_json
-from panoda.pipeline import STAGES, Stage, get_stage
+from panoda.pipeline import runs
+from panoda.pipeline.named_files import named_files
+from panoda.pipeline.table import STAGES, Stage, get_stage
+from panoda.system.files import staged_directory, write_json
 
 SHOWN = 12
 

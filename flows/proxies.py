@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from panoda.machine import loopback_past_proxies, proxy_variables
+from panoda.system.machine import loopback_past_proxies, proxy_variables
 
 log = logging.getLogger("panoda")
 _set_aside: dict[str, str] = {}

@@ -12,8 +12,8 @@ from flows.command import main
 from flows.execution import stage_run
 from flows.job import HERE, Job
 from panoda.config import RuntimeParams, TrackingParams
-from panoda.pipeline import STAGES
-from panoda.runs import pipeline_record
+from panoda.pipeline.runs import pipeline_record
+from panoda.pipeline.table import STAGES
 
 
 @flow(name="report")

@@ -27,8 +27,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.devices import GPU_LIMIT
 from flows.prefect_server import SERVER_NOTE
 from panoda.config import load_params
-from panoda.errors import report
-from panoda.files import write_json
+from panoda.system.files import write_json
+from panoda.system.reporting import report
 from panoda.tracking import prepare_environment, tracking_uri
 
 POOL = "local"

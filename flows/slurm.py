@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from panoda.config import ConfigError
-from panoda.errors import report
-from panoda.pipeline import get_stage
+from panoda.pipeline.table import get_stage
+from panoda.system.reporting import report
 
 FOLDER = Path(".panoda/slurm")
 """Where submitit keeps scripts, output and results of the jobs."""

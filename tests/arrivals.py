@@ -15,7 +15,7 @@ import yaml
 from data_project import declare, declared, panoda, zipped
 from http_server import Served, Server
 
-from panoda.data import declaration as declarations
+from panoda.data.formats import declaration as declarations
 
 DOWNLOADS = Path("data/downloads")
 Arrive = Callable[[Path, Server], None]

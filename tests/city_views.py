@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from panoda.city.dataset import draw_pose
+from panoda.city.film import draw_exposure
+from panoda.city.looks import get_look
+from panoda.city.render import render
+from panoda.city.world import World, build_world
 from panoda.config import CameraParams
-from panoda.data.city.dataset import draw_pose
-from panoda.data.city.film import draw_exposure
-from panoda.data.city.looks import get_look
-from panoda.data.city.render import render
-from panoda.data.city.world import World, build_world
-from panoda.label_spaces import generated_palette
+from panoda.labels.tables import generated_palette
 
 SIZE = (64, 128)
 LOOKS = ("northern", "harbour", "southern", "alpine")

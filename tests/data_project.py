@@ -15,12 +15,12 @@ import yaml
 from miniature import SIZE
 
 from panoda.config import DomainParams
-from panoda.data import declaration as declarations
-from panoda.data import survey
-from panoda.data.prepared import PreparedSplit
+from panoda.data.check import survey
+from panoda.data.formats import declaration as declarations
+from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 PUBLISHED = declarations.BUILT_IN
 COUNTS: dict[str, dict[str, int]] = {

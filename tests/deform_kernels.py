@@ -15,8 +15,8 @@ from torch import Tensor
 
 from panoda.models.deform import choice as switch
 from panoda.models.deform import fused, plain
-from panoda.models.ops import deform_conv2d
-from panoda.models.sampling_geometry import Geometry
+from panoda.models.deform.ops import deform_conv2d
+from panoda.models.deform.sampling_geometry import Geometry
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")

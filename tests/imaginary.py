@@ -19,13 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from panoda.data.loader import Batch
-from panoda.training.context import RunContext
-from panoda.training.distributed import Team
-from panoda.training.guard import StepGuard
-from panoda.training.optim import build_optimizer
-from panoda.training.spikes import LossSpikes
-from panoda.training.step import Stepper
+from panoda.data.loading.loader import Batch
+from panoda.engine.distributed import Team
+from panoda.engine.guard import StepGuard
+from panoda.engine.optim import build_optimizer
+from panoda.engine.spikes import LossSpikes
+from panoda.engine.step import Stepper
+from panoda.system.context import RunContext
 
 SIZE = (32, 64)
 ON_THE_HOST = {"n_averaged"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from panoda.config.scenarios import open_scenario
-from panoda.pipeline import STAGES
+from panoda.pipeline.table import STAGES
 
 ROLES = ("source", "target", "second")
 """Domains that doubles exist for; scenarios need not have the last."""
@@ -27,7 +27,7 @@ from pathlib import Path
 import yaml
 
 arguments = sys.argv[1:]
-if arguments[1] == "panoda.data.watch":
+if arguments[1] == "panoda.pipeline.watch":
     os.execv(sys.executable, [sys.executable, *arguments])
 label = arguments[1].removeprefix("flows.")
 if "--role" in arguments:

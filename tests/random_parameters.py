@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from small_data import blocks
 
 from panoda.config import CityDataset, ConfigError, DomainParams, Params, load_params, parse_params
-from panoda.runnable import check_runnable
+from panoda.pipeline.runnable import check_runnable
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.preprocess import preprocess
@@ -33,7 +33,7 @@ from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.rounds import rounds
 from panoda.stages.warmup import warmup
 from panoda.stages.weights import weights
-from panoda.training.context import RunContext, resolve_precision
+from panoda.system.context import RunContext, resolve_precision
 
 ROOT = Path(__file__).parents[1]
 STEPS = 2

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from panoda.data.dataset import RawItem
-from panoda.data.prepare import prepare
+from panoda.data.formats.dataset import RawItem
+from panoda.data.prepare.prepare import prepare
 from panoda.labels import get_label_space
 
 HEIGHT, WIDTH = 32, 64

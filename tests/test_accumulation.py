@@ -12,21 +12,21 @@ import torch
 from test_loop import _run, _Task
 from torch import Tensor, nn
 
-from panoda.adaptation.adversarial import Adversary
-from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config import AdaptParams, AugmentParams, MPAParams, OptimParams, PretrainParams
+from panoda.engine.accumulation import split
+from panoda.engine.distributed import Team
+from panoda.engine.failures import NotDeterministic, OutOfMemory, is_out_of_memory
+from panoda.engine.guard import StepGuard
+from panoda.engine.spikes import LossSpikes
+from panoda.engine.step import Stepper
+from panoda.methods.alignment import AlignmentTask
+from panoda.methods.parts.adversarial import Adversary
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.methods.parts.prototypes import PrototypeBank
+from panoda.methods.self_training import SelfTrainingTask
+from panoda.methods.supervised import SupervisedTask
 from panoda.models import create_model
-from panoda.models.discriminator import Discriminator
-from panoda.training.accumulation import split
-from panoda.training.alignment import AlignmentTask
-from panoda.training.context import RunContext, set_deterministic
-from panoda.training.distributed import Team
-from panoda.training.failures import NotDeterministic, OutOfMemory, is_out_of_memory
-from panoda.training.guard import StepGuard
-from panoda.training.self_training import SelfTrainingTask
-from panoda.training.spikes import LossSpikes
-from panoda.training.step import Stepper
-from panoda.training.supervised import SupervisedTask
+from panoda.system.context import RunContext, set_deterministic
 
 K, B, H, W = 5, 4, 32, 64
 CPU = torch.device("cpu")

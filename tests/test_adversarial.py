@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from panoda.adaptation.adversarial import Adversary
+from panoda.methods.parts.adversarial import Adversary
 
 
 class _Constant(nn.Module):

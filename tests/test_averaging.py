@@ -15,12 +15,12 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from panoda.config import AugmentParams, ModelParams, OptimParams, PretrainParams
+from panoda.engine.averaging import WeightAverage, recompute_batch_norm
+from panoda.engine.step import Stepper
 from panoda.models import create_model
 from panoda.stages import pretrain as stage
 from panoda.stages.pretrain import pretrain
-from panoda.training.averaging import WeightAverage, recompute_batch_norm
-from panoda.training.context import RunContext
-from panoda.training.step import Stepper
+from panoda.system.context import RunContext
 
 SWA = {"start": 0.5, "every": 2, "lr": 1e-3, "bn_update_batches": 3}
 

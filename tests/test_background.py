@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from panoda.background import BackgroundWriter, read_ahead
+from panoda.system.background import BackgroundWriter, read_ahead
 
 
 def test_calls_are_carried_out_in_order_in_another_thread():

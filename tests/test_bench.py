@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import panoda.bench_cli
+import panoda.cli.bench
 from benchmarks.bench import BENCHMARKS, run
 from benchmarks.mpa_step import OurStep, reference_step
 from benchmarks.problem import Sizes, models, pictures
 from benchmarks.reference.labels import logits_of
 from benchmarks.timing import Settings, count_flops, interleaved, markdown
-from panoda.cli import app
-from panoda.inference import predict_logits
+from panoda.cli.main import app
+from panoda.inference.prediction import predict_logits
 
 SIZES = Sizes((64, 96), (48, 128), 2)
 
@@ -101,7 +101,7 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
 def test_errors_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=f"there are {', '.join(BENCHMARKS)}"):
         run(["deforms"], Settings(), tmp_path, show=print)
-    monkeypatch.setattr(panoda.bench_cli, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(panoda.cli.bench, "CHECKOUT", tmp_path)
     result = CliRunner().invoke(app, ["bench", "deform"])
     assert isinstance(result.exception, ValueError) and "from a checkout" in str(result.exception)
 

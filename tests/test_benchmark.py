@@ -6,9 +6,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.adaptation import HERE, LOOK_SETS, known_recipes, settings
+from panoda.city.looks import LOOKS
 from panoda.config import load_params
 from panoda.config.scenarios import load_scenario, scenario_files
-from panoda.data.city.looks import LOOKS
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from raw_data import write_pair
 
-from panoda.cli import _expand
+from panoda.cli.main import _expand
 from panoda.config import CamVidDataset, FolderDataset
-from panoda.data import browse
-from panoda.data.browse import images_below, left_out, walk
+from panoda.data.formats import browse
+from panoda.data.formats.browse import images_below, left_out, walk
 from panoda.stages.download import download
 
 

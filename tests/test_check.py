@@ -14,11 +14,11 @@ from PIL import Image
 from rich.console import Console
 from test_gpano import HALF, packet, save
 
-from panoda.data import check as module
-from panoda.data.check import CheckReport, check_dataset, check_survey
-from panoda.data.check_report import EXAMPLES, show, write_parquet
-from panoda.data.dataset import DataError
-from panoda.data.survey import take_survey
+from panoda.data.check import check as module
+from panoda.data.check.check import CheckReport, check_dataset, check_survey
+from panoda.data.check.report import EXAMPLES, show, write_parquet
+from panoda.data.check.survey import take_survey
+from panoda.data.formats.dataset import DataError
 
 SIZE = (8, 16)
 TREE = {

@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+from panoda.city.dataset import contact_sheet, write_city
+from panoda.city.film import Exposure
+from panoda.city.looks import DEVELOPMENT_LOOKS, FINAL_LOOKS, LOOKS, draw_look, get_look
+from panoda.city.primitives import Frame, Kind, Kit, Material
+from panoda.city.render import Pose, render
+from panoda.city.shadows import occluder_height
+from panoda.city.streets import KERB_HEIGHT, Street, street_field
+from panoda.city.trace import angular_bounds, trace, visible_pairs
+from panoda.city.world import build_world
 from panoda.config import CameraParams, CityDataset, LookParams
-from panoda.data.city.dataset import contact_sheet, write_city
-from panoda.data.city.film import Exposure
-from panoda.data.city.looks import DEVELOPMENT_LOOKS, FINAL_LOOKS, LOOKS, draw_look, get_look
-from panoda.data.city.primitives import Frame, Kind, Kit, Material
-from panoda.data.city.render import Pose, render
-from panoda.data.city.shadows import occluder_height
-from panoda.data.city.streets import KERB_HEIGHT, Street, street_field
-from panoda.data.city.trace import angular_bounds, trace, visible_pairs
-from panoda.data.city.world import build_world
 from panoda.geometry.erp import erp_rays
 from panoda.geometry.pinhole import erp_to_pinhole
 from panoda.labels import get_label_space

@@ -6,9 +6,9 @@ import pytest
 
 from panoda.config import ConfigError, ModelParams, load_params, parse_params, read_tree
 from panoda.config.training import ENCODERS, DecoderName
-from panoda.models.decoders import DECODERS
-from panoda.models.encoders import encoder_names
-from panoda.models.registry import PUBLISHED
+from panoda.models.core.registry import PUBLISHED
+from panoda.models.decoders.factory import DECODERS
+from panoda.models.encoders.factory import encoder_names
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from panoda import cli
+from panoda.cli import main as cli
 from panoda.config import ConfigError, load_params
 from panoda.config.scenarios import Scenario, load_scenario, open_scenario, scenario_files
-from panoda.pipeline import flatten
+from panoda.pipeline.table import flatten
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "scenarios"

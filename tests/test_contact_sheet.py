@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from raw_data import erp_item, run_prepare, write_pair
 
-from panoda.data.contact_sheet import CELL_WIDTH, COLUMNS, GAP, LINE, SheetRow, contact_sheet
-from panoda.data.prepared import PreparedSplit
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.prepare.contact_sheet import CELL_WIDTH, COLUMNS, GAP, LINE, SheetRow, contact_sheet
 from panoda.labels import get_label_space
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from panoda.training import context
-from panoda.training.context import check_shares, resolve_device, resolve_devices, resolve_precision
+from panoda.system import context
+from panoda.system.context import check_shares, resolve_device, resolve_devices, resolve_precision
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones():

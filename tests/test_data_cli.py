@@ -18,10 +18,10 @@ from PIL import Image
 
 from panoda.config import PrepareParams, parse_params
 from panoda.config.scenarios import load_scenario
-from panoda.data import declaration as declarations
+from panoda.data.formats import declaration as declarations
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (8, 16)

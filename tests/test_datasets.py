@@ -14,11 +14,11 @@ from raw_data import write_pair
 from test_gpano import HALF, packet, save
 
 from panoda.config import CamVidDataset, CityDataset, DomainParams, FolderDataset, PrepareParams
-from panoda.data.dataset import DataError, adapter, list_items
-from panoda.data.prepared import PreparedSplit
+from panoda.data.formats.dataset import DataError, adapter, list_items
+from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real images on this machine")

@@ -20,17 +20,17 @@ from miniature import SIZE, picture, save, values
 from PIL import Image
 
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
-from panoda.data.dataset import ADAPTERS, DataError, list_items, raw_label_space
-from panoda.data.declaration import built_in, read_declaration
-from panoda.data.declared import files_of
-from panoda.data.encoding import encoding_of
-from panoda.data.prepared import PreparedSplit
-from panoda.data.scan import scan_split, unused_labels
+from panoda.data.formats.dataset import ADAPTERS, DataError, list_items, raw_label_space
+from panoda.data.formats.declaration import built_in, read_declaration
+from panoda.data.formats.declared import files_of
+from panoda.data.formats.encoding import encoding_of
+from panoda.data.formats.scan import scan_split, unused_labels
+from panoda.data.loading.prepared import PreparedSplit
 from panoda.labels import remap_table
 from panoda.report.words import DECLARED
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 
@@ -380,7 +380,7 @@ def test_scan_for_checks(tmp_path):
 
 def test_declarations_are_read_without_torch():
     code = (
-        "import sys; from panoda.data.declaration import read_declaration; read_declaration('camvid'); "
+        "import sys; from panoda.data.formats.declaration import read_declaration; read_declaration('camvid'); "
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panoda.data.dataset import DataError, Encoding
-from panoda.data.decode import colour_code, decode, decode_label, ignore_black
+from panoda.data.formats.dataset import DataError, Encoding
+from panoda.data.formats.decode import colour_code, decode, decode_label, ignore_black
 
 IDS = Encoding(kind="ids", table=((-1, 255), (0, 3), (7, 0), (300, 5)))
 

@@ -30,15 +30,15 @@ from two_processes import (
 )
 
 from panoda.config import ModelParams, OptimParams, PretrainParams, PrototypeParams, PseudoLabelParams
-from panoda.models.checkpoint import make_card, save_model
-from panoda.models.registry import create_model
+from panoda.engine.failures import OutOfMemory
+from panoda.engine.launch import launch
+from panoda.engine.preemption import EXIT_CODE
+from panoda.engine.resume_points import resume_points
+from panoda.models.core.checkpoint import make_card, save_model
+from panoda.models.core.registry import create_model
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
-from panoda.training.checkpoint import resume_points
-from panoda.training.context import RunContext
-from panoda.training.failures import OutOfMemory
-from panoda.training.launch import launch
-from panoda.training.preemption import EXIT_CODE
+from panoda.system.context import RunContext
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("pretrain", "warmup", "adapt")
@@ -181,8 +181,8 @@ def command_line(pid: str) -> bytes:
 def start_lingering(folder: Path) -> subprocess.Popen[str]:
     """A process of its own that has two processes train for ever, and whose training has begun."""
     code = (
-        "from pathlib import Path; from panoda.training.context import RunContext;"
-        "from panoda.training.launch import launch; from two_processes import linger;"
+        "from pathlib import Path; from panoda.system.context import RunContext;"
+        "from panoda.engine.launch import launch; from two_processes import linger;"
         f"folder = Path({str(folder)!r});"
         "launch(linger, {'folder': folder, 'steps': 10**6}, RunContext(devices=2, state_dir=folder))"
     )
@@ -227,9 +227,9 @@ def test_a_request_to_stop_saves_one_step_and_the_run_goes_on(tmp_path):
 def test_a_request_to_stop_may_come_before_the_workers_begin(tmp_path):
     stage = """
 import time
-from panoda.training.context import RunContext
-from panoda.training.launch import launch
-from panoda.training.messages import launchable
+from panoda.system.context import RunContext
+from panoda.engine.launch import launch
+from panoda.engine.messages import launchable
 
 time.sleep(2)  # as real stages, which import much
 

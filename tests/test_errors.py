@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from panoda import cli
-from panoda.errors import paragraph, report
+from panoda.cli import main as cli
+from panoda.system.reporting import paragraph, report
 
 
 class Broken(Dataset):
@@ -74,7 +74,7 @@ def test_outside_of_a_project_or_where_it_cannot_be_written_the_file_is_elsewher
 ) -> None:
     monkeypatch.chdir(tmp_path)
     own = tmp_path / "own"
-    monkeypatch.setattr("panoda.errors.own_folder", lambda: own)
+    monkeypatch.setattr("panoda.system.reporting.own_folder", lambda: own)
     report(RuntimeError("r"), "panoda")
     assert f"traceback in {own}/panoda.log" in capsys.readouterr().err and not (tmp_path / ".panoda").exists()
     (tmp_path / ".panoda").mkdir()

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from panoda.evaluation import evaluate_model
-from panoda.evaluation_counts import azimuth_limits, column_sectors, latitude_limits, row_bands, weighted_iou
+from panoda.evaluation.counts import azimuth_limits, column_sectors, latitude_limits, row_bands, weighted_iou
+from panoda.evaluation.evaluate import evaluate_model
 
 
 class FakeSplit:
@@ -53,7 +53,7 @@ class ReadClass(nn.Module):
 @pytest.fixture(autouse=True)
 def raw_values(monkeypatch):
     """Predict on raw values: the fake model reads the class off the image itself."""
-    monkeypatch.setattr("panoda.evaluation.predict_logits", lambda model, x, **_: model(x.float()))
+    monkeypatch.setattr("panoda.evaluation.evaluate.predict_logits", lambda model, x, **_: model(x.float()))
 
 
 def run(pred, label, num_classes=3, **kw):

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from panoda import export
-from panoda.cli import app
-from panoda.export import export_model, fixed_because
-from panoda.export_check import sample_images
-from panoda.exported import ExportedModel, card_text, read_export_card
+from panoda.cli.main import app
+from panoda.cli.models import explain
+from panoda.deployment import export
+from panoda.deployment.export import export_model, fixed_because
+from panoda.deployment.export_check import sample_images
+from panoda.deployment.exported import ExportedModel, card_text, read_export_card
+from panoda.deployment.predict import predict_files
 from panoda.labels import get_label_space
 from panoda.models import CheckpointError, create_model
-from panoda.models.checkpoint import ModelCard, make_card, save_model
-from panoda.models.segmenter import Segmenter
-from panoda.models_cli import explain
-from panoda.predict import predict_files
+from panoda.models.core.checkpoint import ModelCard, make_card, save_model
+from panoda.models.core.segmenter import Segmenter
 
 SIZE = (64, 128)
 
@@ -102,7 +102,7 @@ def test_deformable_model_as_torch_program(tmp_path: Path) -> None:
 
 def test_deformable_operator_in_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    from panoda.models.deformable import DeformableConv, DeformableMLP
+    from panoda.models.deform.layers import DeformableConv, DeformableMLP
 
     torch.manual_seed(0)
     layers = nn.Sequential(
@@ -187,7 +187,7 @@ def test_one_onnx_file_gives_the_models_labels_at_every_size(
     encoder: str, decoder: str, blocks: list[int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("onnxruntime")
-    from panoda.models import encoders
+    from panoda.models.encoders import factory as encoders
 
     small = encoders.MitShape((1, 1, 1, 1), (8, 16, 24, 32), (1, 1, 1, 1))
     for name in ("mit_b0", "trans4pass_nano"):

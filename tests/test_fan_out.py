@@ -35,9 +35,9 @@ from flows import fan_out
 from flows.fan_out import workers
 from flows.temporary_server import temporary_server
 from panoda.config import ClusterParams, ConfigError, RuntimeParams
-from panoda.data.dataset import DataError
-from panoda.pieces import Runner, Work, finish
-from panoda.training.context import RunContext
+from panoda.data.formats.dataset import DataError
+from panoda.system.context import RunContext
+from panoda.system.pieces import Runner, Work, finish
 
 STAGES = ("preprocess", "pseudo_labels", "prototypes", "evaluate")
 RUNTIME = RuntimeParams(device="cpu", threads=1)

@@ -21,10 +21,10 @@ import pytest
 import requests
 from http_server import Served, Server, serve
 
-from panoda.data import fetch, fetch_hosts
-from panoda.data.declaration import RemoteFile
-from panoda.data.fetch import FetchError, Patience, fetch_files, verify
-from panoda.data.fetch_http import CHUNK
+from panoda.data.acquire import fetch, fetch_hosts
+from panoda.data.acquire.fetch import FetchError, Patience, fetch_files, verify
+from panoda.data.acquire.fetch_http import CHUNK
+from panoda.data.formats.declaration import RemoteFile
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()

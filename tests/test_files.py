@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from panoda.files import read_text, read_yaml, sha256_file, staged_directory, staged_file, write_json
+from panoda.system.files import read_text, read_yaml, sha256_file, staged_directory, staged_file, write_json
 
 
 def test_an_error_leaves_the_old_file(tmp_path):

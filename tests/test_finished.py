@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, run_prepare, write_pair
 
-from panoda.data import prepare_items
-from panoda.data.dataset import DataError
-from panoda.files import sha256_file
+from panoda.data.formats.dataset import DataError
+from panoda.data.prepare import items as prepare_items
+from panoda.system.files import sha256_file
 
 HERE = Path(__file__).parent
 IMAGES, SHARD = 24, 2

@@ -37,9 +37,9 @@ from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
 from panoda.config import PseudoLabelParams, load_params
 from panoda.config.scenarios import open_scenario
-from panoda.locks import gpu_lock_path, is_locked
 from panoda.models.deform.choice import use_deform
-from panoda.pipeline import get_stage
+from panoda.pipeline.table import get_stage
+from panoda.system.locks import gpu_lock_path, is_locked
 from panoda.tracking import connect
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -236,8 +236,8 @@ def test_bad_requests_change_nothing(project: Path, job: Job, message: str) -> N
 def test_a_gpu_is_held_while_a_stage_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
     identity = f"test-{os.getpid()}"
-    monkeypatch.setattr("panoda.training.context.resolve_device", lambda name: device)
-    monkeypatch.setattr("panoda.training.context.resolve_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr("panoda.system.context.resolve_device", lambda name: device)
+    monkeypatch.setattr("panoda.system.context.resolve_precision", lambda name, device: torch.bfloat16)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=identity))
     lock = gpu_lock_path(identity)
     with stage_run("pseudo_labels", HERE) as run:
@@ -251,8 +251,8 @@ def test_gpus_are_locked_in_one_order_whatever_their_numbers(
 ) -> None:
     """Two stages that see the same GPUs under other numbers would wait for each other for ever."""
     own = f"test-{os.getpid()}"
-    monkeypatch.setattr("panoda.training.context.resolve_device", lambda name: torch.device("cuda"))
-    monkeypatch.setattr("panoda.training.context.resolve_devices", lambda *_, **__: 2)
+    monkeypatch.setattr("panoda.system.context.resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("panoda.system.context.resolve_devices", lambda *_, **__: 2)
     asked: list[str] = []
 
     @contextmanager

@@ -17,12 +17,12 @@ from http_server import Served, serve
 from miniature import SIZE, picture, save
 from typer.testing import CliRunner
 
-from panoda import cli
+from panoda.cli import main as cli
 from panoda.config import DomainParams
-from panoda.data import check
-from panoda.data import declaration as declarations
-from panoda.data.dataset import DataError
-from panoda.data.prepared import PreparedSplit
+from panoda.data.check import check
+from panoda.data.formats import declaration as declarations
+from panoda.data.formats.dataset import DataError
+from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download
 
 PARAMS: dict[str, tuple[dict[str, object], str]] = {  # section without path, prepared label space

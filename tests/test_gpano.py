@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from panoda.data.dataset import RawItem
-from panoda.data.gpano import Area, contradiction, read_facts
+from panoda.data.formats.dataset import RawItem
+from panoda.data.formats.gpano import Area, contradiction, read_facts
 
 NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 HALF = {

@@ -8,12 +8,12 @@ import torch
 from test_loop import _run, _Task
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from panoda.training.checkpoint import resume_points
-from panoda.training.context import RunContext
-from panoda.training.guard import PENDING, StepGuard, TrainingDiverged
-from panoda.training.loop import run_loop
-from panoda.training.optim import build_optimizer, build_scheduler
-from panoda.training.spikes import NEEDED, WINDOW, LossSpikes
+from panoda.engine.guard import PENDING, StepGuard, TrainingDiverged
+from panoda.engine.loop import run_loop
+from panoda.engine.optim import build_optimizer, build_scheduler
+from panoda.engine.resume_points import resume_points
+from panoda.engine.spikes import NEEDED, WINDOW, LossSpikes
+from panoda.system.context import RunContext
 
 
 def _guard(*, lag: bool, scale: float | None = None) -> tuple[StepGuard, LossSpikes]:
@@ -127,7 +127,7 @@ class _AsOnGpu(_Task):
 
 def _lagging(monkeypatch) -> None:
     monkeypatch.setattr(
-        "panoda.training.loop.StepGuard", lambda *, lag, **keywords: StepGuard(lag=True, **keywords)
+        "panoda.engine.loop.StepGuard", lambda *, lag, **keywords: StepGuard(lag=True, **keywords)
     )
 
 

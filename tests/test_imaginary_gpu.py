@@ -10,9 +10,9 @@ from imaginary import ImaginaryDevice
 from test_pairs import PAIRS
 from torch import nn
 
-from panoda.inference import predict_features, predict_logits
+from panoda.inference.prediction import predict_features, predict_logits
 from panoda.models import create_model
-from panoda.models.segmenter import Segmenter
+from panoda.models.core.segmenter import Segmenter
 
 GPU = torch.device("cuda", 0)
 OFFSETS = r"offset|modulator|blocks\.\d\.mlp\d?\.(depthwise|pointwise)"

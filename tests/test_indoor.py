@@ -14,8 +14,8 @@ from PIL import Image
 from test_declared import check_labels, run
 
 from panoda.config import Stanford2D3DDataset, Structured3DDataset
-from panoda.data.dataset import DataError, list_items
-from panoda.data.stanford2d3d import class_ids, fold_areas
+from panoda.data.formats.dataset import DataError, list_items
+from panoda.data.formats.stanford2d3d import class_ids, fold_areas
 from panoda.labels import get_label_space, remap_table
 from panoda.stages.download import download
 

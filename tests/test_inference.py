@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panoda.data.transforms import normalise
-from panoda.inference import predict_features, predict_image, predict_logits, resize_linear
+from panoda.data.loading.transforms import normalise
+from panoda.inference.prediction import predict_features, predict_image, predict_logits, resize_linear
 from panoda.models import create_model
 
 
@@ -225,7 +225,7 @@ def test_rolled_image_gives_rolled_label(model):
 def test_strips_change_nothing(model, monkeypatch):
     x = images(200, 400, batch=1)[0]
     whole = predict_image(model, x, height=64, wrap=True)
-    monkeypatch.setattr("panoda.inference._STRIP_PIXELS", 2800)
+    monkeypatch.setattr("panoda.inference.prediction._STRIP_PIXELS", 2800)
     assert torch.equal(predict_image(model, x, height=64, wrap=True), whole)
 
 

@@ -23,10 +23,10 @@ from flows.execution import stage_run
 from flows.job import Job
 from panoda.config import load_params
 from panoda.config.scenarios import open_scenario
+from panoda.engine.preemption import EXIT_CODE
 from panoda.stages.pretrain import pretrain as stage
+from panoda.system.context import RunContext
 from panoda.tracking import connect
-from panoda.training.context import RunContext
-from panoda.training.preemption import EXIT_CODE
 
 pytestmark = pytest.mark.pipeline
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ def test_a_changed_parameter_input_or_line_of_code_starts_clean(
     assert not goes_on("pretrain.optim.lr=0.5") and goes_on()
     Path("data/prepared/source/train/more").write_text("")
     assert not goes_on() and goes_on()
-    monkeypatch.setattr("panoda.runs.code_digest", lambda *_, **__: "of other lines")
+    monkeypatch.setattr("panoda.pipeline.runs.code_digest", lambda *_, **__: "of other lines")
     assert not goes_on()
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panoda.data.dataset import DataError, Encoding, RawItem
-from panoda.data.item_lists import read_items, write_items
+from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.prepare.item_lists import read_items, write_items
 
 PALETTE = Encoding("palette", ((0xFF8000, 3), (-1, 255)), others="ignore", black_is_void=True)
 ITEMS = [

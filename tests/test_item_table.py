@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from panoda.data.dataset import Encoding, RawItem
-from panoda.data.item_table import ItemTable
+from panoda.data.formats.dataset import Encoding, RawItem
+from panoda.data.prepare.item_table import ItemTable
 
 ENCODING = Encoding(kind="ids", table=((1, 0), (2, 1)))
 

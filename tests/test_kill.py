@@ -12,8 +12,8 @@ import pytest
 from small_data import prepared
 
 from benchmarks.kills import MODELS, SETTINGS, Killer, Result, digests, table, torment
-from panoda.files import staged_directory, staged_file
-from panoda.training.checkpoint import resume_points
+from panoda.engine.resume_points import resume_points
+from panoda.system.files import staged_directory, staged_file
 
 SMALL = (
     *SETTINGS,

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from panoda.label_spaces import REMAPS, generated_palette
 from panoda.labels import (
     SPACES,
     LabelSpace,
@@ -10,6 +9,7 @@ from panoda.labels import (
     remap_table,
     shared_classes,
 )
+from panoda.labels.tables import REMAPS, generated_palette
 
 # Written by hand from the published definitions, in the order of the source's ids.
 EXPECTED = {

@@ -10,13 +10,13 @@ import torch
 from raw_data import prepared_folder
 
 from panoda.config import AugmentParams
-from panoda.data import loader
-from panoda.data.loader import training_batches
-from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit, PseudoLabelWriter
-from panoda.data.transforms import JointTransform
-from panoda.stages import common
-from panoda.training.context import RunContext
+from panoda.data.loading import loader
+from panoda.data.loading.loader import training_batches
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.pseudo import PseudoLabelSplit, PseudoLabelWriter
+from panoda.data.loading.transforms import JointTransform
+from panoda.engine import training as common
+from panoda.system.context import RunContext
 
 AUGMENT = {"crop_height": 48, "crop_width": 96, "scale": (0.5, 1.5), "jitter": 0.3, "exposure": 0.5}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from panoda.locks import file_lock, gpu_lock_path, is_locked, own_folder
+from panoda.system.locks import file_lock, gpu_lock_path, is_locked, own_folder
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from panoda.training.checkpoint import load_resume
-from panoda.training.context import RunContext
-from panoda.training.loop import LoopState, TrainingDiverged, run_loop
-from panoda.training.optim import build_optimizer, build_scheduler
-from panoda.training.spikes import LossSpikes
+from panoda.engine.loop import LoopState, TrainingDiverged, run_loop
+from panoda.engine.optim import build_optimizer, build_scheduler
+from panoda.engine.resume_points import load_resume
+from panoda.engine.spikes import LossSpikes
+from panoda.system.context import RunContext
 
 
 class _Task:
@@ -114,13 +114,13 @@ def test_validation_runs_on_schedule_and_at_the_end(tmp_path):
 
 def test_resume_points_are_written_by_time_too(tmp_path, monkeypatch):
     seconds = iter(range(0, 10**6, 25))
-    monkeypatch.setattr("panoda.training.loop.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("panoda.engine.loop.time.monotonic", lambda: next(seconds))
     steps = []
 
     def save(folder, *, step, **_):
         steps.append(step)
 
-    monkeypatch.setattr("panoda.training.loop.save_resume", save)
+    monkeypatch.setattr("panoda.engine.loop.save_resume", save)
     _run(_Task(), tmp_path, minutes=1.0)
     by_steps = {4, 8, 12, 16, 20}
     assert by_steps < set(steps), "a minute passes every second or third step"

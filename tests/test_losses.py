@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from panoda.losses import auxiliary_cross_entropy, class_weights, cross_entropy, ohem_cross_entropy
+from panoda.engine.losses import auxiliary_cross_entropy, class_weights, cross_entropy, ohem_cross_entropy
 
 
 def _two_pixels() -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from panoda import machine
-from panoda.machine import loopback_past_proxies, room_for_sockets
+from panoda.system import machine
+from panoda.system.machine import loopback_past_proxies, room_for_sockets
 
 
 def test_cores_are_those_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_the_peak_is_counted_from_its_reset() -> None:
 
 FAULTS = """
 import resource, torch
-from panoda.machine import keep_freed_memory
+from panoda.system.machine import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

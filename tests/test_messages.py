@@ -13,13 +13,8 @@ import pytest
 import torch
 
 from panoda.config.scenarios import load_scenario, scenario_files
-from panoda.data.dataset import DataError
-from panoda.models.errors import MissingCheckpointError
-from panoda.stages.adapt import adapt
-from panoda.stages.pretrain import pretrain
-from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext
-from panoda.training.messages import (
+from panoda.data.formats.dataset import DataError
+from panoda.engine.messages import (
     launchable,
     pack_call,
     pack_error,
@@ -30,7 +25,12 @@ from panoda.training.messages import (
     unpack_error,
     unpack_image,
 )
-from panoda.training.preemption import Preempted
+from panoda.engine.preemption import Preempted
+from panoda.models.weights.errors import MissingCheckpointError
+from panoda.stages.adapt import adapt
+from panoda.stages.pretrain import pretrain
+from panoda.stages.warmup import warmup
+from panoda.system.context import RunContext
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 
@@ -72,7 +72,7 @@ def test_every_scenarios_calls_come_back_as_they_were(name: str) -> None:
 
 def test_a_job_calls_marked_functions_alone(tmp_path: Path) -> None:
     call = pack_call(os.system, {"command": f"touch {tmp_path}/broken-into"}, RunContext())
-    for name in ("posix:system", "os:system", "panoda.training.launch:launch"):
+    for name in ("posix:system", "os:system", "panoda.engine.launch:launch"):
         with pytest.raises(ValueError, match="no function that workers may call"):
             unpack_call({**call, "function": name})
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from panoda.metrics import ConfusionMatrix
+from panoda.inference.metrics import ConfusionMatrix
 
 LABEL = torch.tensor([[0, 0, 0, 1], [1, 1, 255, 3]], dtype=torch.uint8)
 PRED = torch.tensor([[0, 0, 1, 1], [1, 2, 0, 3]])

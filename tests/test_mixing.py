@@ -1,6 +1,6 @@
 import torch
 
-from panoda.adaptation.mixing import (
+from panoda.methods.parts.mixing import (
     class_colour_transfer,
     class_mix_mask,
     colour_transfer,

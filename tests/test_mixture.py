@@ -22,18 +22,18 @@ from panoda.config import (
     PseudoLabelParams,
     WarmupParams,
 )
-from panoda.data.dataset import DataError
-from panoda.data.loader import training_batches
-from panoda.data.mixture import Mixture, source_splits, training_source
-from panoda.data.prepared import PreparedSplit
-from panoda.data.transforms import JointTransform
+from panoda.data.formats.dataset import DataError
+from panoda.data.loading.loader import training_batches
+from panoda.data.loading.mixture import Mixture, source_splits, training_source
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.transforms import JointTransform
 from panoda.stages.adapt import _warp, adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 SOURCES = {"source": 1.0, "panoramas": 3.0}
 

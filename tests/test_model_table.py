@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from panoda import model_table as table
+from panoda.cli.models import models_command
+from panoda.deployment import model_table as table
 from panoda.models import create_model
-from panoda.models.deformable import DeformableConv, DeformableMLP
-from panoda.models_cli import models_command
+from panoda.models.deform.layers import DeformableConv, DeformableMLP
 
 
 def test_operations_of_the_deformable_layers_by_hand() -> None:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from panoda.models import CheckpointError, create_model
-from panoda.models.checkpoint import ModelCard, check_fit, load_model, make_card, read_card, save_model
+from panoda.models.core.checkpoint import ModelCard, check_fit, load_model, make_card, read_card, save_model
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,8 @@ def test_failed_write_keeps_the_old_checkpoint(
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.touch()
-    monkeypatch.setattr("panoda.models.errors.os.access", lambda *_: False)  # root may read everything
+    monkeypatch.setattr(
+        "panoda.models.weights.errors.os.access", lambda *_: False
+    )  # root may read everything
     with pytest.raises(CheckpointError, match="model.safetensors: no permission to read it"):
         read_card(path)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from decoder_numbers import CLASSES, SETR
 from torch import Tensor, nn
 
-from panoda.models.decoders import WITH_AUXILIARY_HEADS, create_decoder, decoder_names
-from panoda.models.dmlpv2 import ChannelMLP
-from panoda.models.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder
-from panoda.models.upernet import FCNDecoder, PyramidPooling
+from panoda.models.core.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder
+from panoda.models.decoders.dmlpv2 import ChannelMLP
+from panoda.models.decoders.factory import WITH_AUXILIARY_HEADS, create_decoder, decoder_names
+from panoda.models.decoders.upernet import FCNDecoder, PyramidPooling
 
 NAMES = ("dmlp", "dmlpv2", "segformer", "setr_naive", "setr_pup", "setr_mla", "upernet", "fcn")
 CHANNELS = (6, 8, 10, 12)

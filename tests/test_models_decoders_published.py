@@ -8,11 +8,11 @@ from parity import OWN
 from torch import nn
 
 from panoda.models import create_model
-from panoda.models.decoders import create_decoder
-from panoda.models.deformable import DeformableConv, DeformableMLP
-from panoda.models.dmlpv2 import ChannelMLP, DMLPv2Decoder
-from panoda.models.head import PYRAMID
-from panoda.models.upernet import UPerNetDecoder
+from panoda.models.core.head import PYRAMID
+from panoda.models.decoders.dmlpv2 import ChannelMLP, DMLPv2Decoder
+from panoda.models.decoders.factory import create_decoder
+from panoda.models.decoders.upernet import UPerNetDecoder
+from panoda.models.deform.layers import DeformableConv, DeformableMLP
 
 CHANNELS = (6, 8, 10, 12)
 

@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from panoda.models import ops
 from panoda.models.deform import choice as switch
-from panoda.models.deform import fused
+from panoda.models.deform import fused, ops
 
 CPU = torch.device("cpu")
 ON_GPU = SimpleNamespace(device=torch.device("cuda", 0))

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from panoda.models.deform import launch
-from panoda.models.sampling_geometry import Geometry
+from panoda.models.deform.sampling_geometry import Geometry
 
 TESTS = Path(__file__).with_name("deform_kernels.py")
 GPU = torch.cuda.is_available()

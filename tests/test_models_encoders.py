@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from panoda.models import create_model
-from panoda.models.encoders import create_encoder, encoder_names
-from panoda.models.layers import pad_to_multiple
-from panoda.models.weights import rename_encoder
+from panoda.models.encoders.factory import create_encoder, encoder_names
+from panoda.models.encoders.layers import pad_to_multiple
+from panoda.models.weights.released import rename_encoder
 
 KINDS = {
     "trans4pass_nano": (4, 8, 16, 32),

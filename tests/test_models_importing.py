@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from panoda.models import CheckpointError
-from panoda.models.catalogue import VITS, layout, vits_of
-from panoda.models.importing import expand_shared_table, import_state
-from panoda.models.positions import sincos_table
-from panoda.models.recognise import recognise
+from panoda.models.encoders.positions import sincos_table
+from panoda.models.weights.catalogue import VITS, layout, vits_of
+from panoda.models.weights.importing import expand_shared_table, import_state
+from panoda.models.weights.recognise import recognise
 
 TINY = "vit:vit_tiny_patch16_224.augreg_in21k"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from panoda.models.neck import PyramidNeck
+from panoda.models.core.neck import PyramidNeck
 
 
 def test_values_are_those_of_the_recipe() -> None:

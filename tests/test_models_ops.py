@@ -8,10 +8,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from panoda.models import sampling, traced
-from panoda.models.ops import deform_conv2d
-from panoda.models.sampling import bag, gather
-from panoda.models.sampling_geometry import Geometry
+from panoda.models.deform import sampling, traced
+from panoda.models.deform.ops import deform_conv2d
+from panoda.models.deform.sampling import bag, gather
+from panoda.models.deform.sampling_geometry import Geometry
 
 # name: (channels, out, height, width, kernel, offset groups, stride, padding, dilation)
 CASES = {

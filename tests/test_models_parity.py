@@ -8,8 +8,8 @@ import torch
 from parity import OWN, RELEASED, filled, image, nano, nano_fixture, released_layout, stages_of
 
 from panoda.models import Segmenter, create_model
-from panoda.models.dmlpv2 import DMLPv2Decoder
-from panoda.models.weights import load_released
+from panoda.models.decoders.dmlpv2 import DMLPv2Decoder
+from panoda.models.weights.released import load_released
 
 TOLERANCE = 1e-3
 needs_released = pytest.mark.skipif(

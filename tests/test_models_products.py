@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from panoda.models import products
+from panoda.models.core import products
 
 wanted = pytest.mark.skipif(not products.available(), reason="this PyTorch has no oneDNN operator")
 

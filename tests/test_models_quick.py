@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from panoda.models import products, quick
-from panoda.models.registry import create_model
+from panoda.models.core import products, quick
+from panoda.models.core.registry import create_model
 
 
 @pytest.fixture(autouse=True)

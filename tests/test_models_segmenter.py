@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from panoda.models import Discriminator, Segmenter, create_model
-from panoda.models.deformable import DeformableConv, DeformableMLP
+from panoda.models.deform.layers import DeformableConv, DeformableMLP
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from panoda.models import vit
-from panoda.models.encoders import create_encoder
-from panoda.models.positions import Displacements, resize_table, round_rotation, sincos_table
-from panoda.models.timm_models import build
+from panoda.models.encoders import vit
+from panoda.models.encoders.factory import create_encoder
+from panoda.models.encoders.positions import Displacements, resize_table, round_rotation, sincos_table
+from panoda.models.encoders.timm_models import build
 
 # What each stands for: learned; class and register tokens outside the table; EVA's and DINOv3's rotations
 # (with and without a table); learned rotations; relative positions.

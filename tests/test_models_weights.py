@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from panoda.models import CheckpointError, Segmenter, create_model
-from panoda.models.dmlpv2 import DMLPv2Decoder
-from panoda.models.weights import (
+from panoda.models.decoders.dmlpv2 import DMLPv2Decoder
+from panoda.models.weights.released import (
     drop_classifier,
     load_released,
     read_state_dict,

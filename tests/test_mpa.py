@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from panoda.adaptation.mpa import class_means, mpa_loss, resize_label
+from panoda.methods.parts.mpa import class_means, mpa_loss, resize_label
 
 PARITY = Path(__file__).parents[2] / "shared/parity/mpa_feature_loss_released.npz"
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from panoda.config import load_params, parse_params
-from panoda.data.named_files import named_files
+from panoda.pipeline.named_files import named_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,7 +50,7 @@ def test_a_run_by_hand_is_another_one_when_the_content_changes(tree: dict) -> No
     pytest.importorskip("prefect")
     from flows.execution import _digests, _record
     from flows.job import Job
-    from panoda.pipeline import get_stage
+    from panoda.pipeline.table import get_stage
 
     marks = []
     for names in ("[road, house]", "[house, road]"):

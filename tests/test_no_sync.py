@@ -13,16 +13,16 @@ from imaginary import SIZE, HostWaitsError, ImaginaryDevice
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
-from panoda.adaptation.adversarial import Adversary
-from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config.scenarios import load_scenario
-from panoda.data.loader import Batch
-from panoda.models.discriminator import Discriminator
-from panoda.models.registry import create_model
+from panoda.data.loading.loader import Batch
+from panoda.methods.alignment import AlignmentTask
+from panoda.methods.parts.adversarial import Adversary
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.methods.parts.prototypes import PrototypeBank
+from panoda.methods.self_training import SelfTrainingTask
+from panoda.methods.supervised import SupervisedTask
+from panoda.models.core.registry import create_model
 from panoda.stages.adapt import _warp
-from panoda.training.alignment import AlignmentTask
-from panoda.training.self_training import SelfTrainingTask
-from panoda.training.supervised import SupervisedTask
 
 CLASSES = 5
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

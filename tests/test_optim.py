@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from panoda.engine.optim import _fuses, build_optimizer, build_scheduler, parameter_groups
 from panoda.models import create_model
-from panoda.training.optim import _fuses, build_optimizer, build_scheduler, parameter_groups
 
 
 def test_every_parameter_once_and_no_decay_on_vectors():

@@ -11,11 +11,11 @@ from data_project import panoda
 from PIL import Image, ImageOps
 from raw_data import pinhole_item
 
-from panoda.data.check import DOUBTFUL, LABEL_SIZE, check_dataset
-from panoda.data.dataset import DataError, Encoding, RawItem
-from panoda.data.images import read_rgb, read_upright
-from panoda.data.orientation import turn_back
-from panoda.data.prepare_item import ItemSpec, prepare_item
+from panoda.data.check.check import DOUBTFUL, LABEL_SIZE, check_dataset
+from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.formats.images import read_rgb, read_upright
+from panoda.data.formats.orientation import turn_back
+from panoda.data.prepare.item import ItemSpec, prepare_item
 
 SIZE = (40, 64)
 TURNED = range(2, 9)

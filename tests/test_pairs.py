@@ -15,8 +15,6 @@ import torch
 from safetensors.torch import load_file
 from small_data import HEIGHT, WIDTH, prepared
 
-from panoda.adaptation.adversarial import Adversary
-from panoda.adaptation.prototypes import DomainPrototypes, PrototypeBank
 from panoda.config import (
     AdaptParams,
     AugmentParams,
@@ -30,21 +28,23 @@ from panoda.config import (
     TeacherParams,
     WarmupParams,
 )
-from panoda.inference import predict_features
+from panoda.inference.prediction import predict_features
+from panoda.methods.alignment import AlignmentTask
+from panoda.methods.parts.adversarial import Adversary
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.methods.parts.prototypes import DomainPrototypes, PrototypeBank
+from panoda.methods.self_training import SelfTrainingTask
+from panoda.methods.supervised import SupervisedTask
 from panoda.models import create_model
-from panoda.models.checkpoint import load_model
-from panoda.models.discriminator import Discriminator
-from panoda.models.segmenter import Segmenter
+from panoda.models.core.checkpoint import load_model
+from panoda.models.core.segmenter import Segmenter
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.warmup import warmup
-from panoda.training.alignment import AlignmentTask
-from panoda.training.context import RunContext
-from panoda.training.self_training import SelfTrainingTask
-from panoda.training.supervised import SupervisedTask
+from panoda.system.context import RunContext
 
 VIT = "vit:vit_tiny_patch16_224"
 ENCODERS = ("trans4pass_nano", "mit_b0", "pvt_v2_b0", VIT, "timm:convnext_atto")

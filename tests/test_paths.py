@@ -13,10 +13,10 @@ from PIL import Image
 
 from flows.job import Job
 from panoda.config import FolderDataset, load_params
-from panoda.data.dataset import list_items
+from panoda.data.formats.dataset import list_items
 from panoda.labels import get_label_space
 from panoda.models import CheckpointError
-from panoda.pipeline import get_stage
+from panoda.pipeline.table import get_stage
 from panoda.stages.download import download
 from panoda.stages.weights import weights_file
 from panoda.tracking import tracking_uri

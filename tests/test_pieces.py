@@ -19,16 +19,16 @@ import torch
 from safetensors.torch import load_file
 from small_data import prepared
 
-from panoda import pieces
 from panoda.config import EvaluateParams, PrototypeParams, PseudoLabelParams
-from panoda.files import sha256_file, staged_once
 from panoda.models import create_model
-from panoda.models.checkpoint import make_card, save_model
-from panoda.pieces import NOTE, Work, finish, make_piece, seconds_of, spans, work_folder
+from panoda.models.core.checkpoint import make_card, save_model
 from panoda.stages.evaluate import evaluate
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
-from panoda.training.context import RunContext
+from panoda.system import pieces
+from panoda.system.context import RunContext
+from panoda.system.files import sha256_file, staged_once
+from panoda.system.pieces import NOTE, Work, finish, make_piece, seconds_of, spans, work_folder
 
 HERE = Path(__file__).parent
 IMAGES = 9

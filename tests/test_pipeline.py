@@ -151,10 +151,10 @@ def test_a_section_concerns_the_stages_that_use_it(
 def test_code_redoes_what_imports_it(city: ProjectCopy) -> None:
     for file, expected in (
         ("panoda/report/html.py", {"report"}),
-        ("panoda/training/self_training.py", {"adapt", "rounds"}),
-        ("panoda/data/city/looks.py", PREPARED),
+        ("panoda/methods/self_training.py", {"adapt", "rounds"}),
+        ("panoda/city/looks.py", PREPARED),
         ("flows/evaluate.py", {"evaluate"}),
-        ("panoda/cli.py", set()),
+        ("panoda/cli/main.py", set()),
         ("panoda/tracking/run.py", set()),
     ):
         path = city.folder / file

@@ -12,13 +12,13 @@ from data_project import panoda
 from PIL import Image
 
 from panoda.config import DomainParams, ModelParams, PretrainParams
-from panoda.data.dataset import DataError, Encoding
-from panoda.data.plausible import doubts, known_ids
-from panoda.data.prepared import PreparedSplit
+from panoda.data.formats.dataset import DataError, Encoding
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.prepare.plausible import doubts, known_ids
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.stages.pretrain import pretrain
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 PARAMS = PretrainParams.model_validate({"iterations": 1, "batch_size": 1, "optim": {"lr": 1e-3}})
 NAMES = ("road", "car", "sky")

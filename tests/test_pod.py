@@ -28,7 +28,7 @@ from prefect.workers.base import BaseJobConfiguration
 
 from flows.pod import FLOW_RUN, schedule_again
 from flows.temporary_server import temporary_server
-from panoda.pipeline import STAGES
+from panoda.pipeline.table import STAGES
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "deploy/kubernetes"
@@ -43,7 +43,7 @@ STAGE = """
 import os, time
 from pathlib import Path
 from prefect import flow
-from panoda.training.preemption import Preempted, stop_requests
+from panoda.engine.preemption import Preempted, stop_requests
 
 @flow
 def stage():

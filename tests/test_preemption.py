@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_loop import _run, _Task
 
-from panoda.training.preemption import EXIT_CODE, Preempted, sigterm_ends, stop_requests
+from panoda.engine.preemption import EXIT_CODE, Preempted, sigterm_ends, stop_requests
 
 
 class _Signalled(_Task):
@@ -106,7 +106,7 @@ def test_earlier_handlers_come_back_and_other_threads_are_left_alone():
 
 def test_the_process_ends_with_the_stated_code():
     code = (
-        "import os, signal\nfrom panoda.training.preemption import stop_requests\n"
+        "import os, signal\nfrom panoda.engine.preemption import stop_requests\n"
         "with stop_requests() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n    stop.obey('step 1 of 2')\n"
     )

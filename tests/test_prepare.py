@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.dataset import DataError
-from panoda.data.images import read_ids, read_rgb
-from panoda.data.prepared import PreparedSplit
-from panoda.data.shards import ShardWriter
-from panoda.files import sha256_file
+from panoda.data.formats.dataset import DataError
+from panoda.data.formats.images import read_ids, read_rgb
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.shards import ShardWriter
+from panoda.system.files import sha256_file
 
 
 def split_of(out: Path, name: str = "train") -> PreparedSplit:

@@ -1,8 +1,8 @@
 import torch
 
-from panoda.adaptation.prototype_sums import PrototypeSums
-from panoda.adaptation.prototypes import DomainPrototypes
-from panoda.adaptation.pseudo_labels import ConfidenceHistogram
+from panoda.methods.parts.prototype_sums import PrototypeSums
+from panoda.methods.parts.prototypes import DomainPrototypes
+from panoda.methods.parts.thresholds import ConfidenceHistogram
 
 
 def test_a_sum_by_hand():

@@ -1,6 +1,6 @@
 import torch
 
-from panoda.adaptation.prototypes import DomainPrototypes, PrototypeBank, mutual
+from panoda.methods.parts.prototypes import DomainPrototypes, PrototypeBank, mutual
 
 
 def _map(values: list[list[float]]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from panoda.training.checkpoint import load_resume, resume_points, save_resume
+from panoda.engine.resume_points import load_resume, resume_points, save_resume
 
 
 def _parts(*, scaled: bool = False) -> dict:
@@ -40,7 +40,7 @@ def test_what_a_killed_writer_left_goes(tmp_path):
     code = """
 import os, signal, sys
 from pathlib import Path
-from panoda.training.checkpoint import save_resume
+from panoda.engine.resume_points import save_resume
 save_resume(Path(sys.argv[1]), step=4, components={}, extra={})
 os.fsync = lambda number: os.kill(os.getpid(), signal.SIGKILL)
 save_resume(Path(sys.argv[1]), step=7, components={}, extra={})

@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from panoda.config import load_params
-from panoda.locks import file_lock, is_locked
-from panoda.pipeline import STAGES, flatten, get_stage
-from panoda.runs import (
+from panoda.pipeline.runs import (
     clean_state,
     code_digest,
     digest,
@@ -27,6 +25,8 @@ from panoda.runs import (
     resume_state,
     run_of_input,
 )
+from panoda.pipeline.table import STAGES, flatten, get_stage
+from panoda.system.locks import file_lock, is_locked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -151,7 +151,7 @@ def test_states_of_other_fingerprints_wait_a_week_and_running_ones_for_ever(tmp_
 def test_second_holder_waits_and_says_so(tmp_path: Path) -> None:
     lock, said, order = tmp_path / "gpu.lock", [], []
     code = (
-        "import sys, time; from pathlib import Path; from panoda.locks import file_lock\n"
+        "import sys, time; from pathlib import Path; from panoda.system.locks import file_lock\n"
         f"with file_lock(Path({str(lock)!r}), what='GPU'):\n print('held', flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

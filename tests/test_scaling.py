@@ -22,9 +22,9 @@ from benchmarks.scaling_costs import (
     views,
 )
 from panoda.config import PseudoLabelParams
-from panoda.model_table import operations
+from panoda.deployment.model_table import operations
+from panoda.methods.parts.discriminator import Discriminator
 from panoda.models import create_model
-from panoda.models.discriminator import Discriminator
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_views_are_those_of_inference() -> None:
             seen.append((x.shape[-2], x.shape[-1]))
             return x[:, :2]
 
-    from panoda.inference import predict_logits
+    from panoda.inference.prediction import predict_logits
 
     for wrap in (True, False):
         seen.clear()

@@ -12,13 +12,13 @@ import yaml
 from data_project import declare
 
 from panoda.config.scenarios import load_scenario
-from panoda.data.prepared import PreparedSplit
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.engine.optim import parameter_groups
 from panoda.labels import get_label_space, remap_report
 from panoda.models import create_model
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
-from panoda.training.context import RunContext
-from panoda.training.optim import parameter_groups
+from panoda.system.context import RunContext
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 SIZES = {  # (source, target, further sources), height before width, as in the papers

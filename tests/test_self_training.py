@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config import AdaptParams, AugmentParams, MPAParams, OptimParams, TeacherParams
-from panoda.training.self_training import SelfTrainingTask
+from panoda.methods.parts.prototypes import PrototypeBank
+from panoda.methods.self_training import SelfTrainingTask
 
 OPTIM = OptimParams(lr=0.1)
 PROTOTYPES = torch.tensor([[0.0, 3.0], [2.0, 0.0]])

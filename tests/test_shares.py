@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from panoda.adaptation.mixing import class_mix_mask, colour_transfer, photometric, place
-from panoda.adaptation.mpa import mpa_loss
-from panoda.adaptation.prototypes import PrototypeBank
-from panoda.losses import cross_entropy, ohem_cross_entropy
-from panoda.shares import Share, denominator, rows, taking
+from panoda.engine.losses import cross_entropy, ohem_cross_entropy
+from panoda.methods.parts.mixing import class_mix_mask, colour_transfer, photometric, place
+from panoda.methods.parts.mpa import mpa_loss
+from panoda.methods.parts.prototypes import PrototypeBank
+from panoda.system.shares import Share, denominator, rows, taking
 
 K, B = 5, 4
 T = TypeVar("T")

@@ -7,9 +7,9 @@ import torch
 from test_inference import Tiny, images
 from torch import Tensor, nn
 
-from panoda.data.transforms import normalise
-from panoda.inference import predict_image, predict_logits
-from panoda.sliding import slide, window_starts
+from panoda.data.loading.transforms import normalise
+from panoda.inference.prediction import predict_image, predict_logits
+from panoda.inference.sliding import slide, window_starts
 
 
 class Constant(nn.Module):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.space import Need, check_space, foresee
+from panoda.data.prepare.disk_space import Need, check_space, foresee
 
 Usage = namedtuple("Usage", "free")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from panoda.config import AdaptParams, OptimParams
-from panoda.data.transforms import JointTransform
+from panoda.data.loading.transforms import JointTransform
 from panoda.stages.adapt import _warp
 
 WARP = AdaptParams(iterations=1, batch_size=1, optim=OptimParams(lr=1.0), erp_warp=1.0)

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from panoda.config import EvaluateParams
-from panoda.data.dataset import RawItem
-from panoda.data.prepare import prepare
+from panoda.data.formats.dataset import RawItem
+from panoda.data.prepare.prepare import prepare
+from panoda.evaluation import pieces as evaluate_pieces
 from panoda.models import create_model
-from panoda.models.checkpoint import make_card, save_model
-from panoda.stages import evaluate_pieces
+from panoda.models.core.checkpoint import make_card, save_model
 from panoda.stages.evaluate import evaluate
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 
 class Recorder:
@@ -218,7 +218,7 @@ def test_unlabelled_source_is_refused(inputs, tmp_path):
 
 
 def test_sliding_windows_reach_the_model(inputs, tmp_path, monkeypatch):
-    from panoda import inference
+    from panoda.inference import prediction as inference
 
     seen = []
 

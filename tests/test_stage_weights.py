@@ -12,12 +12,12 @@ from small_data import prepared
 
 from panoda.config import ModelParams, OptimParams, PretrainParams
 from panoda.models import CheckpointError, Segmenter, create_model
-from panoda.models.checkpoint import load_model, make_card, read_card, save_model
-from panoda.models.fitting import class_layers
-from panoda.models.pretrained import WeightsCard, read_weights, save_weights
+from panoda.models.core.checkpoint import load_model, make_card, read_card, save_model
+from panoda.models.weights.fitting import class_layers
+from panoda.models.weights.pretrained import WeightsCard, read_weights, save_weights
 from panoda.stages.pretrain import _load_weights, pretrain
 from panoda.stages.weights import build_model, read_stage_weights, weights
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 TINY = "vit:vit_tiny_patch16_224.augreg_in21k"
 

@@ -25,9 +25,9 @@ from panoda.config import (
     TeacherParams,
     WarmupParams,
 )
-from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit, stored_labels
-from panoda.models.checkpoint import load_model
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.pseudo import PseudoLabelSplit, stored_labels
+from panoda.models.core.checkpoint import load_model
 from panoda.stages.adapt import adapt, read_prototypes
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
@@ -36,7 +36,7 @@ from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.report import report
 from panoda.stages.rounds import rounds
 from panoda.stages.warmup import warmup
-from panoda.training.context import NullLogger, RunContext
+from panoda.system.context import NullLogger, RunContext
 
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
 PRETRAIN = PretrainParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10)
@@ -144,7 +144,7 @@ def test_pretrain_writes_what_it_promises_and_keeps_the_best(world):
 
 
 def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
-    from panoda.training.step import Stepper
+    from panoda.engine.step import Stepper
 
     keywords = {
         "source_train": world.source / "train",
@@ -277,7 +277,7 @@ def test_the_control_does_not_see_the_target(world, tmp_path):
 
 
 def test_adapt_is_deterministic_and_resumes(world, tmp_path, monkeypatch):
-    from panoda.training.step import Stepper
+    from panoda.engine.step import Stepper
 
     _adapt(world, tmp_path / "whole", adapt_params())
     original = Stepper.__call__
@@ -315,7 +315,7 @@ def test_rounds_go_on_from_the_last_model(world, tmp_path):
 
 def test_a_checkpoint_of_another_label_space_is_refused(world, tmp_path):
     from panoda.models import create_model
-    from panoda.models.checkpoint import make_card, save_model
+    from panoda.models.core.checkpoint import make_card, save_model
 
     other = create_model("trans4pass_nano", num_classes=19)
     card = make_card(other, label_space="cs19", stage="pretrain", seed=0)

@@ -17,7 +17,6 @@ from standin import GPU, GpuTensor, standin_gpu
 from torch import nn
 from two_processes import pretrain_on_standin
 
-from panoda.adaptation.prototype_sums import _from_level
 from panoda.config import (
     AdaptParams,
     AugmentParams,
@@ -33,20 +32,21 @@ from panoda.config import (
     TeacherParams,
     WarmupParams,
 )
-from panoda.losses import auxiliary_cross_entropy, cross_entropy
+from panoda.deployment.predict import predict_files
+from panoda.engine.launch import launch
+from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy
+from panoda.engine.optim import build_optimizer
+from panoda.engine.step import Stepper
+from panoda.methods.parts.prototype_sums import _from_level
 from panoda.models import create_model
-from panoda.models.checkpoint import load_model
-from panoda.predict import predict_files
+from panoda.models.core.checkpoint import load_model
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext, resolve_device
-from panoda.training.launch import launch
-from panoda.training.optim import build_optimizer
-from panoda.training.step import Stepper
+from panoda.system.context import RunContext, resolve_device
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.prepared import PreparedSplit
-from panoda.data.statistics import Counts, count, row_bands, write_statistics
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.prepare.statistics import Counts, count, row_bands, write_statistics
 from panoda.labels import get_label_space
 
 ROAD, SKY = 0, 10

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from panoda import cli
+from panoda.cli import main as cli
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from panoda.training.teacher import Teacher
+from panoda.engine.teacher import Teacher
 
 
 def test_updates_are_those_of_torchs_averaged_model() -> None:

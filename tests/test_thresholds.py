@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from panoda.adaptation.pseudo_labels import ConfidenceHistogram, quantise
+from panoda.methods.parts.thresholds import ConfidenceHistogram, quantise
 
 
 def test_thresholds_equal_the_quantiles_of_all_pixels_at_once():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from panoda.data.transforms import JointTransform, normalise
+from panoda.data.loading.transforms import JointTransform, normalise
 
 H, W = 32, 64
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panoda.data import extract as extraction
-from panoda.data import unpack as module
-from panoda.data.dataset import DataError
-from panoda.data.unpack import unpack, unpacked_before
+from panoda.data.acquire import extract as extraction
+from panoda.data.acquire import unpack as module
+from panoda.data.acquire.unpack import unpack, unpacked_before
+from panoda.data.formats.dataset import DataError
 
 NOISE = np.random.default_rng(0).bytes(50_000)
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import ExifTags
 from test_gpano import HALF, WHOLE, packet, save
 
-from panoda.view import pixels_per_radian, view_of, width_at
+from panoda.deployment.view import pixels_per_radian, view_of, width_at
 
 LENS = {ExifTags.Base.FocalLengthIn35mmFilm: 18}
 TARGET = {"height": 96, "width": 512, "full_circle": True, "projection": "erp", "fov_x_deg": 360.0}

@@ -39,13 +39,14 @@ from panoda.config import (
     PretrainParams,
     WarmupParams,
 )
-from panoda.data import check, fetch_http
-from panoda.data.prepared import PreparedSplit
+from panoda.data.acquire import fetch_http
+from panoda.data.check import check
+from panoda.data.loading.prepared import PreparedSplit
 from panoda.labels import remap_table
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.warmup import warmup
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
 
 ONE_STEP = PretrainParams(
     iterations=1,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from panoda.config import CityDataset, FolderDataset
-from panoda.data.watch import FOLDER, look, main
+from panoda.pipeline.watch import FOLDER, look, main
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,11 +20,11 @@ from test_models_weights import released
 from torch import Tensor
 
 from panoda.models import Segmenter, create_model
-from panoda.models.catalogue import VITS
-from panoda.models.checkpoint import make_card, save_model
-from panoda.models.encoders import create_encoder
-from panoda.models.importing import import_state
-from panoda.models.pretrained import read_weights
+from panoda.models.core.checkpoint import make_card, save_model
+from panoda.models.encoders.factory import create_encoder
+from panoda.models.weights.catalogue import VITS
+from panoda.models.weights.importing import import_state
+from panoda.models.weights.pretrained import read_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = "vit:vit_tiny_patch16_224.augreg_in21k"
@@ -550,7 +550,7 @@ def test_get_what_is_not_there(name: str, message: str) -> None:
 def test_a_network_of_another_kind_is_refused_before_the_download(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("panoda.models.hub._download", lambda repository: pytest.fail("downloaded"))
+    monkeypatch.setattr("panoda.models.weights.hub._download", lambda repository: pytest.fail("downloaded"))
     assert "'timm:resnet18.a1_in1k' takes networks with a pyramid" in refused("get", "vit:resnet18")
 
 

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from panoda.config import PretrainParams
-from panoda.training.context import RunContext
-from panoda.training.distributed import meet
-from panoda.training.launch import on_devices
-from panoda.training.messages import launchable
+from panoda.engine.distributed import meet
+from panoda.engine.launch import on_devices
+from panoda.engine.messages import launchable
+from panoda.system.context import RunContext
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "nano": {"drop_path": 0.2},
@@ -244,7 +244,7 @@ def hungry(*, folder: Path, params: PretrainParams, least: int, context: RunCont
 def _train(
     task: Endless, steps: int, context: RunContext, accumulate: int = 1, *, checkpoint_every: int = 10**6
 ) -> tuple[Any, Endless]:
-    from panoda.training.loop import run_loop
+    from panoda.engine.loop import run_loop
 
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=0.1)
     state = run_loop(

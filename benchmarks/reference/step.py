@@ -1,6 +1,6 @@
 """One step of mutual prototypical adaptation, the recipe of scenario ``cs2dp``, written plainly.
 
-The same numbers as ``panoda.training.self_training``: a test compares losses and gradients.
+The same numbers as ``panoda.methods.self_training``: a test compares losses and gradients.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ class CityDataset(Section):
 
     kind: Literal["city"]
     """Data set type."""
-    path: str = "panoda/data/city"
+    path: str = "panoda/city"
     """Folder the images are made from: the code that renders them."""
     camera: CameraParams
     """The camera."""
@@ -209,7 +209,7 @@ class DeclaredDataset(Section):
     kind: Literal["declared"]
     """Data set type."""
     declaration: str
-    """Name of a built-in declaration, or path of a YAML file (panoda/data/declaration.py has its fields)."""
+    """Name of a built-in declaration, or path of a YAML file (panoda/data/formats/declaration.py has its fields)."""
     path: str
     """Folder with the data; used in place. The built-in ones are downloaded to data/downloads/NAME."""
     splits: dict[str, str]

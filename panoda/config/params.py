@@ -17,8 +17,8 @@ from panoda.config.problems import problems
 from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
 from panoda.config.section import ConfigError, Count, Name, Section, SourceWeights
 from panoda.config.training import ModelParams, PretrainParams, WarmupParams
-from panoda.files import read_yaml
 from panoda.labels import SPACES, get_label_space, is_space_file
+from panoda.system.files import read_yaml
 
 
 class Params(Section):

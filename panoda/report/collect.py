@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from panoda.files import sha256_file
 from panoda.labels import LabelSpace, stored_space
+from panoda.system.files import sha256_file
 
 _PICTURE = re.compile(r"(?P<set>\w+)-(?P<number>\d+)-(?P<what>\w+)\.png")
 

@@ -12,20 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from panoda.adaptation.adversarial import Adversary
-from panoda.adaptation.mixing import place
-from panoda.adaptation.prototypes import PrototypeBank
 from panoda.config import AdaptParams
-from panoda.data.loader import Batch
-from panoda.data.mixture import Mixture, training_source
-from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PseudoLabelSplit
-from panoda.geometry.pinhole import pinhole_to_erp
-from panoda.models.checkpoint import load_model, make_card
-from panoda.models.discriminator import Discriminator
-from panoda.models.segmenter import Segmenter
-from panoda.shares import rows
-from panoda.stages.common import (
+from panoda.data.loading.loader import Batch
+from panoda.data.loading.mixture import Mixture, training_source
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.pseudo import PseudoLabelSplit
+from panoda.engine.distributed import result_directory
+from panoda.engine.launch import on_devices
+from panoda.engine.loop import LoopState
+from panoda.engine.seeds import stream_seed
+from panoda.engine.sharding import shard, whole
+from panoda.engine.training import (
     batches,
     prepared_size,
     run_training,
@@ -33,13 +30,16 @@ from panoda.stages.common import (
     section_dict,
     source_weights,
 )
-from panoda.training.context import RunContext
-from panoda.training.distributed import result_directory
-from panoda.training.launch import on_devices
-from panoda.training.loop import LoopState
-from panoda.training.seeds import stream_seed
-from panoda.training.self_training import SelfTrainingTask, Warp
-from panoda.training.sharding import shard, whole
+from panoda.geometry.pinhole import pinhole_to_erp
+from panoda.methods.parts.adversarial import Adversary
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.methods.parts.mixing import place
+from panoda.methods.parts.prototypes import PrototypeBank
+from panoda.methods.self_training import SelfTrainingTask, Warp
+from panoda.models.core.checkpoint import load_model, make_card
+from panoda.models.core.segmenter import Segmenter
+from panoda.system.context import RunContext
+from panoda.system.shares import rows
 
 
 @on_devices

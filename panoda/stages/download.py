@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from panoda.config import AnyDataset
-from panoda.data.dataset import DataError, adapter
-from panoda.data.gpano import contradiction, read_facts
-from panoda.data.obtain import provide
-from panoda.files import staged_directory
-from panoda.progress import track
+from panoda.data.acquire.obtain import provide
+from panoda.data.formats.dataset import DataError, adapter
+from panoda.data.formats.gpano import contradiction, read_facts
+from panoda.system.files import staged_directory
+from panoda.system.progress import track
 
 SHOWN = 5
 """Examples in one message."""

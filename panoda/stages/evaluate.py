@@ -15,15 +15,15 @@ import pandas as pd
 from PIL import Image
 
 from panoda.config import EvaluateParams
-from panoda.data.mixture import source_splits
-from panoda.evaluation_counts import Evaluation, Region, weighted_iou
-from panoda.files import staged_directory, write_json
-from panoda.metrics import ConfusionMatrix
-from panoda.pieces import finish, work_folder
+from panoda.data.loading.mixture import source_splits
+from panoda.evaluation.counts import Evaluation, Region, weighted_iou
+from panoda.evaluation.pieces import EvaluateWork, SetPaths, load_models
+from panoda.evaluation.sets import SETS, EvaluationSet, open_sets
+from panoda.inference.metrics import ConfusionMatrix
 from panoda.report.figures import confusion_figure
-from panoda.stages.evaluate_pieces import EvaluateWork, SetPaths, load_models
-from panoda.stages.evaluation_sets import SETS, EvaluationSet, open_sets
-from panoda.training.context import RunContext
+from panoda.system.context import RunContext
+from panoda.system.files import staged_directory, write_json
+from panoda.system.pieces import finish, work_folder
 
 PER_CLASS = ("model", "set", "class", "iou", "label_pixels", "predicted_pixels")
 BY_LATITUDE = ("model", "set", "lat_deg", "lat_bottom_deg", "lat_top_deg", "miou", "pixel_accuracy", "pixels")

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from panoda.config import DomainParams
-from panoda.data.dataset import DataError, list_items, raw_label_space
-from panoda.data.prepare import CONTACT_SHEET, prepare
-from panoda.data.statistics import STATISTICS
-from panoda.training.context import RunContext
+from panoda.data.formats.dataset import DataError, list_items, raw_label_space
+from panoda.data.prepare.prepare import CONTACT_SHEET, prepare
+from panoda.data.prepare.statistics import STATISTICS
+from panoda.system.context import RunContext
 
 log = logging.getLogger("panoda")
 
@@ -34,7 +34,7 @@ def preprocess(
         context: Logger, progress, and the folder where finished shards wait for a killed run to go on.
 
     Returns:
-        The content of statistics.json (see ``panoda.data.statistics.write_statistics``).
+        The content of statistics.json (see ``panoda.data.prepare.statistics.write_statistics``).
 
     Raises:
         DataError: missing, unreadable or wrong raw files; the message names them.

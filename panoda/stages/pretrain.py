@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from panoda.config import ModelParams, PretrainParams
-from panoda.data.dataset import DataError
-from panoda.data.loader import Batch
-from panoda.data.mixture import Mixture, source_splits, training_source
-from panoda.data.prepared import PreparedSplit
-from panoda.data.transforms import normalise
-from panoda.metrics import ConfusionMatrix
-from panoda.models.checkpoint import ModelCard, load_model, make_card, save_model
-from panoda.models.fitting import fit, load_fitted
-from panoda.models.segmenter import Segmenter
-from panoda.stages.common import (
+from panoda.data.formats.dataset import DataError
+from panoda.data.loading.loader import Batch
+from panoda.data.loading.mixture import Mixture, source_splits, training_source
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.transforms import normalise
+from panoda.engine.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
+from panoda.engine.distributed import broadcast, meet, result_directory
+from panoda.engine.launch import on_devices
+from panoda.engine.loop import LoopState
+from panoda.engine.seeds import stream_seed
+from panoda.engine.sharding import shard, whole
+from panoda.engine.training import (
     batches,
     prepared_size,
     run_training,
@@ -29,16 +31,14 @@ from panoda.stages.common import (
     section_dict,
     source_weights,
 )
+from panoda.engine.validation import validate_split
+from panoda.inference.metrics import ConfusionMatrix
+from panoda.methods.supervised import SupervisedTask
+from panoda.models.core.checkpoint import ModelCard, load_model, make_card, save_model
+from panoda.models.core.segmenter import Segmenter
+from panoda.models.weights.fitting import fit, load_fitted
 from panoda.stages.weights import build_model, read_stage_weights
-from panoda.training.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
-from panoda.training.context import RunContext
-from panoda.training.distributed import broadcast, meet, result_directory
-from panoda.training.launch import on_devices
-from panoda.training.loop import LoopState
-from panoda.training.seeds import stream_seed
-from panoda.training.sharding import shard, whole
-from panoda.training.supervised import SupervisedTask
-from panoda.training.validation import validate_split
+from panoda.system.context import RunContext
 
 log = logging.getLogger("panoda")
 

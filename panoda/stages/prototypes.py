@@ -18,18 +18,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from panoda.adaptation.prototypes import DomainPrototypes, mutual
-from panoda.background import read_ahead
 from panoda.config import PrototypeParams
-from panoda.data.mixture import source_splits
-from panoda.data.prepared import PreparedSplit
-from panoda.data.pseudo import PROTOTYPE_SUMS, PseudoLabelSplit
-from panoda.files import sha256_file, staged_directory, write_json
-from panoda.inference import predict_features
-from panoda.models.checkpoint import load_model
-from panoda.models.segmenter import Segmenter
-from panoda.pieces import Work, finish, spans, work_folder
-from panoda.training.context import RunContext
+from panoda.data.loading.mixture import source_splits
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.pseudo import PROTOTYPE_SUMS, PseudoLabelSplit
+from panoda.inference.prediction import predict_features
+from panoda.methods.parts.prototypes import DomainPrototypes, mutual
+from panoda.models.core.checkpoint import load_model
+from panoda.models.core.segmenter import Segmenter
+from panoda.system.background import read_ahead
+from panoda.system.context import RunContext
+from panoda.system.files import sha256_file, staged_directory, write_json
+from panoda.system.pieces import Work, finish, spans, work_folder
 
 SUMS = "sums.safetensors"
 

@@ -21,26 +21,26 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from panoda.adaptation.prototype_sums import PrototypeSums
-from panoda.adaptation.pseudo_labels import ClassThresholds, ConfidenceHistogram, quantise
-from panoda.background import BackgroundWriter, read_ahead
 from panoda.config import PseudoLabelParams
-from panoda.data.prepared import PreparedSplit, Sample
-from panoda.data.pseudo import (
+from panoda.data.loading.prepared import PreparedSplit, Sample
+from panoda.data.loading.pseudo import (
     PROTOTYPE_SUMS,
     PseudoLabelSplit,
     PseudoLabelWriter,
     join_pieces,
     stored_labels,
 )
-from panoda.files import sha256_file, staged_directory, write_json
-from panoda.inference import predict_features, predict_logits
+from panoda.engine.validation import picture_indices
+from panoda.inference.prediction import predict_features, predict_logits
 from panoda.labels import IGNORE_INDEX
-from panoda.models.checkpoint import load_model
-from panoda.models.segmenter import Segmenter
-from panoda.pieces import Work, finish, piece_folder, recipe, spans, work_folder
-from panoda.training.context import RunContext
-from panoda.training.validation import picture_indices
+from panoda.methods.parts.prototype_sums import PrototypeSums
+from panoda.methods.parts.thresholds import ClassThresholds, ConfidenceHistogram, quantise
+from panoda.models.core.checkpoint import load_model
+from panoda.models.core.segmenter import Segmenter
+from panoda.system.background import BackgroundWriter, read_ahead
+from panoda.system.context import RunContext
+from panoda.system.files import sha256_file, staged_directory, write_json
+from panoda.system.pieces import Work, finish, piece_folder, recipe, spans, work_folder
 
 PICTURES = 4
 COUNTS = "counts.safetensors"

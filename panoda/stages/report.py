@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from panoda.files import staged_directory
 from panoda.report.collect import collect
 from panoda.report.html import render
+from panoda.system.files import staged_directory
 
 
 def report(

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from panoda.config import AdaptParams, PrototypeParams, PseudoLabelParams
-from panoda.files import staged_directory, write_json
+from panoda.engine.seeds import stream_seed
 from panoda.stages.adapt import adapt as adapt_stage
 from panoda.stages.prototypes import prototypes as prototypes_stage
 from panoda.stages.pseudo_labels import pseudo_labels as pseudo_labels_stage
-from panoda.training.context import MetricLogger, RunContext
-from panoda.training.seeds import stream_seed
+from panoda.system.context import MetricLogger, RunContext
+from panoda.system.files import staged_directory, write_json
 
 
 def rounds(

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from panoda.adaptation.adversarial import Adversary
 from panoda.config import WarmupParams
-from panoda.data.mixture import Mixture, training_source
-from panoda.data.prepared import PreparedSplit
-from panoda.models.checkpoint import load_model, make_card
-from panoda.models.discriminator import Discriminator
-from panoda.models.segmenter import Segmenter
-from panoda.stages.common import (
+from panoda.data.loading.mixture import Mixture, training_source
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.engine.distributed import result_directory
+from panoda.engine.launch import on_devices
+from panoda.engine.loop import LoopState
+from panoda.engine.seeds import stream_seed
+from panoda.engine.sharding import shard, whole
+from panoda.engine.training import (
     batches,
     prepared_size,
     run_training,
@@ -23,13 +24,12 @@ from panoda.stages.common import (
     section_dict,
     source_weights,
 )
-from panoda.training.alignment import AlignmentTask
-from panoda.training.context import RunContext
-from panoda.training.distributed import result_directory
-from panoda.training.launch import on_devices
-from panoda.training.loop import LoopState
-from panoda.training.seeds import stream_seed
-from panoda.training.sharding import shard, whole
+from panoda.methods.alignment import AlignmentTask
+from panoda.methods.parts.adversarial import Adversary
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.models.core.checkpoint import load_model, make_card
+from panoda.models.core.segmenter import Segmenter
+from panoda.system.context import RunContext
 
 
 @on_devices

@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from panoda.config import ModelParams
-from panoda.files import staged_directory, write_json
 from panoda.models import Segmenter, create_model
-from panoda.models.errors import CheckpointError
-from panoda.models.fitting import fit
-from panoda.models.pretrained import WeightsCard, read_weights, save_weights
-from panoda.training.context import RunContext
+from panoda.models.weights.errors import CheckpointError
+from panoda.models.weights.fitting import fit
+from panoda.models.weights.pretrained import WeightsCard, read_weights, save_weights
+from panoda.system.context import RunContext
+from panoda.system.files import staged_directory, write_json
 
 TIMM = "timm"
 ENCODER, MODEL, REPORT = "encoder.safetensors", "model.safetensors", "report.json"
@@ -93,7 +93,7 @@ def _chosen(name: str, folder: Path, encoder: str) -> tuple[dict[str, Any], Weig
     """Weights by their name below ``folder``, or the published ones of the encoder."""
     if name == TIMM:
         # Imported here: only this may need the network.
-        from panoda.models.hub import fetch, published
+        from panoda.models.weights.hub import fetch, published
 
         path = folder / published(encoder).file_name
         if path.is_file():

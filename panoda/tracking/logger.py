@@ -136,7 +136,7 @@ def _register(client: MlflowClient, run_id: str, name: str) -> str:
     except MlflowException:
         client.create_registered_model(
             name,
-            description="Models adapted to panoramas; panoda.models.checkpoint.load_model reads them.",
+            description="Models adapted to panoramas; panoda.models.core.checkpoint.load_model reads them.",
         )
     source = f"{client.get_run(run_id).info.artifact_uri}/model.safetensors"
     version = client.create_model_version(name, source=source, run_id=run_id)

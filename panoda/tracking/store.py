@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from panoda.locks import file_lock, user_lock_path
+from panoda.system.locks import file_lock, user_lock_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from panoda.models.layers import exporting
+from panoda.models.encoders.layers import exporting
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What the Triton kernels of the deformable convolution share: positions, corners, bilinear surfaces.
 
 Source: Deformable ConvNets v2 (Zhu et al. 2019); the mathematics and its one-sided derivatives are those
-of ``panoda.models.sampling``, position for position. Three kernels each (forward; gradients of input,
+of ``panoda.models.deform.sampling``, position for position. Three kernels each (forward; gradients of input,
 offsets and mask; gradient of the weight) in two layouts:
 
 - ``panoda.models.deform.rows``: many channels share positions. A sample is a row of channels, so x is

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from panoda.models.deform import grid, rows
-from panoda.models.sampling_geometry import Geometry
+from panoda.models.deform.sampling_geometry import Geometry
 
 # From here on a row of channels fills the loads of a warp.
 _ROW_CHANNELS = 16

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from panoda.models import sampling, traced
-from panoda.models.layers import exporting, without_autocast
-from panoda.models.products import linear, matmul
-from panoda.models.sampling_geometry import Geometry
+from panoda.models.core.products import linear, matmul
+from panoda.models.deform import sampling, traced
+from panoda.models.deform.sampling_geometry import Geometry
+from panoda.models.encoders.layers import exporting, without_autocast
 
 # Up to here gathering single values beats reading rows (measured on a CPU with AVX-512).
 _FEW_CHANNELS = 4
@@ -29,7 +29,7 @@ def forward(
     groups: int,
     geometry: Sequence[int],
 ) -> Tensor:
-    """(N, D, Ho, Wo); arguments as in ``panoda.models.ops.deform_conv2d``, checked there."""
+    """(N, D, Ho, Wo); arguments as in ``panoda.models.deform.ops.deform_conv2d``, checked there."""
     few, columns = _columns(x, offset, mask, groups, geometry)
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         columns = columns.to(weight.dtype)

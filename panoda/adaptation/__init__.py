@@ -1,1 +1,0 @@
-"""Domain adaptation: each file is one step or one pass and returns named values."""

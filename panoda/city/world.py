@@ -1,0 +1,99 @@
+"""A whole city world from a seed and a look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panoda.city.looks import DrawnLook, draw_look
+from panoda.city.plots import Site
+from panoda.city.populate import Populator
+from panoda.city.primitives import Frame, Scene
+from panoda.city.shadows import occluder_height
+from panoda.city.sky import Light, make_light
+from panoda.city.streets import Street, StreetField, draw_network, street_field
+from panoda.config import LookParams
+
+SHADOW_EXTENT = 120.0
+SHADOW_CELLS = 640
+CANOPY_CELLS = 320
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything the renderer needs.
+
+    Attributes:
+        seed: The world's seed.
+        look: The numbers drawn from its look.
+        scene: Primitives.
+        field: Streets on the ground.
+        light: Sun, sky and air.
+        shadow: (S, S) height of the sun's occluders per ground cell, see ``occluder_height``.
+        canopy: (C, C) height of whatever stands above each ground cell.
+        streets: The streets themselves; the first is the main street.
+        spots: Free places on the lanes for cameras, nearest to the middle of the world first.
+    """
+
+    seed: int
+    look: DrawnLook
+    scene: Scene
+    field: StreetField
+    light: Light
+    shadow: Tensor
+    canopy: Tensor
+    streets: tuple[Street, ...]
+    spots: tuple[Frame, ...]
+
+
+def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cpu") -> World:
+    """Build the world of a seed.
+
+    Rare things (trams, buses, lorries, motorcycles, ...) are spread over consecutive seeds so that
+    a small split of neighbouring seeds holds every class.
+
+    Args:
+        seed: World seed, >= 0.
+        look: How it looks; see ``panoda.city.looks.get_look``.
+        device: Where its tensors live.
+
+    Returns:
+        The world; equal arguments give equal worlds.
+
+    Raises:
+        ValueError: negative seed.
+    """
+    if seed < 0:
+        raise ValueError(f"world seed {seed} is negative; expected 0 or more")
+    rng = np.random.default_rng(seed)
+    drawn = draw_look(look, rng)
+    streets = draw_network(rng, tram=seed % 3 == 0)
+    drawn = _sun_along(drawn, streets[0], rng)
+    site = Site(streets, drawn, rng)
+    site.fill_plots()
+    populator = Populator(site, seed=seed)
+    populator.fill()
+    scene = site.kit.scene().to(device)
+    light = make_light(drawn, rng, device=device)
+    up = torch.tensor([0.0, 0.0, 1.0], device=device)
+    return World(
+        seed=seed,
+        look=drawn,
+        scene=scene,
+        field=street_field(streets).to(device),
+        light=light,
+        shadow=occluder_height(scene, light.sun_direction, extent=SHADOW_EXTENT, cells=SHADOW_CELLS),
+        canopy=occluder_height(scene, up, extent=SHADOW_EXTENT, cells=CANOPY_CELLS),
+        streets=tuple(streets),
+        spots=tuple(populator.camera_spots()),
+    )
+
+
+def _sun_along(look: DrawnLook, main: Street, rng: np.random.Generator) -> DrawnLook:
+    """Turn the sun so that it usually reaches the main street instead of staying behind its houses."""
+    heading = main.at(main.length / 2, 0.0).yaw
+    aside = float(rng.choice([-1, 1])) * np.radians(float(rng.uniform(12, 65)))
+    return replace(look, sun_azimuth=heading + float(rng.choice([0.0, np.pi])) + aside)

@@ -1,0 +1,333 @@
+"""The command ``panoda``: parameters, scenarios, prediction, promotion, the result table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from panoda.cli.bench import bench_command
+from panoda.cli.data import data
+from panoda.cli.models import export_command, models_command
+from panoda.cli.weights import weights
+from panoda.config import Params, load_params, sections_in
+from panoda.config.scenarios import load_scenario, open_scenario, scenario_files
+from panoda.data.formats.declaration import DOWNLOADS
+from panoda.pipeline.runs import RECORD, clean_state
+from panoda.pipeline.table import STAGES
+from panoda.system.files import expand_user, staged_file
+from panoda.system.machine import loopback_past_proxies
+from panoda.system.reporting import paragraph, report
+
+
+class Projection(StrEnum):
+    """What images are taken for."""
+
+    auto = "auto"
+    erp = "erp"
+    pinhole = "pinhole"
+
+
+PARAMS = Path("params.yaml")
+WRITTEN = Path(".panoda/params.yaml")
+"""What the command scenario wrote last."""
+MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "MPA"}
+SETS = {"source_val": "source val", "target_test": "target test"}
+
+
+class _Commands(TyperGroup):
+    """Commands whose arguments may begin with ``~``, also after ``--option=``, where no shell replaces it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Replace ``~`` by the home folder."""
+        return super().parse_args(ctx, [expand_user(argument) for argument in args])
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="From labelled pinhole images to a model adapted to 360-degree panoramas.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data, name="data")
+app.add_typer(weights, name="weights")
+app.command("export")(export_command)
+app.command("models")(models_command)
+app.command("bench")(bench_command)
+
+
+def main() -> None:
+    """Entry point; errors are one paragraph, not a traceback."""
+    loopback_past_proxies()
+    debug = "--debug" in sys.argv
+    try:
+        app(args=[word for word in sys.argv[1:] if word != "--debug"])
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and not debug:
+            print(f"error: {paragraph(error)}", file=sys.stderr)
+        else:
+            report(error, "panoda", debug=debug)
+        sys.exit(1)
+
+
+# --- parameters --------------------------------------------------------------------------------------
+
+
+@app.command()
+def params(
+    section: Annotated[str, typer.Argument(help="Show only this part, such as adapt.mpa.")] = "",
+) -> None:
+    """Print every parameter with its type, default and meaning."""
+    shown = 0
+    for path, kind, default, text in documentation(Params):
+        if not section or path == section or path.startswith((f"{section}.", f"{section}[")):
+            typer.echo(f"{path}  ({kind}{default})\n    {text}")
+            shown += 1
+    if not shown:
+        raise ValueError(f"no parameter {section!r}; run `panoda params` for the list")
+
+
+def documentation(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Dotted path, type, default and docstring of every field below ``model``."""
+    for name, info in model.model_fields.items():
+        path = f"{prefix}{name}"
+        nested = list(sections_in(info.annotation))
+        default = info.get_default(call_default_factory=True)
+        plain = default is not PydanticUndefined and not isinstance(default, BaseModel)
+        kind = " or ".join(m.__name__ for m in nested) if nested else _type_name(info.annotation)
+        # One paragraph per parameter, however its docstring is wrapped.
+        text = " ".join((info.description or "").split())
+        yield path, kind, f", default {default!r}" if plain else "", text
+        for child in nested:
+            inner = path if len(nested) == 1 else f"{path}[{_kind(child)}]"
+            inner += ".<name>" if get_origin(info.annotation) is dict else ""
+            yield from documentation(child, f"{inner}.")
+
+
+def _kind(model: type[BaseModel]) -> str:
+    return str(get_args(model.model_fields["kind"].annotation)[0])
+
+
+def _type_name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(_type_name(a) for a in get_args(annotation))
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if annotation is type(None):
+        return "null"
+    if origin is not None and not hasattr(annotation, "__name__"):
+        return " | ".join(repr(a) for a in get_args(annotation))
+    if origin is not None and origin.__name__ == "Literal":
+        return " | ".join(str(a) for a in get_args(annotation))
+    return str(annotation.__name__ if origin is None else annotation).replace("typing.", "")
+
+
+@app.command()
+def scenario(
+    name: Annotated[
+        str, typer.Argument(help="Name of a file in scenarios/, or the path of a .yaml file of your own.")
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
+) -> None:
+    """Switch to a scenario: write the whole params.yaml, with what the scenario extends and the defaults."""
+    chosen = open_scenario(name)
+    text = chosen.text()
+    if PARAMS.exists() and not force and _edited():
+        raise ValueError(
+            f"{PARAMS} differs from every scenario, so replacing it would lose your changes; "
+            "save it as scenarios/<name>.yaml first, or use --force"
+        )
+    for path in (PARAMS, WRITTEN):
+        path.parent.mkdir(exist_ok=True)
+        with staged_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+    for folder in _make_download_folders(chosen.params()):
+        typer.echo(f"made {folder}: `dvc repro` fetches the data there or says how to get them")
+    typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
+
+
+def _edited() -> bool:
+    """params.yaml is neither what this command wrote last nor any scenario."""
+    if WRITTEN.is_file() and WRITTEN.read_bytes() == PARAMS.read_bytes():
+        return False
+    try:
+        current = load_params(PARAMS)
+    except ValueError:
+        return True
+    return all(current != load_scenario(name) for name in scenario_files())
+
+
+def _make_download_folders(params: Params) -> list[Path]:
+    """Make the folders below data/downloads: where archives that come by hand belong is seen at once."""
+    paths = [Path(getattr(domain.dataset, "path", "")) for domain in params.data.domains.values()]
+    missing = [path for path in paths if path.is_relative_to(DOWNLOADS) and not path.exists()]
+    for path in missing:
+        path.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+# --- results -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def summary() -> None:
+    """Print the result table, and where the report and the MLflow UI are."""
+    path = Path(STAGES["evaluate"].out) / "metrics.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no results yet; run `dvc repro` first")
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    # Val of further sources after the two that every run has.
+    names = list(dict.fromkeys([*SETS, *(name for sets in metrics.values() for name in sets)]))
+    table = Table("model", *(f"mIoU {SETS.get(name, name.replace('_', ' '))}, %" for name in names))
+    # In training order; rounds after the first are named round2, round3, ...
+    order = [*MODELS, *sorted(set(metrics) - set(MODELS), key=lambda name: (len(name), name))]
+    copies = _copies(path.with_name("models.json"))
+    for model, sets in ((name, metrics[name]) for name in order if name in metrics and name not in copies):
+        table.add_row(_model_title(model), *(_percent(sets.get(name, {}).get("miou")) for name in names))
+    Console().print(table)
+    if copies:
+        passed = ", ".join(_model_title(name) for name in order if name in copies)
+        typer.echo(f"no steps, so no models of their own: {passed}")
+    typer.echo(f"report   {(Path(STAGES['report'].out) / 'index.html').resolve().as_uri()}")
+    typer.echo("MLflow   run `make server`, then open http://127.0.0.1:5000")
+
+
+def _copies(path: Path) -> set[str]:
+    """Models that a stage of 0 steps passed through."""
+    models = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name for name, about in models.items() if about["same_weights_as"]}
+
+
+def _model_title(model: str) -> str:
+    return MODELS.get(model, f"MPA, round {model.removeprefix('round')}")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Panoramas of any size, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for labels/, overlays/ and class_shares.csv.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder whose model to use.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Model file to use.")] = None,
+    height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
+    sliding: Annotated[
+        int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
+    ] = None,
+    projection: Annotated[
+        Projection, typer.Option(help="What the images are; auto: as metadata, model and shape say.")
+    ] = Projection.auto,
+    wrap: Annotated[
+        bool | None,
+        typer.Option("--wrap/--no-wrap", help="Close around the circle; default: full circles."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Segment panoramas: label PNGs, overlays, class shares; says what each image was taken for."""
+    model = _checkpoint(run, checkpoint)
+    # Imported here: the other commands start without torch.
+    from panoda.deployment.predict import predict_files
+    from panoda.system.context import resolve_device, resolve_precision
+    from panoda.system.machine import keep_freed_memory
+
+    keep_freed_memory()
+    place = resolve_device(device)
+    files = list(_expand(images, out))
+    result = predict_files(
+        model,
+        files,
+        out,
+        height=height,
+        projection=projection.value,
+        wrap=wrap,
+        sliding=None if sliding is None else (sliding, 2 * sliding // 3),
+        device=place,
+        dtype=resolve_precision("auto", place),
+        progress=True,
+        say=typer.echo,
+    )
+    for _, reason in result.failures:
+        print(reason, file=sys.stderr)
+    typer.echo(f"{len(result.labels)} images in {out}; class shares in {result.shares}")
+    if result.failures:
+        raise ValueError(f"{len(result.failures)} of {len(files)} images could not be read, see above")
+
+
+def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
+    if run is not None and checkpoint is not None:
+        raise ValueError("give --run or --checkpoint, not both")
+    if checkpoint is not None:
+        return checkpoint
+    if run is not None:
+        path = run / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path}: this run has no model; name a run of pretrain, warmup or adapt")
+        return path
+    later = sorted(Path(STAGES["rounds"].out).glob("round*/adapt/model.safetensors"))
+    path = later[-1] if later else Path(STAGES["adapt"].out) / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path}: no adapted model yet; run `dvc repro`, or give --run or --checkpoint")
+    return path
+
+
+def _expand(paths: list[Path], out: Path) -> Iterator[Path]:
+    """The files, and for folders the images in them, without those that prediction itself wrote there."""
+    from panoda.data.formats.browse import images_below
+    from panoda.data.formats.images import IMAGE_SUFFIXES
+
+    own = [(out / name).resolve() for name in ("labels", "overlays")]
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found, left = images_below(path, lambda name: (path / name).resolve() not in own)  # noqa: B023
+        for line in left.lines():
+            typer.echo(line, err=True)
+        if not found:
+            ends = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"{path}: no images in this folder; expected files that end in {ends}")
+        yield from found
+
+
+# --- runs ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def promote(run: Annotated[Path, typer.Argument(help="Folder of a run below runs/.")]) -> None:
+    """Make a run by hand the pipeline's result of its stage; the stages after it follow at `dvc repro`."""
+    # Imported here: promotion is the only command that needs Prefect, DVC and MLflow.
+    try:
+        from flows.promote import promote as promote_run
+    except ImportError as error:
+        raise ValueError(f"promotion needs the pipeline extras ({error}); run `make setup`") from error
+
+    label = promote_run(run)
+    typer.echo(
+        f"{run} is now the pipeline's {label}; `dvc repro` runs what follows ({RECORD} stays with the run)"
+    )
+
+
+@app.command("clean-state")
+def clean_state_command() -> None:
+    """Remove what killed stages left for resuming; running stages keep theirs."""
+    removed = clean_state()
+    typer.echo("\n".join(removed) if removed else "nothing to remove")
+
+
+if __name__ == "__main__":
+    main()

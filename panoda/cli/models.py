@@ -1,0 +1,139 @@
+"""The commands ``panoda export`` (models for other runtimes) and ``panoda models`` (a table of models)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from panoda.deployment.export import ExportResult
+
+
+class Format(StrEnum):
+    """File formats of ``panoda export``."""
+
+    onnx = "onnx"
+    torch = "torch"
+
+
+def export_command(
+    out: Annotated[Path, typer.Option(help="Folder for model.onnx or model.pt2.")],
+    checkpoint: Annotated[Path | None, typer.Argument(help="A model.safetensors.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder whose model to export.")] = None,
+    format: Annotated[Format, typer.Option(help="onnx, or torch for torch.export.")] = Format.onnx,
+    height: Annotated[int | None, typer.Option(help="Fixed height in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Fixed width in pixels.")] = None,
+    dynamic: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic",
+            help="Insist on open height and width; without sizes they stay open where the network allows it.",
+        ),
+    ] = False,
+    batch: Annotated[str, typer.Option(help="dynamic, or the number of images per call.")] = "dynamic",
+    opset: Annotated[int, typer.Option(help="ONNX opset.")] = 20,
+    uint8: Annotated[bool, typer.Option("--uint8", help="Take RGB bytes; normalise inside.")] = False,
+    labels: Annotated[bool, typer.Option("--labels", help="Give train ids instead of logits.")] = False,
+    tolerance: Annotated[float, typer.Option(help="Largest difference of a logit.")] = 1e-3,
+) -> None:
+    """Export a checkpoint as ONNX or torch.export program, and check it against the model."""
+    if (checkpoint is None) == (run is None):
+        raise ValueError("name a checkpoint or give --run, one of the two")
+    if (height is None) != (width is None):
+        raise ValueError("give both --height and --width, or none of them")
+    if dynamic and height is not None:
+        raise ValueError("--dynamic leaves the size open; leave out --height and --width")
+    if batch != "dynamic" and not batch.isdigit():
+        raise ValueError(f"--batch is {batch!r}; expected `dynamic` or a number of images")
+    # Imported here: the other commands start without torch.
+    from panoda.deployment.export import export_model
+    from panoda.models.core.checkpoint import load_model
+
+    model, card = load_model(checkpoint or (run or Path()) / "model.safetensors")
+    result = export_model(
+        model,
+        card,
+        out,
+        format=format.value,  # type: ignore[arg-type]
+        size=None if height is None or width is None else (height, width),
+        dynamic=True if dynamic else None,
+        batch=None if batch == "dynamic" else int(batch),
+        opset=opset,
+        uint8=uint8,
+        labels=labels,
+        tolerance=tolerance,
+    )
+    typer.echo(explain(result))
+
+
+def explain(result: ExportResult) -> str:
+    """What was exported, how well it agrees, how large and how fast it is."""
+    card = result.card
+    sides = f"height and width {card.smallest} to {card.largest}"
+    fixed = f"{card.height}x{card.width}"
+    images = "images" if card.batch is None else f"{card.batch} images"
+    kind = {"float": "normalised RGB", "uint8": "RGB bytes"}[card.input]
+    lines = [f"{result.path}: {images} of {kind}, {sides if card.height is None else fixed} -> {card.output}"]
+    if result.fixed:
+        lines.append(f"height and width are fixed: {result.fixed}; other sizes take an export of their own")
+    for check in result.checks:
+        apart = "" if check.difference is None else f", logits differ by at most {check.difference:.1e}"
+        count, height, width = check.shape
+        lines.append(
+            f"checked with {count} x {height}x{width}: {100 * check.agreement:.3f} % labels equal{apart}"
+        )
+    height, width = result.size
+    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    lines.append(
+        f"{result.megabytes:.1f} MB; {1e3 * result.exported:.0f} ms per image of {height}x{width} on "
+        f"{threads} (PyTorch: {1e3 * result.eager:.0f} ms, median of 5)"
+    )
+    return "\n".join(lines)
+
+
+def models_command(
+    size: Annotated[
+        list[str] | None, typer.Option(help="HEIGHTxWIDTH, repeatable; default 512x1024 and 400x2048.")
+    ] = None,
+    encoder: Annotated[list[str] | None, typer.Option(help="Encoder, repeatable.")] = None,
+    decoder: Annotated[list[str] | None, typer.Option(help="Decoder, repeatable.")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 19,
+    fast: Annotated[bool, typer.Option("--fast", help="Count parameters and operations only.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default PyTorch's.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON, too.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
+) -> None:
+    """Table of models: parameters, operations, latency and memory at given image sizes."""
+    # Imported here: the other commands start without torch.
+    from rich.console import Console
+
+    from panoda.deployment import model_table as table
+    from panoda.system.context import resolve_device
+    from panoda.system.files import staged_file, write_json
+
+    device = str(resolve_device(device))
+    sizes = [table.parse_size(text) for text in size or ("512x1024", "400x2048")]
+    pairs = table.pairs(encoder or [], decoder or [])
+    machine = table.machine(device, threads)
+    rows: list[table.Row] = []
+
+    def write() -> None:
+        """What is measured so far: an interrupted table keeps its rows."""
+        if json_file is not None:
+            write_json(json_file, {"machine": machine, "rows": [row.model_dump(mode="json") for row in rows]})
+        if markdown is not None:
+            with staged_file(markdown) as aside:
+                text = f"{table.as_markdown(rows, sizes, fast=fast)}\n{table.footnote(machine, fast=fast)}\n"
+                aside.write_text(text, encoding="utf-8")
+
+    for row in table.measure(
+        pairs, sizes, num_classes=classes, fast=fast, device=device, threads=threads, progress=True
+    ):
+        rows.append(row)
+        write()
+    Console().print(table.as_rich(rows, sizes, fast=fast))
+    typer.echo(table.footnote(machine, fast=fast))

@@ -1,0 +1,1 @@
+"""Raw files from hosts and archives."""

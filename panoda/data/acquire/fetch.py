@@ -1,0 +1,253 @@
+"""Fetching the files of a data set: verified, resumable, several at once, never twice.
+
+A complete file lies under its own name in the download folder; what is on its way has a longer name
+(``.part``, ``.gdrive``, ``.cityscapes``) and is kept between attempts; what proved wrong is renamed to
+``.bad``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from panoda.data.acquire.fetch_hosts import Cityscapes, download_google_drive
+from panoda.data.acquire.fetch_http import FetchError, Patience, Watch, download_http
+from panoda.data.formats.declaration import RemoteFile
+from panoda.system.locks import file_lock
+
+__all__ = ["FetchError", "Patience", "fetch_files", "is_remote", "require_space", "verify"]
+
+SPARE_BYTES = 64 << 20
+"""Left free on the disk, for everything else."""
+
+
+def is_remote(file: RemoteFile) -> bool:
+    """Whether a file has an address at all; the others are fetched by hand."""
+    return bool(file.url or file.google_drive or file.cityscapes)
+
+
+def fetch_files(
+    files: Sequence[RemoteFile],
+    folder: Path,
+    *,
+    progress: bool,
+    parallel: int = 4,
+    patience: Patience | None = None,
+) -> list[Path]:
+    """Fetch what is missing into the download folder.
+
+    Files over http(s) come in parallel threads; Google Drive and Cityscapes one after another. A file that is
+    here and has the right size and checksum is not fetched again; a wrong one is renamed to ``NAME.bad``.
+
+    Args:
+        files: What to fetch; each needs an address.
+        folder: Download folder; created.
+        progress: Show progress on a terminal.
+        parallel: Most files at once over http(s).
+        patience: Retries and pauses.
+
+    Returns:
+        The files (or folders) in the order of ``files``.
+
+    Raises:
+        FetchError: one or more files could not be fetched, with the reason of each; the others are there.
+    """
+    patience = patience or Patience()
+    for file in files:
+        _check_name(file, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with file_lock(folder / ".fetch.lock", what=f"the download folder {folder}"):
+        missing = [file for file in files if not _present(file, folder)]
+        require_space(
+            folder,
+            sum(max((file.bytes or 0) - _arrived(folder / file.name), 0) for file in missing),
+            what=f"{len(missing)} files still to fetch",
+        )
+        problems = _fetch_missing(missing, folder, progress=progress, parallel=parallel, patience=patience)
+    if problems:
+        listed = "\n".join(problems)
+        raise FetchError(listed if len(problems) == 1 else f"{len(problems)} files are missing:\n{listed}")
+    return [folder / file.name for file in files]
+
+
+def verify(path: Path, file: RemoteFile) -> str | None:
+    """What is wrong with a complete file (size first, then checksums); None when nothing is.
+
+    Returns:
+        "wrong size: ..." or "wrong sha256: ..." with what was found and expected.
+    """
+    if file.folder:
+        return None if path.is_dir() else "not a folder"
+    if not path.is_file():
+        return "not a file"
+    size = path.stat().st_size
+    if file.bytes is not None and size != file.bytes:
+        return f"wrong size: {size} bytes, expected {file.bytes}"
+    if size == 0:
+        return "wrong size: empty"
+    for kind, expected in (("sha256", file.sha256), ("md5", file.md5)):
+        if expected is None:
+            continue
+        from pooch import file_hash
+
+        found = file_hash(str(path), alg=kind)
+        if found != expected.lower():
+            return f"wrong {kind}: {found}, expected {expected.lower()}"
+    return None
+
+
+def require_space(folder: Path, needed: int, *, what: str) -> None:
+    """Raise FetchError when the disk of ``folder`` has fewer than ``needed`` bytes free.
+
+    Args:
+        folder: Where the bytes go; its nearest existing parent is asked.
+        needed: Bytes.
+        what: What needs them, for the message.
+    """
+    place = folder.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed and needed + SPARE_BYTES > free:
+        raise FetchError(
+            f"{folder}: {what} need {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there; "
+            "make room, or choose a folder on another disk (--path, or dataset.path in params.yaml)"
+        )
+
+
+# --- one file ------------------------------------------------------------------------------------------
+
+
+def _check_name(file: RemoteFile, folder: Path) -> None:
+    plain = file.name not in ("", ".", "..") and not set(file.name) & set("/\\\0")
+    if not plain:
+        raise FetchError(
+            f"{file.name!r} is not a file name; a file of a declaration lies directly in {folder}"
+        )
+    if not is_remote(file):
+        raise FetchError(f"{file.name} has no address; fetch it by hand and put it at {folder / file.name}")
+
+
+def _present(file: RemoteFile, folder: Path) -> bool:
+    """Whether the file is here and right; a wrong one is moved aside."""
+    path = folder / file.name
+    if not path.exists():
+        return False
+    if verify(path, file) is None:
+        return True
+    set_aside(path)
+    return False
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a wrong file or folder to ``NAME.bad``, replacing an older one; returns the new path."""
+    bad = path.with_name(f"{path.name}.bad")
+    if bad.is_dir():
+        shutil.rmtree(bad)
+    os.replace(path, bad)
+    return bad
+
+
+def _arrived(target: Path) -> int:
+    part = _part(target)
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _settle(fetched: Path, file: RemoteFile, target: Path) -> None:
+    """Verify what arrived and give it its name; what is wrong is removed: the next run starts over."""
+    wrong = verify(fetched, file)
+    if wrong is not None:
+        if fetched.is_dir():
+            shutil.rmtree(fetched)
+        else:
+            fetched.unlink(missing_ok=True)
+        raise FetchError(
+            f"{target.name}: {wrong}; what arrived was removed. Run the command again; when it "
+            "happens again, the published file changed or the declaration is wrong"
+        )
+    os.replace(fetched, target)
+
+
+def _fetch_missing(
+    files: Sequence[RemoteFile], folder: Path, *, progress: bool, parallel: int, patience: Patience
+) -> list[str]:
+    """Fetch each; returns the problems, one text per file."""
+    plain = [file for file in files if file.url and not file.google_drive and not file.cityscapes]
+    special = [file for file in files if file not in plain]
+    problems = [_special(special, folder, progress=progress, patience=patience)] if special else []
+    stop = threading.Event()
+    with _bars(enabled=progress) as bars, ThreadPoolExecutor(max_workers=max(parallel, 1)) as pool:
+
+        def one(file: RemoteFile) -> str | None:
+            task = bars.add_task(file.name, total=file.bytes)
+            watch = Watch(
+                advance=lambda done, total: bars.update(task, completed=done, total=total),
+                need=lambda count: require_space(folder, count, what=file.name),
+                stop=stop,
+            )
+            return _problem(lambda: _fetch_http(file, folder, patience=patience, watch=watch))
+
+        try:
+            problems.append([text for text in pool.map(one, plain) if text])
+        finally:
+            # After ctrl-C the pool would wait for the last byte of every file.
+            stop.set()
+    return [text for group in problems for text in group]
+
+
+def _special(files: Sequence[RemoteFile], folder: Path, *, progress: bool, patience: Patience) -> list[str]:
+    cityscapes = Cityscapes()
+    shown = progress and Progress().console.is_terminal
+
+    def one(file: RemoteFile) -> None:
+        target = folder / file.name
+        if file.cityscapes:
+            fetched = cityscapes.download(file, target, patience=patience, progress=shown)
+            _settle(fetched, file, target)
+            shutil.rmtree(target.with_name(f"{target.name}.cityscapes"), ignore_errors=True)
+        else:
+            _settle(download_google_drive(file, target, patience=patience, progress=shown), file, target)
+
+    return [text for file in files if (text := _problem(lambda file=file: one(file)))]  # type: ignore[misc]
+
+
+def _problem(job: Callable[[], None]) -> str | None:
+    """The message of a failed job: one bad file does not stop the others."""
+    try:
+        job()
+    except FetchError as error:
+        return str(error)
+    return None
+
+
+def _fetch_http(file: RemoteFile, folder: Path, *, patience: Patience, watch: Watch) -> None:
+    assert file.url is not None
+    target = folder / file.name
+    part = _part(target)
+    download_http(file.url, part, expected=file.bytes, patience=patience, watch=watch)
+    part.with_name(f"{part.name}.mark").unlink(missing_ok=True)
+    _settle(part, file, target)
+
+
+def _bars(*, enabled: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    bars = Progress(*columns, TimeRemainingColumn(), transient=True)
+    bars.disable = not (enabled and bars.console.is_terminal)
+    return bars

@@ -1,0 +1,1 @@
+"""Kinds of raw data sets, one file each, and reading their files."""

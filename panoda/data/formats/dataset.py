@@ -1,0 +1,162 @@
+"""What every data set looks like to the rest of the project: raw items, and how they are found.
+
+A data set is one file of this package with two functions, ``download(dataset, out, *, progress)`` and
+``list_items(dataset, raw)``, one section of parameters in ``panoda/config/datasets.py`` and one line in
+``ADAPTERS``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+from panoda.labels import IGNORE_INDEX
+
+Projection = Literal["pinhole", "erp"]
+Orientation = Literal["auto", "exif", "stored"]
+FULL_CIRCLE_DEG = 359.5
+"""Panoramas at least this wide close around the circle; the gap is that of a few pixels cut off."""
+
+ADAPTERS = {
+    "city": "panoda.data.formats.city",
+    "camvid": "panoda.data.formats.camvid",
+    "folder": "panoda.data.formats.folder",
+    "declared": "panoda.data.formats.declared",
+    "stanford2d3d": "panoda.data.formats.stanford2d3d",
+    "structured3d": "panoda.data.formats.structured3d",
+}
+"""Data set kind in params.yaml -> module that knows its layout."""
+
+
+class DataError(ValueError):
+    """A raw or prepared file is not what it should be; the message names it and says what to do."""
+
+
+def is_full_circle(projection: str, fov_x_deg: float) -> bool:
+    """Whether an image's columns wrap around.
+
+    Example:
+        >>> is_full_circle("erp", 359.9), is_full_circle("erp", 180.0), is_full_circle("pinhole", 90.0)
+        (True, False, False)
+    """
+    return projection == "erp" and fov_x_deg >= FULL_CIRCLE_DEG
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What the values of a label file mean; ``panoda.data.formats.decode`` reads by it.
+
+    Attributes:
+        kind: ids = single-channel values; palette = colours.
+        table: (raw value, id of the raw label space or 255) pairs; a colour is R * 65536 + G * 256 + B. A
+            negative id stands for its two's complement in 8-bit and 16-bit unsigned files, too.
+        others: What a value outside the table is: ignored, or an error.
+        black_is_void: Where the image is black (0, 0, 0), the label is ignored.
+        red_is_void: palette only: a colour with R != 0 that is not in the table is ignored.
+    """
+
+    kind: Literal["ids", "palette"]
+    table: tuple[tuple[int, int], ...]
+    others: Literal["ignore", "error"] = "error"
+    black_is_void: bool = False
+    red_is_void: bool = False
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One raw image with or without its label.
+
+    Attributes:
+        id: Name that is unique within the split.
+        split: Split name.
+        group: What the image has in common with others (city, look, sequence); for reports.
+        image: Image file.
+        label: Label file, or None.
+        projection: Camera model of the uncropped image.
+        fov_x_deg: Horizontal field of view in degrees; 360 for a full circle.
+        lat_top_deg: Latitude of the uncropped upper edge in degrees; nan for pinhole.
+        lat_bottom_deg: Latitude of the uncropped lower edge in degrees; nan for pinhole.
+        crop_top: Share of the height cut off at the top.
+        crop_bottom: Share of the height cut off at the bottom.
+        ignore_bottom: Share of the cropped height, at the bottom, where nothing is learned.
+        void_ids: Label ids that mean "unlabelled" in this data set; without ``encoding`` only.
+        encoding: Meaning of the label's values; None = single-channel ids of the raw label space.
+        orientation: Which pixels the label was drawn on (``panoda.data.formats.orientation``).
+    """
+
+    id: str
+    split: str
+    group: str
+    image: Path
+    label: Path | None
+    projection: Projection
+    fov_x_deg: float
+    lat_top_deg: float = float("nan")
+    lat_bottom_deg: float = float("nan")
+    crop_top: float = 0.0
+    crop_bottom: float = 0.0
+    ignore_bottom: float = 0.0
+    void_ids: tuple[int, ...] = (IGNORE_INDEX,)
+    encoding: Encoding | None = None
+    orientation: Orientation = "auto"
+
+
+class Adapter(Protocol):
+    """What the module of a data set provides."""
+
+    def download(self, dataset: Any, out: Path, *, progress: bool) -> None:
+        """Bring the raw files, or a pointer to them, into the existing empty folder ``out``."""
+        ...
+
+    def list_items(self, dataset: Any, raw: Path) -> Iterator[RawItem]:
+        """The items of what ``download`` left in ``raw``, one by one in stable order."""
+        ...
+
+
+def adapter(kind: str) -> Adapter:
+    """The module of a data set kind; ValueError lists the known ones."""
+    if kind not in ADAPTERS:
+        raise ValueError(f"unknown data set kind {kind!r}; known: {', '.join(ADAPTERS)}")
+    return cast(Adapter, importlib.import_module(ADAPTERS[kind]))
+
+
+def list_items(dataset: Any, raw: Path) -> Iterator[RawItem]:
+    """All raw items of a data set, one by one in stable order.
+
+    Args:
+        dataset: A data set section of params.yaml (``kind`` and ``splits`` are read here).
+        raw: Folder written by stage download.
+
+    Raises:
+        DataError: no such folder, or, after the last item, a split without images.
+    """
+    if not raw.is_dir():
+        raise DataError(f"{raw}: no such folder; run stage download first")
+    found = Counter[str]()
+    for item in adapter(dataset.kind).list_items(dataset, raw):
+        found[item.split] += 1
+        yield item
+    empty = [split for split in dataset.splits if not found[split]]
+    if empty:
+        raise DataError(
+            f"{raw}: split {', '.join(empty)} of data set {dataset.kind} has no images; "
+            "check its path and splits in params.yaml and run stage download again"
+        )
+
+
+def raw_label_space(dataset: Any, raw: Path) -> str | None:
+    """Label space of a data set's raw labels; None when it has none.
+
+    Most kinds have one for good; the module of a kind whose data sets differ has a function
+    ``label_space(dataset, raw)``.
+
+    Raises:
+        DataError: ``raw`` cannot be read.
+    """
+    own = getattr(adapter(dataset.kind), "label_space", None)
+    space = own(dataset, raw) if own is not None else dataset.label_space
+    return None if space is None else str(space)

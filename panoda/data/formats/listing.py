@@ -1,0 +1,137 @@
+"""What stage download writes for a folder used in place: the pointer, and the items found in the folder.
+
+``source.json`` and ``files.csv`` are the pointer (``panoda.data.formats.pointer``); ``items.csv`` keeps every item
+and ``facts.json`` what the data set's adapter wants to remember, so that stage preprocess depends on the
+folder ``data/raw/<role>`` alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.pointer import read_pointer, write_pointer
+from panoda.system.files import write_json
+
+ITEMS = "items.csv"
+FACTS = "facts.json"
+
+
+@dataclass(frozen=True)
+class ListedItem:
+    """An image as it was found.
+
+    Attributes:
+        split: Our split name.
+        id: Name that is unique within the split.
+        group: What it has in common with others.
+        image: Image path relative to the folder.
+        label: Label path relative to the folder, or None.
+        fov_x_deg: Horizontal field of view in degrees, where it is known of this image.
+    """
+
+    split: str
+    id: str
+    group: str
+    image: str
+    label: str | None
+    fov_x_deg: float | None = None
+
+    def raw_item(self, folder: Path, **camera: Any) -> RawItem:
+        """The item below ``folder``, with the fields of ``RawItem`` on its camera and its label encoding."""
+        label = None if self.label is None else folder / self.label
+        return RawItem(self.id, self.split, self.group, folder / self.image, label, **camera)
+
+
+_FIELDS = [field.name for field in fields(ListedItem)]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What ``write_listing`` wrote, or the like.
+
+    Attributes:
+        folder: The folder used in place.
+        items: Every item, in the order in which they were written; read from disk one by one.
+        facts: What the adapter remembered.
+    """
+
+    folder: Path
+    items: Iterable[ListedItem]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The items in a file, read one by one."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[ListedItem]:
+        try:
+            with self.path.open(encoding="utf-8", newline="") as stream:
+                for row in csv.DictReader(stream):
+                    fov = row.pop("fov_x_deg")
+                    label = row.pop("label") or None
+                    yield ListedItem(**row, label=label, fov_x_deg=float(fov) if fov else None)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path}: cannot be read ({error}); run stage download again") from error
+
+
+def write_listing(
+    out: Path,
+    path: str,
+    items: Sequence[ListedItem],
+    *,
+    facts: dict[str, Any] | None = None,
+    more_files: Sequence[str] = (),
+    progress: bool,
+) -> None:
+    """Hash the files of the items and write pointer and listing.
+
+    Args:
+        out: Existing folder.
+        path: The user's folder as given in params.yaml.
+        items: What was found.
+        facts: JSON values that the adapter needs again.
+        more_files: Paths relative to the folder of other files that the result depends on.
+        progress: Show a progress bar.
+    """
+    files = {*more_files, *(name for item in items for name in (item.image, item.label) if name)}
+    write_pointer(out, path, sorted(files), progress=progress)
+    with (out / ITEMS).open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, _FIELDS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(vars(item) for item in items)
+    write_json(out / FACTS, facts or {})
+
+
+def read_listing(raw: Path) -> Listing:
+    """Read pointer and listing.
+
+    Raises:
+        DataError: unreadable, or the folder changed since stage download.
+    """
+    folder, path = read_pointer(raw), raw / FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run stage download again") from error
+    return Listing(folder=folder, items=_Stored(raw / ITEMS), facts=facts)
+
+
+def check_ids(items: Sequence[ListedItem]) -> None:
+    """DataError when two images of a split have one id."""
+    first: dict[tuple[str, str], str] = {}
+    for item in items:
+        other = first.setdefault((item.split, item.id), item.image)
+        if other != item.image:
+            raise DataError(
+                f"{item.image}: split {item.split} already has id {item.id!r} ({other}); remove one of "
+                "them, or tell them apart in the pattern with {group} or {id:path}"
+            )

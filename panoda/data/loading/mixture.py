@@ -1,0 +1,109 @@
+"""Several labelled splits that train together, each with a share of the samples."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from panoda.data.formats.dataset import DataError
+from panoda.data.loading.prepared import PreparedSplit, Sample, check_same_space, labelled_split
+
+
+class Mixture:
+    """Labelled splits of one label space as one; item i of part p has index offsets[p] + i.
+
+    Args:
+        parts: Role -> split, the first source first.
+        weights: Role -> share of the training samples, relative to the others'.
+
+    Attributes:
+        parts: The splits by role.
+        offsets: Index of the first sample of each part.
+        label_space: Name of the label space.
+        space: The label space.
+        num_classes: K.
+        full_circle: Some part covers 360 degrees.
+        class_pixels: (K,) int64 labelled pixels per class as training meets them: every part counted with its
+            weight instead of its size.
+
+    Raises:
+        DataError: parts of different label spaces.
+    """
+
+    def __init__(self, parts: Mapping[str, PreparedSplit], weights: Mapping[str, float]) -> None:
+        """Join ``parts``."""
+        self.parts = dict(parts)
+        first, *others = self.parts.values()
+        for other in others:
+            check_same_space(other, first)
+        self.label_space, self.space = first.label_space, first.space
+        self.num_classes = first.num_classes
+        self.full_circle = any(part.full_circle for part in self.parts.values())
+        self._splits = tuple(self.parts.values())
+        self._weights = tuple(float(weights[role]) for role in self.parts)
+        self.offsets = (0, *accumulate(len(part) for part in self._splits[:-1]))
+        counts = np.stack([part.class_pixels for part in self._splits]).astype(float)
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        mixed = np.asarray(self._weights) @ shares / sum(self._weights)
+        self.class_pixels = np.round(mixed * counts.sum()).astype(np.int64)
+
+    @property
+    def sampling(self) -> tuple[tuple[int, float], ...]:
+        """(length, weight) of every part, for the loader."""
+        return tuple((len(part), w) for part, w in zip(self._splits, self._weights, strict=True))
+
+    def part_of(self, index: int) -> PreparedSplit:
+        """The split that sample ``index`` belongs to."""
+        return self._splits[bisect_right(self.offsets, index) - 1]
+
+    def wraps(self, index: int) -> bool:
+        """Columns of sample ``index`` wrap around."""
+        return self.part_of(index).full_circle
+
+    def __len__(self) -> int:
+        """Number of images of all parts."""
+        return sum(len(part) for part in self._splits)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample ``index``; its id is ROLE/ID."""
+        place = bisect_right(self.offsets, index) - 1
+        role = tuple(self.parts)[place]
+        sample = self._splits[place][index - self.offsets[place]]
+        return Sample(**{**sample, "id": f"{role}/{sample['id']}", "index": index})
+
+
+def source_splits(
+    first: Path, more_sources: Path | None, sources: Mapping[str, float] | None
+) -> dict[str, PreparedSplit]:
+    """Open one split of every labelled source.
+
+    Args:
+        first: ``data/prepared/source/<split>``.
+        more_sources: ``data/prepared/more_sources``; read only when ``sources`` names more than ``source``.
+        sources: Section sources; None = the first source alone.
+
+    Returns:
+        Role -> split; ``source`` first.
+
+    Raises:
+        DataError: a missing split, or one without labels.
+    """
+    folders = {"source": first}
+    for role in sources or {}:
+        if role != "source":
+            if more_sources is None:
+                raise DataError(f"source {role}: no folder of further sources was given")
+            folders[role] = more_sources / role / first.name
+    return {role: labelled_split(folder) for role, folder in folders.items()}
+
+
+def training_source(
+    first: Path, more_sources: Path | None, sources: Mapping[str, float] | None
+) -> PreparedSplit | Mixture:
+    """What training samples from: the one labelled source, or a mixture of several."""
+    splits = source_splits(first, more_sources, sources)
+    return Mixture(splits, sources or {}) if len(splits) > 1 else splits["source"]

@@ -1,0 +1,251 @@
+"""Pseudo-labels of a prepared split: label and confidence in shards beside the images, never with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from panoda.data.formats.dataset import DataError
+from panoda.data.loading.index import FORMAT, INDEX, IndexWriter, read_index, read_metadata
+from panoda.data.loading.prepared import PreparedSplit, Sample
+from panoda.data.loading.shards import ShardInfo, ShardReader, ShardWriter
+from panoda.system.files import explain_disk_full, sha256_file, take_over
+
+PROTOTYPE_SUMS = "prototype_sums.safetensors"
+"""File beside pseudo-labels, on demand: total (K, D) float64 and images (K,) int64 of the target for stage
+prototypes, and in its metadata (JSON under ``about``) the SHA-256 of the model and the scales."""
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("crc32", pa.int64()),
+        ("kept_pixels", pa.int64()),
+        ("class_pixels", pa.list_(pa.int64())),
+    ]
+)
+
+
+class PseudoLabelWriter:
+    """Write label and confidence of each image of a split, in any order.
+
+    Use it as a context manager; the index is written on a clean exit only, so a folder left behind by an
+    error is never taken for a result.
+
+    Args:
+        folder: Existing folder; the caller stages it.
+        prepared: The split that is labelled.
+        shard_images: Images per shard.
+        images: Positions of the images to come, when they are a piece of the split; None = all.
+        first: Number of the first shard.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prepared: PreparedSplit,
+        *,
+        shard_images: int = 256,
+        images: range | None = None,
+        first: int = 0,
+    ) -> None:
+        """Remember the split; nothing is written before the first image."""
+        self.folder = folder
+        self._prepared = prepared
+        self._wanted = set(prepared.ids_of(images or range(len(prepared))))
+        self._rows: list[dict[str, Any]] = []
+        self._writer = ShardWriter(
+            folder, columns=_columns(prepared), rows_per_shard=shard_images, first=first
+        )
+
+    def __enter__(self) -> PseudoLabelWriter:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the shards, and write the index unless there was an error."""
+        with explain_disk_full(self.folder):
+            self._writer.close()
+            if kind is None:
+                self._write_index()
+
+    def add(self, name: str, label: Tensor | np.ndarray, confidence: Tensor | np.ndarray) -> None:
+        """Store one image.
+
+        Args:
+            name: Item id.
+            label: (H, W) uint8 train ids or 255.
+            confidence: (H, W) uint8, confidence * 255.
+
+        Raises:
+            ValueError: unknown or repeated id, wrong shape or dtype, or a label outside the label space.
+        """
+        if name not in self._wanted:
+            raise ValueError(f"{self._prepared.folder} has no image {name!r}, or it was added before")
+        row = {"label": _array(label), "confidence": _array(confidence)}
+        counts = np.bincount(row["label"].ravel(), minlength=256)
+        k = self._prepared.num_classes
+        if row["label"].dtype == np.uint8 and counts[k:255].any():
+            raise ValueError(f"{name}: labels above {k - 1} that are not 255")
+        with explain_disk_full(self.folder):
+            shard, place, crc = self._writer.append(row)
+        self._wanted.remove(name)
+        self._rows.append(
+            {
+                "id": name,
+                "shard": shard,
+                "row": place,
+                "crc32": crc,
+                "kept_pixels": int(counts[:k].sum()),
+                "class_pixels": counts[:k].tolist(),
+            }
+        )
+
+    def _write_index(self) -> None:
+        if self._wanted:
+            example = min(self._wanted)
+            raise ValueError(
+                f"{self.folder}: {len(self._wanted)} images have no pseudo-label, such as {example!r}"
+            )
+        with IndexWriter(self.folder / INDEX, _INDEX_SCHEMA) as index:
+            index.add(self._rows)
+            index.finish(_metadata(self._prepared, self._writer.shards))
+
+
+def stored_labels(
+    folder: Path, prepared: PreparedSplit, rows: range
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Id, label and confidence of ``rows`` of a folder, which may hold a piece of the split, in its order.
+
+    Raises:
+        DataError: missing or corrupt files.
+    """
+    table, metadata = read_index(folder)
+    shards: list[ShardInfo] = metadata["shards"]
+    reader = ShardReader(folder, columns=_columns(prepared), shards=shards)
+    first = table["shard"][0].as_py()
+    places = table.select(["id", "shard", "row", "crc32"]).slice(rows.start, len(rows))
+    for row in places.to_pylist():
+        arrays = reader.read(row["shard"] - first, row["row"], row["crc32"])
+        yield row["id"], arrays["label"], arrays["confidence"]
+
+
+def join_pieces(pieces: Sequence[Path], out: Path, prepared: PreparedSplit) -> None:
+    """Make one result of pieces, each written with ``images`` and the next ``first``, in their order.
+
+    Shards are taken over as they are. The index is joined shard by shard, in constant memory: how many of
+    them a piece holds decides no byte.
+    """
+    shards: list[ShardInfo] = []
+    with IndexWriter(out / INDEX, _INDEX_SCHEMA) as index:
+        for piece in pieces:
+            table, metadata = read_index(piece)
+            start = 0
+            for shard in metadata["shards"]:
+                index.add(table.slice(start, shard["rows"]).to_pylist())
+                start += shard["rows"]
+            shards += metadata["shards"]
+        index.finish(_metadata(prepared, shards))
+    for piece in pieces:
+        for shard in read_metadata(piece)["shards"]:
+            take_over(piece / shard["file"], out)
+
+
+def _columns(prepared: PreparedSplit) -> dict[str, tuple[int, ...]]:
+    shape = (prepared.height, prepared.width)
+    return {"label": shape, "confidence": shape}
+
+
+def _metadata(prepared: PreparedSplit, shards: list[ShardInfo]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "label_space": prepared.label_space,
+        "height": prepared.height,
+        "width": prepared.width,
+        "prepared_digest": prepared.digest,
+        "shards": shards,
+    }
+
+
+class PseudoLabelSplit:
+    """The images of a prepared split with pseudo-labels instead of labels.
+
+    Has the attributes of ``PreparedSplit``; ``class_pixels`` and ``digest`` are those of the pseudo-labels.
+
+    Args:
+        prepared: The images.
+        folder: Folder written by ``PseudoLabelWriter``.
+
+    Raises:
+        DataError: missing, truncated or corrupt files, or pseudo-labels of another preparation.
+    """
+
+    def __init__(self, prepared: PreparedSplit, folder: Path) -> None:
+        """Read the index; shards are opened on first use."""
+        self.prepared = prepared
+        self.folder = folder
+        table, metadata = read_index(folder)
+        if metadata.get("prepared_digest") != prepared.digest:
+            raise DataError(
+                f"{folder}: made for other images than {prepared.folder} holds now; "
+                "run stage pseudo_labels again"
+            )
+        self.label_space, self.space = prepared.label_space, prepared.space
+        self.num_classes = prepared.num_classes
+        self.height, self.width = prepared.height, prepared.width
+        self.projection = prepared.projection
+        self.fov_x_deg = prepared.fov_x_deg
+        self.lat_top_deg, self.lat_bottom_deg = prepared.lat_top_deg, prepared.lat_bottom_deg
+        self.full_circle = prepared.full_circle
+        self.has_labels = True
+        pixels = pc.list_flatten(table["class_pixels"]).to_numpy()
+        self.class_pixels = pixels.reshape(-1, self.num_classes).sum(axis=0)
+        own = sha256_file(folder / INDEX)
+        self.digest = hashlib.sha256((prepared.digest + own).encode()).hexdigest()
+        self._reader = ShardReader(folder, columns=_columns(prepared), shards=metadata["shards"])
+        self._places = np.stack([table[name].to_numpy() for name in ("shard", "row", "crc32")], axis=1)
+        if not prepared.has_ids(table["id"]):
+            where = {name: row for row, name in enumerate(table["id"].to_pylist())}
+            missing = [name for name in self.ids if name not in where]
+            if missing:
+                raise DataError(f"{folder}: no pseudo-label of {missing[0]!r}; run stage pseudo_labels again")
+            self._places = self._places[[where[name] for name in self.ids]]
+
+    @property
+    def ids(self) -> list[str]:
+        """Item ids by position."""
+        return self.prepared.ids
+
+    @property
+    def sampling(self) -> tuple[tuple[int, float], ...]:
+        """(length, weight) of its one part, for the loader."""
+        return self.prepared.sampling
+
+    def wraps(self, index: int) -> bool:
+        """Columns of sample ``index`` wrap around; the same for all."""
+        return self.full_circle
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.prepared)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample ``index``; its tensors are copies that may be changed in place."""
+        sample = self.prepared[index]
+        arrays = self._reader.read(*self._places[sample["index"]].tolist())
+        return Sample(**{**sample, "label": torch.from_numpy(arrays["label"])})
+
+
+def _array(values: Tensor | np.ndarray) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, Tensor) else values

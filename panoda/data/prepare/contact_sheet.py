@@ -1,0 +1,105 @@
+"""A picture of a prepared data set: a row per split, some images with their labels laid over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from panoda.data.loading.index import read_metadata
+from panoda.data.loading.prepared import Sample, samples_at
+from panoda.labels import IGNORE_INDEX, LabelSpace
+
+COLUMNS = 5
+CELL_WIDTH, CELL_HEIGHT = 320, 240
+"""Largest size of one image in pixels."""
+OPACITY = 0.5
+GAP, LINE = 6, 22
+_BACK, _INK = (255, 255, 255), (30, 30, 30)
+
+
+class SheetRow(NamedTuple):
+    """A row of the sheet.
+
+    Attributes:
+        name: Split name.
+        folder: The prepared split.
+        images: Number of its images.
+        labelled: It has labels.
+        class_pixels: (K,) int64 labelled pixels per class.
+    """
+
+    name: str
+    folder: Path
+    images: int
+    labelled: bool
+    class_pixels: np.ndarray
+
+
+def contact_sheet(rows: Sequence[SheetRow], space: LabelSpace) -> np.ndarray:
+    """Images spread evenly over every split, labels half transparent over them, a legend below.
+
+    Unlabelled pixels show the image alone.
+
+    Args:
+        rows: The splits; all of one size, as ``prepare`` writes them.
+        space: Their label space.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    metadata = read_metadata(rows[0].folder)
+    scale = min(CELL_WIDTH / metadata["width"], CELL_HEIGHT / metadata["height"])
+    width, height = (max(1, round(metadata[side] * scale)) for side in ("width", "height"))
+    shown = np.flatnonzero(sum(row.class_pixels for row in rows))
+    sheet_width = max(COLUMNS * (width + GAP) + GAP, 480)
+    legend = _legend(space, shown, sheet_width)
+    row_height = LINE + height + GAP
+    total = len(rows) * row_height + legend.height + GAP
+    sheet = Image.new("RGB", (sheet_width, total), _BACK)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, row in enumerate(rows):
+        top = number * row_height
+        what = f"{row.name}: {row.images} images{'' if row.labelled else ', no labels'}"
+        draw.text((GAP, top + 3), what, fill=_INK, font=font)
+        for column, sample in enumerate(samples_at(row.folder, _spread(row.images, COLUMNS))):
+            cell = Image.fromarray(_overlay(sample, space))
+            filled = cell.resize((width, height), Image.Resampling.BILINEAR)
+            sheet.paste(filled, (GAP + column * (width + GAP), top + LINE))
+    sheet.paste(legend, (0, len(rows) * row_height))
+    return np.asarray(sheet)
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """Up to ``count`` indices, spread evenly."""
+    count = min(length, count)
+    return [(2 * i + 1) * length // (2 * count) for i in range(count)]
+
+
+def _overlay(sample: Sample, space: LabelSpace) -> np.ndarray:
+    """(H, W, 3) uint8 image with its label laid over it."""
+    image = sample["image"].permute(1, 2, 0).numpy()
+    label = sample["label"].numpy()
+    mixed = (1 - OPACITY) * image + OPACITY * space.colourise(label)
+    return np.where((label != IGNORE_INDEX)[..., None], np.round(mixed), image).astype(np.uint8)
+
+
+def _legend(space: LabelSpace, classes: np.ndarray, width: int) -> Image.Image:
+    """Colour and name of each class, in as many lines as it takes."""
+    font = ImageFont.load_default(13)
+    places, x, line = [], GAP, 0
+    for k in classes.tolist():
+        length = 16 + 4 + int(font.getlength(space.names[k])) + 14
+        if x + length > width and x > GAP:
+            x, line = GAP, line + 1
+        places.append((k, x, line * LINE))
+        x += length
+    legend = Image.new("RGB", (width, (line + 1) * LINE if places else 1), _BACK)
+    draw = ImageDraw.Draw(legend)
+    for k, left, top in places:
+        draw.rectangle((left, top + 3, left + 15, top + 18), fill=space.palette[k], outline=_INK)
+        draw.text((left + 20, top + 3), space.names[k], fill=_INK, font=font)
+    return legend

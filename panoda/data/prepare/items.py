@@ -1,0 +1,110 @@
+"""Raw items to what shards store: in parallel, in order, with what is wrong collected."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.loading.codec import Codec, encode
+from panoda.data.prepare.item import ItemSpec, prepare_item
+from panoda.data.prepare.statistics import Counts, count
+
+MAX_PROBLEMS = 20
+"""Bad files listed in one message before giving up."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What is the same for every split.
+
+    Attributes:
+        spec: Sizes and labels.
+        codec: How the shards store arrays.
+        shard_images: Images per shard.
+        workers: Images worked on at a time.
+    """
+
+    spec: ItemSpec
+    codec: Codec
+    shard_images: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One prepared item: what the shard stores, its row of the index, what was counted."""
+
+    cells: dict[str, np.ndarray | bytes]
+    row: dict[str, Any]
+    counts: Counts
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the cells."""
+        return sum(len(c) if isinstance(c, bytes) else c.nbytes for c in self.cells.values())
+
+
+def prepare_items(items: Iterable[RawItem], how: How) -> Generator[Result | DataError]:
+    """Results in the order of the items; a bounded number is under way, so memory stays constant."""
+    # Threads, not processes: Pillow and hashlib work outside the interpreter lock.
+    pending: deque[Future[Result | DataError]] = deque()
+    with ThreadPoolExecutor(how.workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(_try_one, item, how))
+                if len(pending) >= 2 * how.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _try_one(item: RawItem, how: How) -> Result | DataError:
+    try:
+        arrays, row = prepare_item(item, how.spec)
+    except DataError as error:
+        return error
+    cells = {name: encode(array, how.codec) for name, array in arrays.items()}
+    return Result(cells, row, count(arrays, row))
+
+
+class Problems:
+    """Bad files, of which the first are remembered.
+
+    Attributes:
+        listed: The first problems.
+        count: How many there are.
+    """
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.listed: list[str] = []
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        """There are enough to give up."""
+        return self.count >= MAX_PROBLEMS
+
+    def add(self, problem: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.listed) < MAX_PROBLEMS:
+            self.listed.append(problem)
+
+    def check(self) -> None:
+        """Raise one DataError that lists them; nothing when there are none."""
+        if not self.count:
+            return
+        listed = "\n".join(f"  {problem}" for problem in self.listed)
+        more = self.count - len(self.listed)
+        tail = f"\n  ... and {more} more" if more > 0 else ""
+        raise DataError(f"{self.count} problem(s) in the raw data; nothing was written\n{listed}{tail}")

@@ -1,0 +1,204 @@
+"""Raw files -> a parquet index and memory-mappable Arrow shards of resized images and labels, and statistics.
+
+Images are resized with an antialiased triangle filter, labels by the pixel under each new pixel's centre.
+Work goes shard by shard: with a state folder a killed run goes on with the shards it had finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from panoda.data.formats.dataset import DataError, RawItem, is_full_circle
+from panoda.data.loading.codec import Codec, check_codec
+from panoda.data.prepare.contact_sheet import SheetRow, contact_sheet
+from panoda.data.prepare.disk_space import check_space, foresee, megabytes
+from panoda.data.prepare.item import ItemSpec
+from panoda.data.prepare.item_table import ItemTable, SplitItems
+from panoda.data.prepare.items import How, Problems, Result, prepare_items
+from panoda.data.prepare.pieces import make_elsewhere
+from panoda.data.prepare.split import SplitWork, write_shards
+from panoda.data.prepare.statistics import write_statistics
+from panoda.labels import LabelSpace, get_label_space, remap_report, remap_table
+from panoda.system.files import staged_directory, write_json
+from panoda.system.machine import cores
+from panoda.system.pieces import Runner, Sharing
+
+CONTACT_SHEET = "contact_sheet.png"
+
+
+def prepare(
+    items: Iterable[RawItem],
+    out: Path,
+    *,
+    height: int,
+    width: int,
+    label_space_from: str | None,
+    label_space_to: str,
+    shard_images: int,
+    progress: bool,
+    codec: Codec = "raw",
+    limit: Mapping[str, int] | None = None,
+    state_dir: Path | None = None,
+    workers: int | None = None,
+    fan_out: Runner | None = None,
+    cache: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Decode, crop, resize, store and count every item; the same input gives the same bytes.
+
+    Neither the number of workers nor a resumed run changes a byte. Memory does not depend on the number of
+    items, which are consumed one by one; ``out`` is replaced as a whole at the end, or left as it was.
+
+    Args:
+        items: Raw items of all splits.
+        out: Folder ``data/prepared/<role>``.
+        height: Prepared height in pixels.
+        width: Prepared width in pixels.
+        label_space_from: Label space of the raw labels; None when there are none.
+        label_space_to: Label space of the prepared labels.
+        shard_images: Images per shard.
+        progress: Show a progress bar.
+        codec: How the shards store arrays.
+        limit: Split name -> at most so many of its items, spread evenly over it; others stay whole.
+        state_dir: Folder where finished shards wait for a killed run to go on; None to keep none.
+        workers: Images worked on at a time; None = every core this process may use.
+        fan_out: Who makes the shards; None = this process.
+        cache: Folder in which DVC will keep a second copy; None = no copy.
+        say: Told the space it will take, before the work starts.
+
+    Returns:
+        The content of ``dataset.json``.
+
+    Raises:
+        DataError: bad items; the message names every one (up to 20).
+        ValueError: a size that the codec cannot hold.
+        OSError: disk full, with what to do.
+    """
+    check_codec(codec, height=height, width=width)
+    space = get_label_space(label_space_to)
+    spec = ItemSpec(
+        height=height,
+        width=width,
+        num_classes_from=get_label_space(label_space_from).num_classes if label_space_from else 0,
+        num_classes=space.num_classes,
+        table=remap_table(label_space_from, label_space_to) if label_space_from else None,
+    )
+    how = How(spec, codec, shard_images, workers or cores())
+    waiting = None if state_dir is None else state_dir / "shards"
+    with ItemTable(items) as table:
+        splits = [table.split(name, (limit or {}).get(name)) for name in table.splits]
+        _check_items(table, splits, labelled=spec.table is not None)
+        works = [SplitWork(members, how, waiting) for members in splits]
+        _check_space(works, out, how, waiting, cache, say)
+        summary: dict[str, Any] = {
+            **_classes(space, label_space_from),
+            "height": height,
+            "width": width,
+            "codec": codec,
+            "splits": {},
+        }
+        if fan_out is not None:
+            for work in works:
+                make_elsewhere(work, Sharing(state_dir, progress, fan_out))
+        with staged_directory(out) as staged:
+            _write(works, staged, summary, space, progress=progress)
+    return summary
+
+
+def _classes(space: LabelSpace, raw: str | None) -> dict[str, Any]:
+    """The prepared classes and what became of the raw ones: whoever reads them needs no label space file."""
+    remap = None if raw is None else json.loads(json.dumps(asdict(remap_report(raw, space.name))))
+    return {
+        "label_space": space.name,
+        "class_names": list(space.names),
+        "palette": [list(colour) for colour in space.palette],
+        "raw_label_space": raw,
+        "remap": remap,
+    }
+
+
+def _write(
+    works: Sequence[SplitWork], staged: Path, summary: dict[str, Any], space: LabelSpace, *, progress: bool
+) -> None:
+    """Everything that ``prepare`` leaves behind; completes the summary."""
+    classes = {key: summary[key] for key in _classes(space, None)}
+    for work in works:
+        folder = staged / work.name
+        folder.mkdir(parents=True)
+        summary["splits"][work.name] = write_shards(work, folder, classes=classes, progress=progress)
+    joined = json.dumps({name: part["digest"] for name, part in summary["splits"].items()}, sort_keys=True)
+    summary["digest"] = hashlib.sha256(joined.encode()).hexdigest()
+    write_json(staged / "dataset.json", summary)
+    write_statistics(staged, {work.name: work.counts for work in works}, space)
+    rows = []
+    for work in works:
+        part, pixels = summary["splits"][work.name], work.counts.labels[: space.num_classes]
+        rows.append(SheetRow(work.name, staged / work.name, part["images"], part["labelled"], pixels))
+    Image.fromarray(contact_sheet(rows, space)).save(staged / CONTACT_SHEET)
+
+
+def _check_items(table: ItemTable, splits: Sequence[SplitItems], *, labelled: bool) -> None:
+    """Everything that can be found out without decoding."""
+    if not splits:
+        raise DataError("there is nothing to prepare: the data set has no images")
+    problems = Problems()
+    for item, first in table.doubles:
+        problems.add(f"{item.image}: split {item.split} already has id {item.id!r} ({first}); rename one")
+    problems.count += table.doubled - len(table.doubles)
+    for members in splits:
+        _check_split(members, problems, labelled=labelled)
+    problems.check()
+
+
+def _check_split(members: SplitItems, problems: Problems, *, labelled: bool) -> None:
+    cameras: set[tuple[str, bool]] = set()
+    with_label = without_label = None
+    for item in members:
+        for path in (item.image,) if item.label is None else (item.image, item.label):
+            if not path.is_file():
+                problems.add(f"{path}: no such file")
+        if item.label is None:
+            without_label = without_label or item
+        else:
+            with_label = with_label or item
+        cameras.add((item.projection, is_full_circle(item.projection, item.fov_x_deg)))
+    if with_label and without_label:
+        problems.add(f"{without_label.image}: split {members.name} has labels for some images only")
+    if with_label and not labelled:
+        problems.add(f"{with_label.image}: has a label, but the data set has no label space")
+    if len(cameras) > 1:
+        problems.add(f"split {members.name} mixes projections; make it two splits")
+
+
+def _check_space(
+    works: Sequence[SplitWork],
+    out: Path,
+    how: How,
+    waiting: Path | None,
+    cache: Path | None,
+    say: Callable[[str], None] | None,
+) -> None:
+    """Say what it will take, and refuse what cannot fit."""
+
+    def trial(items: Iterable[RawItem]) -> list[int]:
+        results = prepare_items(items, how)
+        return [r.stored for r in results if isinstance(r, Result)]
+
+    spec, done = how.spec, [s.finished for w in works for s in w.shards if s.finished is not None]
+    todo = {work.name: work.todo for work in works}
+    need = foresee(todo, height=spec.height, width=spec.width, codec=how.codec, trial=trial)
+    free = check_space(out, need, also=waiting, kept=sum(done), cache=cache)
+    if say is not None:
+        total, left = sum(len(work.items) for work in works), sum(len(members) for members in todo.values())
+        resumed = f"; {total - left} of {total} images were finished before" if done else ""
+        say(
+            f"{out}: {left} images of {spec.height} x {spec.width} ({how.codec}) will take about {need}, "
+            f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free{resumed}"
+        )

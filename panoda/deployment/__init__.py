@@ -1,0 +1,1 @@
+"""Models in use: labelled files, exported models, what a model costs."""

@@ -1,0 +1,1 @@
+"""The training engine: loop, step, optimiser, resume points, several processes."""

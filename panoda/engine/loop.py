@@ -1,0 +1,287 @@
+"""The one training loop: guard, clip, step, log, resume.
+
+A step is a function of (seed, step, state): the loop seeds torch from both before every step, and batches
+depend on (seed, step) alone, so a killed run that resumes takes exactly the steps it would have taken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from panoda.engine.distributed import Team, gather
+from panoda.engine.guard import StepGuard, TrainingDiverged
+from panoda.engine.preemption import stop_requests
+from panoda.engine.resume_points import Stateful, load_resume, save_resume
+from panoda.engine.sharding import take_part, whole_states
+from panoda.engine.spikes import LossSpikes
+from panoda.engine.step import Stepper, Task
+from panoda.system.context import RunContext
+from panoda.system.progress import progress_bar
+
+__all__ = ["LoopState", "Task", "TrainingDiverged", "run_loop"]
+
+
+@dataclass
+class LoopState:
+    """What a loop has done so far.
+
+    Attributes:
+        step: Optimiser steps.
+        history: A row of named values for every step that was logged or validated.
+        best: Largest mean of the validated mIoUs.
+        validated: The last step that was validated.
+        spikes: Steps whose loss stood out, with their samples; each of several processes judges its share.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float = -math.inf
+    validated: int = 0
+    spikes: LossSpikes = field(default_factory=LossSpikes)
+
+
+def run_loop(
+    task: Task,
+    *,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    num_steps: int,
+    seed: int,
+    clip_norm: float,
+    checkpoint_every: int,
+    log_every: int,
+    context: RunContext,
+    description: str,
+    validate: Callable[[LoopState], dict[str, float]] | None = None,
+    validate_every: int = 0,
+    accumulate: int = 1,
+) -> LoopState:
+    """Train for ``num_steps`` optimiser steps, resuming from ``context.state_dir`` when it holds a point.
+
+    Args:
+        task: What is trained.
+        optimizer: Over ``task.trained``.
+        scheduler: Stepped once per step.
+        num_steps: Steps in all.
+        seed: Run seed.
+        clip_norm: Gradient-norm limit; 0 = off.
+        checkpoint_every: Steps between resume points.
+        log_every: Steps between logged rows.
+        context: Device, precision, logger.
+        description: Progress bar text: the stage's name, perhaps with hyphens.
+        validate: Called every ``validate_every`` steps (when above 0) and at the end.
+        validate_every: See ``validate``.
+        accumulate: Micro-batches that a batch is computed in (``panoda.engine.accumulation``).
+
+    Raises:
+        TrainingDiverged: a loss or gradient is not finite; the last resume point is from before it.
+        OutOfMemory: a step does not fit; the message says what to lower.
+        NotDeterministic: deterministic mode, and an operator that knows none.
+        Preempted: SIGTERM or ctrl-C; the step in hand was finished and saved.
+    """
+    scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
+    spikes = LossSpikes()
+    parts: dict[str, Stateful] = {
+        **task.components(),
+        "optimizer": optimizer,
+        "scheduler": scheduler,
+        "scaler": scaler,
+        "spikes": spikes,
+    }
+    components = whole_states(parts)
+    state, extra = _resumed(components, spikes, context)
+    guard = StepGuard(lag=context.device.type == "cuda", scaler=scaler, spikes=spikes)
+    team = Team(context)
+    take_step = Stepper(
+        task,
+        optimizer,
+        scaler,
+        team,
+        guard,
+        context,
+        seed=seed,
+        clip_norm=clip_norm,
+        name=description.replace("-", ""),
+        parts=_parts(accumulate, extra, context),
+    )
+    points = _ResumePoints(state, components, guard, take_step, context)
+    compiled = _Compiled(task.trained, context.compile)
+
+    def validate_when_due() -> bool:
+        on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
+        if validate is None or not on_schedule or state.validated == state.step:
+            return False
+        guard.check()
+        result = validate(state)
+        state.validated = state.step
+        _record(state, result, context)
+        points.save()
+        return True
+
+    with (
+        progress_bar(enabled=context.progress) as bar,
+        stop_requests() as stop,
+        team.training(task.trained, optimizer, components, state.step),
+    ):
+        line = bar.add_task(description, total=num_steps, completed=state.step)
+        for row in state.history:  # a killed process may not have sent them; who has some skips them
+            context.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+        if state.step:
+            validate_when_due()  # a run that was killed while it validated
+        batches = _Paced(_take(task, state.step, num_steps), state)
+        for batch in batches:
+            with compiled:
+                values = take_step(state.step, batch)
+            state.step += 1
+            last = state.step == num_steps
+            if state.step % log_every == 0 or last:
+                guard.check()
+                row = {**team.mean(values), "lr": float(max(scheduler.get_last_lr())), **batches.pace()}
+                if take_step.parts > 1:
+                    row["micro_batches"] = float(take_step.parts)
+                _record(state, row, context)
+                bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
+            scheduler.step()
+            asked, late = team.agree(stop, points.overdue())
+            if state.step % checkpoint_every == 0 or last or late or asked:
+                points.save()
+            asked.obey(f"step {state.step} of {num_steps}")
+            if validate_when_due():
+                batches.restart()
+            bar.update(line, completed=state.step)
+            asked.obey(f"step {state.step} of {num_steps}")
+    _to_the_first(spikes, context)
+    return state
+
+
+def _resumed(
+    components: dict[str, Stateful], spikes: LossSpikes, context: RunContext
+) -> tuple[LoopState, dict[str, Any]]:
+    """The state of the last resume point, and all that was saved beside it; a fresh state without one."""
+    step, extra = load_resume(context.state_dir, components)
+    if not context.main:
+        spikes.rows = []  # the first process has those of all
+    history, best = list(extra.get("history", [])), extra.get("best", -math.inf)
+    return LoopState(step, history, best, extra.get("validated", 0), spikes), extra
+
+
+def _record(state: LoopState, row: dict[str, float], context: RunContext) -> None:
+    state.history.append({"step": float(state.step), **row})
+    context.logger.log_metrics(row, state.step)
+
+
+class _ResumePoints:
+    """Saves the resume points of a loop."""
+
+    def __init__(
+        self,
+        state: LoopState,
+        components: dict[str, Stateful],
+        guard: StepGuard,
+        take_step: Stepper,
+        context: RunContext,
+    ) -> None:
+        self._state, self._components, self._context = state, components, context
+        self._guard, self._take_step = guard, take_step
+        self._saved = time.monotonic()
+
+    def overdue(self) -> bool:
+        """The last one is ``checkpoint_minutes`` old."""
+        return 0 < self._context.checkpoint_minutes * 60 <= time.monotonic() - self._saved
+
+    def save(self) -> None:
+        """Save one; of several processes the first does, and the others bring their shards."""
+        state, context = self._state, self._context
+        self._saved = time.monotonic()
+        self._guard.check()
+        _to_the_first(state.spikes, context)
+        if context.state_dir is not None and not context.main:
+            take_part(self._components)
+            return
+        extra = {
+            "history": state.history,
+            "best": state.best,
+            "validated": state.validated,
+            "parts": self._take_step.parts,
+        }
+        save_resume(
+            context.state_dir,
+            step=state.step,
+            components=self._components,
+            extra=extra,
+            keep=context.keep_checkpoints,
+        )
+
+
+def _to_the_first(spikes: LossSpikes, context: RunContext) -> None:
+    """The first process, which writes them, takes over what the others noted of their shares."""
+    rows = sorted(sum(gather(spikes.rows, context), []), key=lambda row: row["step"])
+    spikes.rows = rows if context.main else []
+
+
+def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
+    """Micro-batches to begin with: those of a killed run that had run out of memory, if it may again."""
+    if context.on_oom == "fail":
+        return accumulate
+    return max(accumulate, context.micro_batches, extra.get("parts", 1))
+
+
+class _Compiled:
+    """Inside, a model is compiled, if that is wanted; torch keeps what it compiled for later runs.
+
+    Validation, whose images have other sizes, is outside: every size would be compiled anew.
+    """
+
+    def __init__(self, model: nn.Module, wanted: bool) -> None:
+        self._model, self._call = model, None
+        if wanted:
+            model.compile(dynamic=False)
+            self._call, model._compiled_call_impl = model._compiled_call_impl, None
+
+    def __enter__(self) -> None:
+        self._model._compiled_call_impl = self._call
+
+    def __exit__(self, *_: object) -> None:
+        self._model._compiled_call_impl = None
+
+
+class _Paced:
+    """Batches, how fast steps are taken with them, and how long the loop waits for them."""
+
+    def __init__(self, batches: Iterator[Any], state: LoopState) -> None:
+        self._batches, self._state = batches, state
+        self.restart()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def restart(self) -> None:
+        """Leave out what was before."""
+        self._clock, self._step, self._waited = time.perf_counter(), self._state.step, 0.0
+
+    def pace(self) -> dict[str, float]:
+        """Steps per second and share of waiting since the last restart; restarts."""
+        passed = time.perf_counter() - self._clock
+        steps, waited = self._state.step - self._step, self._waited
+        self.restart()
+        return {"steps_per_second": steps / passed, "data_wait_share": waited / passed}
+
+
+def _take(task: Task, start: int, stop: int) -> Iterator[Any]:
+    if start < stop:
+        for _, batch in zip(range(start, stop), task.batches(start), strict=False):
+            yield batch

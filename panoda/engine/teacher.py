@@ -1,0 +1,47 @@
+"""The mean teacher (Tarvainen and Valpola, NeurIPS 2017, arXiv 1703.01780)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from panoda.engine.sharding import over_own_parts
+
+
+class Teacher(AveragedModel):
+    """Moving average of a model's weights and buffers, in evaluation mode.
+
+    torch's averaged model sends its count of updates to the device at each of them, for rules that use it,
+    and the host waits; the moving average does not use it.
+    """
+
+    def __init__(self, model: nn.Module, *, momentum: float) -> None:
+        """Copy ``model``; an update keeps ``momentum`` of the average."""
+        super().__init__(model, use_buffers=True)
+        self._average = over_own_parts(get_ema_multi_avg_fn(momentum))
+        self.eval()
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights in; the first update copies them."""
+        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for own, new in zip(_tensors(self.module), _tensors(model), strict=True):
+            averaged, current = groups[own.dtype]
+            averaged.append(own.detach())
+            current.append(new.detach())
+        first = int(self.n_averaged) == 0
+        for averaged, current in groups.values():
+            if first:
+                for own, new in zip(averaged, current, strict=True):
+                    own.copy_(new)
+            else:
+                self._average(averaged, current, self.n_averaged)
+        self.n_averaged += 1
+
+
+def _tensors(module: nn.Module) -> chain[Tensor]:
+    return chain(module.parameters(), module.buffers())

@@ -1,0 +1,69 @@
+"""Source validation during training, and pictures of fixed images.
+
+Always on whole images at one scale, whatever the evaluation stage does: it compares weights of one run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.engine.distributed import gather
+from panoda.inference.metrics import ConfusionMatrix
+from panoda.inference.prediction import predict_logits
+from panoda.system.context import RunContext
+
+
+@torch.no_grad()
+def validate_split(
+    model: nn.Module, split: PreparedSplit, *, batch_size: int, context: RunContext
+) -> ConfusionMatrix:
+    """Single-scale confusion matrix of a labelled split; the model's mode is restored.
+
+    Several processes share the batches; pixels are counted, so every one of them gets the same matrix.
+    """
+    space = split.space
+    matrix = ConfusionMatrix(space.num_classes)
+    was_training = model.training
+    model.eval()
+    for start in range(context.rank * batch_size, len(split), context.world * batch_size):
+        samples = [split[i] for i in range(start, min(start + batch_size, len(split)))]
+        images = torch.stack([s["image"] for s in samples]).to(context.device)
+        with context.autocast():
+            logits = predict_logits(model, images, scales=(1.0,), flip=False, wrap=split.full_circle)
+        matrix.update(logits.argmax(dim=1).cpu(), torch.stack([s["label"] for s in samples]))
+    model.train(was_training)
+    return _total(matrix, context)
+
+
+def _total(mine: ConfusionMatrix, context: RunContext) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(mine.num_classes)
+    for one in gather(mine, context):
+        matrix.merge(one)
+    return matrix
+
+
+@torch.no_grad()
+def prediction_picture(model: nn.Module, split: PreparedSplit, index: int, context: RunContext) -> np.ndarray:
+    """(H', W, 3) uint8: input, truth where there is one, and prediction, from top to bottom."""
+    sample = split[index]
+    was_training = model.training
+    model.eval()
+    with context.autocast():
+        logits = predict_logits(
+            model, sample["image"][None].to(context.device), scales=(1.0,), flip=False, wrap=split.full_circle
+        )
+    model.train(was_training)
+    space = split.space
+    rows = [sample["image"].permute(1, 2, 0).numpy()]
+    if split.has_labels:
+        rows.append(space.colourise(sample["label"].numpy()))
+    rows.append(space.colourise(logits.argmax(dim=1)[0].cpu().numpy()))
+    return np.concatenate(rows, axis=0)
+
+
+def picture_indices(length: int, count: int) -> list[int]:
+    """``count`` indices spread evenly over a split; the same ones every time."""
+    return sorted({int(i) for i in np.linspace(0, length - 1, min(count, length))})

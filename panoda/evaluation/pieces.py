@@ -1,0 +1,213 @@
+"""The pieces of stage evaluate: some images of one set, predicted by one model and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from panoda.config import EvaluateParams
+from panoda.data.loading.mixture import source_splits
+from panoda.evaluation.counts import Evaluation, nothing_counted
+from panoda.evaluation.evaluate import evaluate_model
+from panoda.evaluation.sets import EvaluationSet, open_sets
+from panoda.labels import LabelSpace
+from panoda.models.core.checkpoint import load_model
+from panoda.models.core.segmenter import Segmenter
+from panoda.system.context import RunContext
+from panoda.system.files import sha256_file
+from panoda.system.pieces import Work, seconds_of, spans
+
+COUNTS = "counts.safetensors"
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model to evaluate.
+
+    Attributes:
+        path: Its file.
+        digest: SHA-256 of the file.
+        same_as: Name of the earlier model that has the same weights, or None.
+    """
+
+    path: Path
+    digest: str
+    same_as: str | None
+
+
+def load_models(models: Mapping[str, Path], *, space: LabelSpace) -> dict[str, EvaluatedModel]:
+    """Check every model, and find those that have the weights of the model before.
+
+    A stage of 0 steps passes its model through; what is known of it need not be computed again.
+
+    Raises:
+        ValueError: no model file, or a model of other classes.
+    """
+    found: dict[str, EvaluatedModel] = {}
+    weights: dict[str, torch.Tensor] = {}
+    original = ""
+    for name, path in models.items():
+        model, _ = load_model(path, space=space, device="cpu")
+        state = model.state_dict()
+        same = state.keys() == weights.keys() and all(torch.equal(state[k], weights[k]) for k in state)
+        if not same:
+            original, weights = name, state
+        found[name] = EvaluatedModel(path.absolute(), sha256_file(path), original if same else None)
+    return found
+
+
+@dataclass(frozen=True)
+class SetPaths:
+    """What the sets are opened from."""
+
+    source_val: Path
+    target_test: Path | None
+    more_sources: Path | None
+    sources: tuple[tuple[str, float], ...] | None
+
+    @classmethod
+    def of(
+        cls,
+        source_val: Path,
+        target_test: Path | None,
+        more_sources: Path | None,
+        sources: Mapping[str, float] | None,
+    ) -> SetPaths:
+        """Paths as the stage has them."""
+        return cls(
+            source_val.absolute(),
+            target_test.absolute() if target_test else None,
+            more_sources.absolute() if more_sources else None,
+            tuple(sources.items()) if sources else None,
+        )
+
+    def open(self, pictures: int) -> list[EvaluationSet]:
+        """The sets of stage evaluate."""
+        sources = dict(self.sources) if self.sources else None
+        return open_sets(
+            source_splits(self.source_val, self.more_sources, sources), self.target_test, pictures
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateWork(Work):
+    """Every model on every set; a piece holds ``Evaluation.tensors``.
+
+    Attributes:
+        models: Name, file and digest of every model that differs from the one before.
+        paths: The sets' folders.
+        sets: Name, digest and number of images of every set.
+        params: The evaluate section.
+        piece_size: Images per piece.
+    """
+
+    models: tuple[tuple[str, Path, str], ...]
+    paths: SetPaths
+    sets: tuple[tuple[str, str, int], ...]
+    params: EvaluateParams
+    piece_size: int
+
+    @classmethod
+    def of(
+        cls,
+        models: Mapping[str, EvaluatedModel],
+        paths: SetPaths,
+        params: EvaluateParams,
+        sets: Sequence[EvaluationSet],
+        piece_size: int,
+    ) -> EvaluateWork:
+        """The work on open sets."""
+        different = tuple((n, m.path, m.digest) for n, m in models.items() if m.same_as is None)
+        about = tuple((current.name, current.split.digest, len(current.split)) for current in sets)
+        return cls(different, paths, about, params, piece_size)
+
+    @property
+    def name(self) -> str:
+        """For messages, and the folder of the pieces."""
+        return "evaluate"
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the bytes of a piece."""
+        return {
+            "models": [digest for _, _, digest in self.models],
+            "sets": self.sets,
+            "params": self.params.model_dump(mode="json"),
+            "piece_size": self.piece_size,
+        }
+
+    @property
+    def plan(self) -> list[tuple[int, int, range]]:
+        """Model, set and images of every piece."""
+        return [
+            (model, current, span)
+            for model in range(len(self.models))
+            for current, (_, _, images) in enumerate(self.sets)
+            for span in spans(images, self.piece_size)
+        ]
+
+    def __len__(self) -> int:
+        """Number of pieces."""
+        return len(self.plan)
+
+    def open(self, compute: RunContext) -> Callable[[int, Path], None]:
+        """Open the sets; a model is loaded by its first piece and let go by the next model's."""
+        sets = self.paths.open(self.params.pictures)
+        loaded: dict[int, Segmenter] = {}
+
+        def make(number: int, folder: Path) -> None:
+            model, current, span = self.plan[number]
+            if model not in loaded:
+                loaded.clear()
+                classes = sets[current].space.num_classes
+                loaded[model], _ = load_model(
+                    self.models[model][1], num_classes=classes, device=compute.device
+                )
+            counted = _count(loaded[model], sets[current], span, self.params, compute)
+            (folder / COUNTS).write_bytes(save(counted.tensors()))
+
+        return make
+
+    def joined(self, model: str, current: EvaluationSet, pieces: Sequence[Path]) -> Evaluation:
+        """What one model did on one set, from the folders of all pieces."""
+        result = nothing_counted(
+            current.split,
+            num_classes=current.space.num_classes,
+            latitude_bands=self.params.latitude_bands,
+            azimuth_sectors=self.params.azimuth_sectors,
+            groups=current.groups if current.labelled else None,
+        )
+        for (which, of, _), piece in zip(self.plan, pieces, strict=True):
+            if self.models[which][0] == model and self.sets[of][0] == current.name:
+                result.add(load_file(piece / COUNTS))
+        return result
+
+    def seconds(self, model: str, pieces: Sequence[Path]) -> float:
+        """How long the pieces of one model took."""
+        plan = zip(self.plan, pieces, strict=True)
+        return sum(seconds_of(piece) for (which, _, _), piece in plan if self.models[which][0] == model)
+
+
+def _count(
+    model: Segmenter, current: EvaluationSet, span: range, params: EvaluateParams, compute: RunContext
+) -> Evaluation:
+    return evaluate_model(
+        model,
+        current.split,
+        num_classes=current.space.num_classes,
+        scales=params.scales,
+        flip=params.flip,
+        sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
+        batch_size=compute.inference_batch,
+        latitude_bands=params.latitude_bands,
+        azimuth_sectors=params.azimuth_sectors,
+        groups=current.groups if current.labelled else None,
+        keep=current.pictures,
+        images=span,
+        device=compute.device,
+        dtype=compute.dtype,
+    )

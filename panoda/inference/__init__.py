@@ -1,0 +1,1 @@
+"""Prediction: several scales, windows, no seam; the confusion matrix."""

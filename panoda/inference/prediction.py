@@ -1,0 +1,350 @@
+"""Prediction at several scales, without a seam at +-180 degrees, and of panoramas of any size.
+
+Convention: with ``wrap`` the width is a full circle. Images are then extended at both sides by a margin of
+their other end before the model sees them, and every resize treats columns as periodic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import functional as F  # noqa: N812
+
+from panoda.data.loading.transforms import normalise
+from panoda.inference.sliding import Sliding, slide
+
+MIN_SIDE = 32
+"""Smallest input side of the models in pixels."""
+MARGIN_UNIT = 32
+"""Margins are multiples of the models' largest stride, so that their grid stays in place."""
+WINDOW = 2048
+"""Widest piece in pixels that ``predict_image`` hands to the model at once, margins not counted."""
+_STRIP_PIXELS = 2**20
+
+
+def predict_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    wrap: bool,
+    dtype: torch.dtype | None = None,
+    sliding: Sliding | None = None,
+) -> Tensor:
+    """Mean logits over scales and, on demand, the mirrored image; without gradients.
+
+    Args:
+        model: ``model(x) -> (B, K, h, w)``; in evaluation mode during the call, its mode is restored.
+        images: (B, 3, H, W) uint8 on the model's device.
+        scales: Factors on height and width.
+        flip: Also predict the mirrored image.
+        wrap: The width is a full circle.
+        dtype: Autocast type; None leaves autocast as it is.
+        sliding: (window, stride) in pixels of the scaled image: square windows are predicted one after the
+            other and averaged where they overlap; None = the whole image at once.
+
+    Returns:
+        (B, K, H, W) float32.
+
+    Raises:
+        ValueError: images of another shape or dtype, no scales or one that is not positive, or windows that
+            leave gaps or do not suit the model.
+    """
+    _check(images, scales)
+    total: Tensor | None = None
+    with _inference(model, images, dtype):
+        views = _views(model, images, scales, flip=flip, wrap=wrap, sliding=sliding)
+        for view, mirrored, size, margin in views:
+            if sliding is None:
+                logits = model(view)
+            else:
+                logits = slide(model, view, sliding, wrap=wrap, whole_width=margin > 0)
+            logits = _crop(logits.float(), margin, size[1])
+            logits = resize_linear(logits, (images.shape[-2], images.shape[-1]), wrap=wrap)
+            logits = logits.flip(-1) if mirrored else logits
+            total = logits if total is None else total + logits
+    assert total is not None
+    return total / (len(scales) * (2 if flip else 1))
+
+
+def predict_features(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    wrap: bool,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean logits and mean features over scales; arguments as in ``predict_logits``.
+
+    The model must answer ``model(x, return_features=True)`` with logits and features at its feature stride s.
+
+    Returns:
+        logits (B, K, H, W) and features (B, D, ceil(H / s), ceil(W / s)), float32.
+    """
+    _check(images, scales)
+    height, width = images.shape[-2:]
+    stride = _stride(model)
+    totals: list[Tensor] = []
+    with _inference(model, images, dtype):
+        for view, mirrored, size, margin in _views(model, images, scales, flip=flip, wrap=wrap):
+            logits, features = model(view, return_features=True)
+            logits = _crop(logits.float(), margin, size[1])
+            features = _crop(features.float(), margin // stride, -(-size[1] // stride))
+            parts = [
+                resize_linear(logits, (height, width), wrap=wrap),
+                resize_linear(features, (-(-height // stride), -(-width // stride)), wrap=wrap),
+            ]
+            parts = [part.flip(-1) for part in parts] if mirrored else parts
+            totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
+    count = len(scales) * (2 if flip else 1)
+    return totals[0] / count, totals[1] / count
+
+
+def predict_image(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    height: int,
+    wrap: bool,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    dtype: torch.dtype | None = None,
+    window: int = WINDOW,
+    sliding: Sliding | None = None,
+) -> Tensor:
+    """Label one whole image of any size.
+
+    The image is brought to a working height; if that makes it wider than ``window``, overlapping pieces are
+    predicted one after the other, unless ``sliding`` takes smaller ones. Logits are enlarged to the image's
+    size strip by strip, so memory depends on the working size and not on the size of the image (besides
+    image and label themselves).
+
+    Args:
+        model: As in ``predict_logits``.
+        image: (3, H, W) uint8, on any device.
+        height: Working height in pixels; the working width keeps the aspect, in steps of 4 pixels.
+        wrap: The width is a full circle.
+        scales: As in ``predict_logits``.
+        flip: As in ``predict_logits``.
+        dtype: As in ``predict_logits``.
+        window: Widest piece in pixels.
+        sliding: As in ``predict_logits``.
+
+    Returns:
+        (H, W) uint8 train ids on the CPU.
+
+    Raises:
+        ValueError: not a (3, H, W) uint8 image, or a working height below 32 pixels.
+    """
+    if image.ndim != 3:
+        raise ValueError(f"expected one image (3, H, W), found shape {tuple(image.shape)}")
+    if height < MIN_SIDE or window < MIN_SIDE:
+        raise ValueError(f"working height and window must be at least {MIN_SIDE} pixels: {height}, {window}")
+    _check(image[None], scales)
+    device = next((p.device for p in model.parameters()), image.device)
+    full = (image.shape[1], image.shape[2])
+    width = max(MIN_SIDE, 4 * round(full[1] * height / full[0] / 4))
+    work = (
+        _resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
+    )
+    pieces = _pieces(
+        model, work, wrap=wrap, window=window, scales=scales, flip=flip, dtype=dtype, sliding=sliding
+    )
+    logits = torch.cat(list(pieces), dim=-1)
+    label = torch.empty(full, dtype=torch.uint8)
+    step = max(1, _STRIP_PIXELS // full[1])
+    for top in range(0, full[0], step):
+        rows = range(top, min(top + step, full[0]))
+        strip = resize_linear(logits, full, wrap=wrap, rows=rows)
+        label[rows.start : rows.stop] = strip.argmax(dim=1)[0].to(torch.uint8).cpu()
+    return label
+
+
+def resize_linear(x: Tensor, size: tuple[int, int], *, wrap: bool, rows: range | None = None) -> Tensor:
+    """Bilinear resize (pixel centres at +0.5) of (B, C, h, w) with, on demand, periodic columns.
+
+    Args:
+        x: (B, C, h, w) floating point.
+        size: Height and width of the whole result.
+        wrap: Columns are periodic; otherwise they are clamped, as rows always are.
+        rows: Rows of the result to compute; None = all.
+
+    Returns:
+        (B, C, rows or height, width).
+    """
+    if rows is not None:
+        x = _lerp(x, -2, size[0], torch.arange(rows.start, rows.stop, device=x.device), wrap=False)
+        size = (x.shape[-2], size[1])
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    result = interpolate(x, size=size, mode="bilinear", align_corners=False)
+    old, new = x.shape[-1], size[1]
+    if wrap and old != new:
+        # PyTorch clamps the columns; those that lie between the last and the first are computed again.
+        ends = math.ceil(new / old / 2)
+        columns = torch.arange(-ends, ends, device=x.device) % new
+        seam = _lerp(x, -1, new, columns, wrap=True)
+        seam = interpolate(seam, size=(size[0], 2 * ends), mode="bilinear", align_corners=False)
+        result.index_copy_(-1, columns, seam)
+    return result
+
+
+def _lerp(x: Tensor, dim: int, size: int, wanted: Tensor, *, wrap: bool) -> Tensor:
+    """Rows or columns ``wanted`` of ``x`` at a new size."""
+    old = x.shape[dim]
+    place = (wanted.to(torch.float64) + 0.5) * old / size - 0.5
+    low = place.floor()
+    weight = (place - low).to(x.dtype)
+    first, second = low.long(), low.long() + 1
+    if wrap:
+        first, second = first % old, second % old
+    else:
+        first, second = first.clamp(0, old - 1), second.clamp(0, old - 1)
+    weight = weight if dim == -1 else weight[:, None]
+    return torch.lerp(x.index_select(dim, first), x.index_select(dim, second), weight)
+
+
+def _check(images: Tensor, scales: Sequence[float]) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}")
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be positive and at least one, found {tuple(scales)}")
+
+
+@contextmanager
+def _inference(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> Iterator[None]:
+    """Evaluation mode, no gradients, autocast on demand."""
+    training = model.training
+    model.eval()
+    try:
+        # Not inference_mode: a teacher's predictions are targets of a loss with gradients.
+        with torch.no_grad():
+            if dtype is None:
+                yield
+            else:
+                with torch.autocast(images.device.type, dtype=dtype):
+                    yield
+    finally:
+        model.train(training)
+
+
+def _stride(model: nn.Module) -> int:
+    """Stride of the model's features."""
+    return int(getattr(model, "feature_stride", 4))
+
+
+def _wraps(model: nn.Module) -> bool:
+    """The model closes panoramas around the circle itself."""
+    return bool(getattr(model, "wraps", False))
+
+
+def _views(
+    model: nn.Module,
+    images: Tensor,
+    scales: Sequence[float],
+    *,
+    flip: bool,
+    wrap: bool,
+    sliding: Sliding | None = None,
+) -> Iterator[tuple[Tensor, bool, tuple[int, int], int]]:
+    """(normalised input, is it mirrored, its size without margins, its margin) per scale and side.
+
+    Windows that slide around the circle need no margin.
+    """
+    if _wraps(model) and not wrap:
+        raise ValueError(
+            "the model closes its input around the circle (model.wrap), but these images are no full circles; "
+            "predict whole panoramas with it, or train a model with wrap: false"
+        )
+    height, width = images.shape[-2:]
+    cell = math.lcm(4, _stride(model))
+    for scale in scales:
+        size = (_scaled(height, scale, cell), _scaled(width, scale, cell))
+        around = sliding is not None and size[1] > sliding[0]
+        margin = _margin(size[1], cell) if wrap and not _wraps(model) and not around else 0
+        view = normalise(_resize_image(images, size, wrap=wrap, margin=margin) / 255)
+        yield view, False, size, margin
+        if flip:
+            yield view.flip(-1), True, size, margin
+
+
+def _scaled(side: int, scale: float, cell: int) -> int:
+    """Scaled side: untouched at scale 1, else whole cells, which keeps the feature grid periodic."""
+    if scale == 1 and side >= MIN_SIDE:
+        return side
+    return max(-(-MIN_SIDE // cell), round(side * scale / cell)) * cell
+
+
+def _margin(width: int, cell: int = 4) -> int:
+    """A sixteenth of the width, at least one unit, at most the width (or one cell), in whole cells."""
+    unit = math.lcm(MARGIN_UNIT, cell)
+    return min(unit * math.ceil(width / (16 * unit)), max(cell, width // cell * cell))
+
+
+def _resize_image(images: Tensor, size: tuple[int, int], *, wrap: bool, margin: int) -> Tensor:
+    """Antialiased resize of (B, 3, H, W) uint8, extended by ``margin`` columns at both sides.
+
+    Returns:
+        (B, 3, h, w + 2 * margin) float32 in 0..255.
+    """
+    width = images.shape[-1]
+    if tuple(images.shape[-2:]) == size:
+        return _extended(images, margin).float()
+    if not wrap:
+        return F.resize(images, list(size), antialias=True).float()
+    # Columns are added in units that are whole pixels both before and after the resize, so it stays periodic;
+    # two pixels more than the margin keep the antialiasing filter away from the ends.
+    unit = math.gcd(width, size[1])
+    count = math.ceil((margin + 2) / (size[1] // unit))
+    raw, fine = count * (width // unit), count * (size[1] // unit)
+    result = F.resize(_extended(images, raw), [size[0], size[1] + 2 * fine], antialias=True)
+    return result[..., fine - margin : fine + size[1] + margin].float()
+
+
+def _extended(x: Tensor, margin: int) -> Tensor:
+    """Periodic continuation by ``margin`` columns at both sides; the margin may exceed the width."""
+    if margin == 0:
+        return x
+    columns = torch.arange(-margin, x.shape[-1] + margin, device=x.device) % x.shape[-1]
+    return x.index_select(-1, columns)
+
+
+def _crop(x: Tensor, margin: int, width: int) -> Tensor:
+    return x if margin == 0 else x[..., margin : margin + width]
+
+
+def _pieces(
+    model: nn.Module,
+    work: Tensor,
+    *,
+    wrap: bool,
+    window: int,
+    scales: Sequence[float],
+    flip: bool,
+    dtype: torch.dtype | None,
+    sliding: Sliding | None,
+) -> Iterator[Tensor]:
+    """Logits (1, K, h, piece) from left to right."""
+    width = work.shape[-1]
+    if width <= window or _wraps(model) or sliding is not None:
+        yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype, sliding=sliding)
+        return
+    count = math.ceil(width / window)
+    margin = _margin(window) * 2
+    for k in range(count):
+        left, right = k * width // count, (k + 1) * width // count
+        start, stop = left - margin, right + margin
+        if not wrap:
+            start, stop = max(0, start), min(width, stop)
+        columns = torch.arange(start, stop, device=work.device) % width
+        part = work.index_select(-1, columns)
+        logits = predict_logits(model, part, scales=scales, flip=flip, wrap=False, dtype=dtype)
+        yield logits[..., left - start : right - start]

@@ -1,0 +1,1 @@
+"""The segmenter, its checkpoint, and what encoders and decoders share."""

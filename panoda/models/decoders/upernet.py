@@ -1,0 +1,181 @@
+"""UPerNet and FCN heads.
+
+Sources: UPerNet (ECCV 2018, arXiv 1807.10221) and FCN (arXiv 1411.4038), with the widths, dropout and
+auxiliary head of their released configurations in MMSegmentation, which BEiT, MAE, Swin and ConvNeXt
+follow. Checked against transformers' UperNetHead and UperNetFCNHead with shared weights.
+
+segmentation-models-pytorch has a UPerNet too, but not the published one: it begins with a LayerNorm
+on every map, which weights trained elsewhere do not have. And it would be a dependency of every
+installation for one class, while transformers' head is private to its models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from panoda.models.core.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder, prediction, resize
+from panoda.models.encoders.layers import exporting
+
+POOL_SCALES = (1, 2, 3, 6)
+AUXILIARY_MAP = 2  # the third stage, stride 16
+
+
+class PyramidPooling(nn.Module):
+    """PSPNet's pooling: the map beside averages of it over 1, 4, 9 and 36 regions, fused.
+
+    Attributes:
+        branches: One 1x1 ConvBlock per pool scale.
+        fuse: 3x3 ConvBlock over the map and all branches.
+    """
+
+    def __init__(self, in_channels: int, width: int, *, scales: Sequence[int] = POOL_SCALES) -> None:
+        """Build for (N, in_channels, H, W)."""
+        super().__init__()
+        self.scales = tuple(scales)
+        self.branches = nn.ModuleList(ConvBlock(in_channels, width, 1) for _ in self.scales)
+        self.fuse = ConvBlock(in_channels + len(self.scales) * width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, width, H, W)."""
+        pooled = [
+            resize(branch(_pooled(x, scale)), x.shape[2:])
+            for scale, branch in zip(self.scales, self.branches, strict=True)
+        ]
+        return self.fuse(torch.cat([x, *pooled], dim=1))
+
+
+def _pooled(x: Tensor, scale: int) -> Tensor:
+    """Averages over scale x scale regions, (N, C, scale, scale)."""
+    apart = x.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if not (exporting() or apart):
+        return F.adaptive_avg_pool2d(x, scale)
+    # ONNX has no such pooling of maps of any size, and CUDA no deterministic gradient of it: the same
+    # averages as two small matrix products.
+    down, across = (_regions(side, scale, x) for side in x.shape[2:])
+    rows = (x[:, :, None] * down[:, :, None]).sum(3)  # (N, C, scale, W)
+    return (rows[:, :, :, None] * across).sum(4)
+
+
+def _regions(side: int, scale: int, like: Tensor) -> Tensor:
+    """(scale, side): row i averages cells floor(i * side / scale) up to ceil((i + 1) * side / scale)."""
+    region = torch.arange(scale, device=like.device)[:, None]
+    cell = torch.arange(side, device=like.device)[None]
+    first, behind = region * side // scale, ((region + 1) * side + scale - 1) // scale
+    inside = ((cell >= first) & (cell < behind)).to(like.dtype)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+class UPerNetDecoder(Decoder):
+    """Pyramid pooling on the last stage, a feature pyramid, its fusion at stride 4, a prediction.
+
+    Attributes:
+        pooling: On the last stage.
+        laterals: 1x1 ConvBlocks on the other stages, first stage first.
+        smooth: 3x3 ConvBlocks on the pyramid's levels but the last.
+        fuse: 3x3 ConvBlock over all levels at stride 4, first stage first.
+        predict: 1x1 convolution to class logits.
+        heads: The auxiliary FCN head (one 3x3 ConvBlock of half the width) on the third stage.
+    """
+
+    name = "upernet"
+    default_width = 512
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        num_classes: int,
+        width: int = 512,
+        strides: Sequence[int] = PYRAMID,
+        auxiliary_weights: Sequence[float] = (0.4,),
+        pool_scales: Sequence[int] = POOL_SCALES,
+        dropout: float = 0.1,
+    ) -> None:
+        """Build for stages of ``channels``; ``auxiliary_weights`` has one weight, or none for no such head.
+
+        Raises:
+            ValueError: as ``Decoder``, or more than one auxiliary weight.
+        """
+        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
+        if len(auxiliary_weights) > 1:
+            raise ValueError(
+                f"upernet has one auxiliary head, on the third stage; got {len(auxiliary_weights)} weights "
+                f"{tuple(auxiliary_weights)}"
+            )
+        self.pooling = PyramidPooling(self.channels[-1], width, scales=pool_scales)
+        self.laterals = nn.ModuleList(ConvBlock(found, width, 1) for found in self.channels[:-1])
+        self.smooth = nn.ModuleList(ConvBlock(width, width, 3) for _ in self.channels[:-1])
+        self.fuse = ConvBlock(len(self.channels) * width, width, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.predict = prediction(width, num_classes)
+        self.heads = AuxiliaryHeads(
+            self.channels,
+            [0.0] * AUXILIARY_MAP + list(auxiliary_weights),
+            num_classes=num_classes,
+            width=max(1, width // 2),
+            kernel_size=3,
+        )
+
+    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Stage outputs -> logits (N, K, H/4, W/4) and features (N, width, H/4, W/4)."""
+        levels = [self.pooling(self.checked(stages)[-1])]
+        for stage, lateral in zip(reversed(stages[:-1]), reversed(self.laterals), strict=True):
+            levels.insert(0, lateral(stage) + resize(levels[0], stage.shape[2:]))
+        first, *others = (block(level) for block, level in zip(self.smooth, levels[:-1], strict=True))
+        others = [resize(level, first.shape[2:]) for level in (*others, levels[-1])]
+        features = self.fuse(torch.cat([first, *others], dim=1))
+        return self.predict(self.dropout(features)), features
+
+    def auxiliary(self, stages: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+        """Loss weight (0.4 as published) and logits at stride 16."""
+        return self.heads(self.checked(stages))
+
+
+class FCNDecoder(Decoder):
+    """Two 3x3 ConvBlocks on one map, a prediction.
+
+    Attributes:
+        index: Which map; the last one unless stated.
+        blocks: The two ConvBlocks.
+        predict: 1x1 convolution to class logits.
+    """
+
+    name = "fcn"
+    needs_pyramid = False
+    default_width = 512
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        strides: Sequence[int],
+        num_classes: int,
+        width: int = 512,
+        index: int = -1,
+        dropout: float = 0.1,
+    ) -> None:
+        """Build for map ``index``, counted from the first (0) or from the last (-1).
+
+        Raises:
+            ValueError: as ``Decoder``, or no such map.
+        """
+        if not -len(channels) <= index < len(channels):
+            raise ValueError(
+                f"fcn: there is no map {index} among {len(channels)}; choose one, -1 for the last"
+            )
+        super().__init__(
+            channels, strides=strides, num_classes=num_classes, width=width, feature_stride=strides[index]
+        )
+        self.index = index
+        self.blocks = nn.Sequential(ConvBlock(self.channels[index], width, 3), ConvBlock(width, width, 3))
+        self.dropout = nn.Dropout2d(dropout)
+        self.predict = prediction(width, num_classes)
+
+    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Maps -> logits (N, K, h, w) and features (N, width, h, w) at the stride of the map."""
+        features = self.blocks(self.checked(stages)[self.index])
+        return self.predict(self.dropout(features)), features

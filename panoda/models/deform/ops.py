@@ -1,0 +1,98 @@
+"""Deformable convolution: bilinear samples at learned positions, times a weight.
+
+Source: Deformable ConvNets v2 (Zhu et al. 2019). The semantics are those of
+``torchvision.ops.deform_conv2d``, which is several times slower on a CPU and serves the tests as an
+oracle. ``panoda.models.deform.choice.use_deform`` says which implementation runs.
+
+Convention: an offset channel pair is (y, x) in pixels of the input, y first; tap k = ky * kw + kx;
+channels 2 * (g * K + k) and the next hold the pair of offset group g, tap k. A sample outside the
+image is zero and fades out bilinearly over the last pixel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from panoda.models.deform import plain
+from panoda.models.deform.choice import choice_for
+from panoda.models.deform.fused import deform_fused
+from panoda.models.deform.sampling_geometry import Geometry
+from panoda.models.encoders.layers import without_autocast
+
+Pair = int | tuple[int, int]
+
+
+def deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    mask: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+) -> Tensor:
+    """Convolution whose taps are sampled at learned positions.
+
+    Args:
+        x: (N, C, H, W). Half precision is sampled in float32: positions need more significant bits.
+        offset: (N, 2 * G * kh * kw, Ho, Wo) in pixels; G offset groups divide C (G = C gives every
+            channel positions of its own).
+        weight: (D, C, kh, kw).
+        bias: (D,) or None.
+        mask: (N, G * kh * kw, Ho, Wo) factor on every sample, or None for 1.
+        stride: Step of the output grid, height before width.
+        padding: Zero padding.
+        dilation: Distance between taps.
+
+    Returns:
+        (N, D, Ho, Wo) in the dtype of ``weight`` (of autocast, where that is on).
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    kernel = (weight.shape[2], weight.shape[3])
+    geometry = Geometry(kernel, _pair(stride), _pair(padding), _pair(dilation))
+    groups = _checked_groups(x, offset, weight, mask, geometry)
+    choice = choice_for(x)
+    if choice == "plain":
+        return plain.forward(x, offset, mask, weight, bias, groups, geometry.packed())
+    device = x.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    with without_autocast(x):
+        exact = torch.promote_types(x.dtype, torch.float32)
+        factor = None if mask is None else mask.to(exact)
+        numbers = geometry.packed()
+        return deform_fused(x, offset.to(exact), factor, weight.to(product), bias, groups, numbers, choice)
+
+
+def _checked_groups(
+    x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry
+) -> int:
+    """Number of offset groups; ValueError where the shapes do not fit."""
+    if x.ndim != 4 or offset.ndim != 4 or x.shape[0] != offset.shape[0]:
+        raise ValueError(
+            f"expected (N, C, H, W) and offsets (N, 2*G*K, Ho, Wo), "
+            f"got {tuple(x.shape)} and {tuple(offset.shape)}"
+        )
+    if weight.shape[1] != x.shape[1]:
+        raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of {x.shape[1]} channels")
+    groups = offset.shape[1] // (2 * geometry.taps)
+    if offset.shape[1] % (2 * geometry.taps) or groups == 0 or x.shape[1] % groups:
+        raise ValueError(
+            f"{offset.shape[1]} offset channels do not make 2 per tap of {geometry.taps} taps in groups "
+            f"dividing {x.shape[1]} channels"
+        )
+    size = geometry.output(x.shape[2:])
+    if tuple(offset.shape[2:]) != size:
+        raise ValueError(f"offsets are {tuple(offset.shape[2:])} (height, width), the output is {size}")
+    expected = (offset.shape[0], groups * geometry.taps, *size)
+    if mask is not None and tuple(mask.shape) != expected:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {expected}")
+    return groups
+
+
+def _pair(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value

@@ -1,0 +1,1 @@
+"""Published and imported weights."""

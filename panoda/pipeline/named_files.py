@@ -1,0 +1,32 @@
+"""The YAML files that params.yaml names (label spaces, declarations): their content is part of a result.
+
+They count for a run by hand as its inputs do; for `dvc repro`, ``panoda.pipeline.watch`` keeps their digests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from panoda.config import Params
+from panoda.data.formats.declared import files_of
+from panoda.labels import is_space_file
+
+DATASET_STAGES = ("download", "preprocess")
+"""Stages that read the files of their data set's section; preprocess reads the label space, too."""
+
+
+def label_space_files(params: Params) -> dict[str, Path]:
+    """The file of the run's label space, if it has one."""
+    return {"label_space": Path(params.label_space)} if is_space_file(params.label_space) else {}
+
+
+def named_files(stage: str, role: str | None, params: Params) -> dict[str, Path]:
+    """Files besides its inputs that decide a stage's result: what they are -> path.
+
+    Raises:
+        ValueError: a declaration that is missing or wrong.
+    """
+    if role is None or stage not in DATASET_STAGES:
+        return {}
+    found = files_of(params.data.domains[role].dataset)
+    return found | label_space_files(params) if stage == "preprocess" else found

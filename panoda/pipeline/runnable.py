@@ -1,0 +1,110 @@
+"""Parameters that are valid one by one and that no stage could run with: refused before any stage has run.
+
+What a section or two say wrong is found where they are read (``panoda.config``); here is what only data sets
+and models know.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from panoda.config import AnyDataset, ConfigError, DeclaredDataset, ModelParams, Params
+from panoda.config.pairs import augmentations, trained_stages
+from panoda.data.formats.declaration import read_declaration
+from panoda.data.formats.encoding import space_of
+from panoda.labels import get_label_space, remap_table
+from panoda.stages.weights import build_model
+
+
+def check_runnable(params: Params) -> None:
+    """Refuse parameters with which a stage would fail.
+
+    The model is built and run once without values, at the sizes that it will train with: in a second or so.
+
+    Raises:
+        ConfigError: a data set whose labels have no way into the label space, ``model.wrap`` with images that
+            are no full circles, or a model that cannot be built or does not take its batches.
+    """
+    for role, domain in params.data.domains.items():
+        try:
+            space = _native_space(domain.dataset)
+            if space is not None:
+                remap_table(space, params.label_space)
+        except ValueError as error:
+            raise ConfigError(f"data.{role}: {error}") from error
+    if params.model.wrap:
+        _check_circles(params)
+    _check_model(params.model, get_label_space(params.label_space).num_classes, list(_batches(params)))
+
+
+def _native_space(dataset: AnyDataset) -> str | None:
+    if not isinstance(dataset, DeclaredDataset):
+        return dataset.label_space
+    labels = read_declaration(dataset.declaration).labels
+    wanted = labels is not None and any(dataset.labelled(split) for split in dataset.splits)
+    return space_of(labels, dataset.declaration) if labels is not None and wanted else None
+
+
+def _full_circle(dataset: AnyDataset) -> bool:
+    if not isinstance(dataset, DeclaredDataset):
+        return dataset.full_circle
+    declaration = read_declaration(dataset.declaration)
+    return declaration.projection == "erp" and declaration.fov_x_deg >= 360
+
+
+def _check_circles(params: Params) -> None:
+    """A model that closes its input around the circle must see nothing but full circles."""
+    why = "model.wrap closes every image around the circle, but"
+    for role, domain in params.data.domains.items():
+        if not _full_circle(domain.dataset):
+            raise ConfigError(f"{why} the images of data.{role} are no full circles; set wrap: false")
+    for name, augment, prepared in augmentations(params):
+        widths = {one.width for one in prepared}
+        if augment.scale != (1.0, 1.0) or augment.crop_width and widths != {augment.crop_width}:
+            raise ConfigError(
+                f"{why} {name} cuts or scales them; set its crop_width: 0 and scale: [1.0, 1.0], or wrap: false"
+            )
+    if params.evaluate.sliding is not None:
+        raise ConfigError(f"{why} evaluate.sliding predicts parts; set it to null, or wrap: false")
+
+
+def _batches(params: Params) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """Name and shape of what the model is given at once in every training stage."""
+    stages = trained_stages(params)
+    devices = 1 if params.runtime.devices == "auto" else params.runtime.devices
+    for name, augment, prepared in augmentations(params):
+        section = stages[name.partition(".")[0]]
+        for one in prepared:
+            size = (augment.crop_height or one.height, augment.crop_width or one.width)
+            yield name, (section.batch_size // section.accumulate // devices, 3, *size)
+
+
+def _check_model(model: ModelParams, num_classes: int, batches: list[tuple[str, tuple[int, ...]]]) -> None:
+    try:
+        _try(model, num_classes, batches, "meta")
+    except Exception:  # some networks cannot be built without values: with them they say what is wrong
+        _try(model, num_classes, batches, "cpu")
+
+
+def _try(
+    model: ModelParams, num_classes: int, batches: list[tuple[str, tuple[int, ...]]], device: str
+) -> None:
+    with torch.random.fork_rng(devices=()), torch.device(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            net = build_model(model, num_classes=num_classes)
+        except ValueError as error:
+            raise ConfigError(f"model: {error}") from error
+        for shape, name in {shape: name for name, shape in reversed(batches)}.items():
+            count, _, height, width = shape
+            try:
+                net(torch.zeros(shape), return_auxiliary=True)
+            except (ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"{name}: the model {model.encoder} with decoder {model.decoder} does not take batches of "
+                    f"{count} images of {height} x {width} pixels (batch_size, divided by accumulate and "
+                    f"devices; crop_height, crop_width): {error}"
+                ) from error

@@ -1,0 +1,287 @@
+"""What a stage's result depends on, and where runs and resume state are kept.
+
+A fingerprint covers parameters, inputs and code. Digests are DVC's own (MD5 of a file; of a folder, the MD5
+of its listing, with the suffix ``.dir``), so the number in run.json, in MLflow and in dvc.lock is the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from panoda.system.files import sha256_file
+from panoda.system.locks import file_lock, is_locked
+
+PACKAGE = Path(__file__).resolve().parent
+STATE = Path(".panoda/state")
+RUNS = Path("runs")
+RECORD = "run.json"
+STALE_DAYS = 7.0
+"""So long a killed or pre-empted run with other parameters may take to be started again."""
+IGNORED_NAMES = frozenset({"__pycache__", ".DS_Store", ".gitkeep"})
+
+
+# --- digests ---------------------------------------------------------------------------------------
+
+
+def digest(path: Path) -> str:
+    """DVC's digest of a file (32 hex digits) or a folder (the same with ``.dir``).
+
+    Raises:
+        ValueError: nothing there.
+    """
+    if path.is_dir():
+        files = list(_files_below(path))
+        with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter free
+            entries = [
+                {"md5": md5, "relpath": file.relative_to(path).as_posix()}
+                for md5, file in zip(pool.map(_md5, files), files, strict=True)
+            ]
+        entries.sort(key=lambda entry: tuple(entry["relpath"].split("/")))
+        return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+    if path.is_file():
+        return _md5(path)
+    raise ValueError(
+        f"{path}: no such file or folder; run the stage that makes it first, or name another input"
+    )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(set(folders) - IGNORED_NAMES)
+        yield from (Path(parent, name) for name in sorted(names) if not _ignored(name))
+
+
+def _ignored(name: str) -> bool:
+    # The same patterns as .dvcignore.
+    return name in IGNORED_NAMES or name.endswith((".pyc", ".tmp"))
+
+
+# --- code ------------------------------------------------------------------------------------------
+
+
+def import_closure(module: str, *, registries: bool = False, package: Path = PACKAGE) -> tuple[Path, ...]:
+    """Source files a module of this package needs, found without importing anything.
+
+    Follows ``import`` and ``from`` statements anywhere in the files, and parent packages.
+
+    Args:
+        module: Dotted name, such as ``panoda.stages.pretrain``.
+        registries: Follow string constants that name a module, too (tables of modules imported by name).
+        package: Folder of the top package.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    first = _find(module, package)
+    if first is None:
+        raise ValueError(f"{module}: no such module below {package}")
+    found: dict[Path, None] = {}
+    todo = [(module, first)]
+    while todo:
+        name, path = todo.pop()
+        if path in found:
+            continue
+        found[path] = None
+        names = _mentioned(name, path, registries=registries)
+        todo += [(n, p) for n in names if (p := _find(n, package))]
+    return tuple(sorted(found))
+
+
+def _find(module: str, package: Path) -> Path | None:
+    top, *rest = module.split(".")
+    if top != package.name:
+        return None
+    base = package.joinpath(*rest)
+    for candidate in (base / "__init__.py", base.with_suffix(".py") if rest else base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _mentioned(module: str, path: Path, *, registries: bool) -> Iterator[str]:
+    parts = module.split(".")
+    yield from (".".join(parts[:n]) for n in range(1, len(parts)))
+    here = parts if path.name == "__init__.py" else parts[:-1]
+    for node in ast.walk(_parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
+            origin = ".".join(filter(None, (base, node.module)))
+            yield origin
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif registries and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value.startswith(f"{parts[0]}.") and node.value.replace(".", "_").isidentifier():
+                yield node.value
+
+
+def _parse(path: Path) -> ast.AST:
+    source = path.read_text(encoding="utf-8")
+    for _ in range(20):
+        try:
+            return ast.parse(source, str(path))
+        except SystemError:
+            # CPython 3.11 counts nesting across threads: another one that parses just now spoils it.
+            time.sleep(0.01)
+    return ast.parse(source, str(path))
+
+
+@cache
+def code_digest(module: str, *, registries: bool = False) -> str:
+    """SHA-256 over names and bytes of a module's import closure."""
+    total = hashlib.sha256()
+    for path in import_closure(module, registries=registries):
+        total.update(f"{path.relative_to(PACKAGE).as_posix()}\0{sha256_file(path)}\n".encode())
+    return total.hexdigest()
+
+
+def fingerprint(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], code: str) -> str:
+    """16 hex digits that name everything a stage's result depends on.
+
+    Args:
+        stage: Stage label.
+        params: The stage's own parameters, JSON values.
+        inputs: Input name -> digest.
+        code: ``code_digest`` of the stage's module.
+    """
+    value = {"stage": stage, "params": params, "inputs": inputs, "code": code}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# --- resume state ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def resume_state(
+    name: str, mark: str, *, root: Path = Path(), say: Callable[[str], None] = print
+) -> Iterator[Path]:
+    """The resume folder of a stage; kept when the body fails or is killed, removed when it succeeds.
+
+    Folders of the same stage with other fingerprints belong to other parameters, inputs or code, perhaps of a
+    job that waits to go on: they are removed ``STALE_DAYS`` after they were last written to, unless a running
+    process holds them.
+
+    Args:
+        name: Folder name of the stage.
+        mark: Fingerprint.
+        root: Project root.
+        say: Where waiting is reported.
+    """
+    base = root / STATE
+    folder = base / f"{name}-{mark}"
+    for other in base.glob(f"{name}-*"):
+        stale = other.is_dir() and other != folder and len(other.name) == len(folder.name)
+        if stale and _days_old(other) > STALE_DAYS and not is_locked(_lock_of(other)):
+            shutil.rmtree(other, ignore_errors=True)
+    with file_lock(_lock_of(folder), what=f"the same run of {name}", say=say):
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _days_old(folder: Path) -> float:
+    """Days since anything in a folder was written."""
+    times = []
+    for path in (folder, *folder.rglob("*")):
+        with suppress(FileNotFoundError):  # its process goes on just now
+            times.append(path.stat().st_mtime)
+    return (time.time() - max(times, default=time.time())) / 86400
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.parent.parent / "locks" / f"{folder.name}.lock"
+
+
+def clean_state(root: Path = Path()) -> list[str]:
+    """Remove the resume state of every stage that is not running; returns the names removed."""
+    removed = []
+    for folder in sorted((root / STATE).glob("*")):
+        if folder.is_dir() and not is_locked(_lock_of(folder)):
+            shutil.rmtree(folder)
+            _lock_of(folder).unlink(missing_ok=True)
+            removed.append(folder.name)
+    return removed
+
+
+# --- run folders and provenance ------------------------------------------------------------------------
+
+
+def new_run_folder(name: str, root: Path = Path()) -> Path:
+    """A name for a run folder that does not exist yet: ``runs/<stage>-<UTC time>-<id>``."""
+    return root / RUNS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def pipeline_record(label: str, root: Path = Path()) -> Path:
+    """Where the record of the pipeline's last run of a stage lies: beside, never inside, the DVC output."""
+    return root / ".panoda" / "pipeline" / f"{label}.json"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a run.json; ValueError when it is missing or not one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path}: no such file; name the folder of a run made by python -m flows.<stage>"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); was the run cut off? make it again") from error
+    missing = {"stage", "label", "params", "inputs", "code", "status"} - set(record)
+    if missing:
+        raise ValueError(f"{path}: no run record, {', '.join(sorted(missing))} missing")
+    return dict(record)
+
+
+def run_of_input(path: Path, root: Path = Path()) -> str | None:
+    """MLflow run that made an input, or None: from the run folder it lies in, or the pipeline's record."""
+    for folder in (path, path.parent):
+        candidates: Sequence[Path] = (folder / RECORD, pipeline_record(folder.name, root))
+        for record in candidates:
+            if record.is_file():
+                return json.loads(record.read_text(encoding="utf-8")).get("mlflow_run_id")
+    return None
+
+
+def provenance(root: Path = Path()) -> dict[str, Any]:
+    """Git commit, whether tracked files differ from it, and the SHA-256 of dvc.lock.
+
+    Of a project that is in no repository, or lies untracked within another's, no commit is known.
+    """
+    lock = root / "dvc.lock"
+    tracked = bool(_git(root, "ls-files", "--", "."))
+    # dvc.lock is the pipeline's own product: a run that updates it does not make the code dirty.
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return {
+        "git_commit": _git(root, "rev-parse", "HEAD") if tracked else None,
+        "git_dirty": bool(changes) if tracked and changes is not None else None,
+        "dvc_lock": sha256_file(lock) if lock.is_file() else None,
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

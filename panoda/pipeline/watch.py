@@ -1,0 +1,90 @@
+"""What the data sets of params.yaml look like, in a few bytes: ``python -m panoda.pipeline.watch`` for dvc.yaml.
+
+DVC itself does not know ``~``, does not see what lies behind links to folders, ends at a link to nothing, reads
+every byte, and takes the path of a YAML file in params.yaml for a text. So `dvc repro` runs this first, every
+time. Stage download runs again when a file of the data set's folder is new, gone, of another size or written
+to; it and stage preprocess, when the content of a YAML file that they are told to read is another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from panoda.config import AnyDataset, CityDataset, load_params
+from panoda.data.formats.browse import walk
+from panoda.data.formats.dataset import DataError
+from panoda.data.formats.declared import files_of
+from panoda.pipeline.named_files import label_space_files
+from panoda.system.files import explained_error, sha256_file, staged_directory, write_json
+
+FOLDER = Path(".panoda/watch")
+PASSING = (".tmp", ".part", ".pyc", ".DS_Store")
+"""Ends of names that come and go by themselves."""
+
+
+def look(dataset: AnyDataset) -> dict[str, Any]:
+    """Number and bytes of the files of a data set, and a digest of their names, sizes and times of change.
+
+    There may be no folder yet; a rendered data set has none.
+    """
+    total, files, size = hashlib.sha256(), 0, 0
+    for line, count in _lines(dataset):
+        total.update(line.encode(errors="surrogateescape"))
+        files, size = files + 1, size + count
+    return {"files": files, "bytes": size, "sha256": total.hexdigest()}
+
+
+def _lines(dataset: AnyDataset) -> Iterator[tuple[str, int]]:
+    """(name, size and time, bytes) of every file."""
+    if isinstance(dataset, CityDataset):
+        return
+    folder = Path(dataset.path).expanduser()
+    if folder.is_dir():
+        for name, cause in walk(folder):
+            if not name.endswith(PASSING):
+                yield _line(name, None if cause else folder / name)
+
+
+def _line(name: str, path: Path | None) -> tuple[str, int]:
+    try:
+        status = path.stat() if path is not None else None
+    except OSError:  # removed meanwhile, or missing
+        status = None
+    if status is None:
+        return f"{name}\n", 0
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n", status.st_size
+
+
+def contents(files: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of files, by what they are; a missing one is said by the stage that reads it."""
+    found = {what: path.expanduser() for what, path in files.items()}
+    return {what: sha256_file(path) if path.is_file() else "missing" for what, path in found.items()}
+
+
+def write_all(folder: Path = FOLDER) -> None:
+    """Write ``<role>.json``, which stage download depends on, and ``<role>.named.json`` of stage preprocess."""
+    params = load_params()
+    with staged_directory(folder) as staged:
+        for role, domain in params.data.domains.items():
+            try:
+                own = contents(files_of(domain.dataset))
+            except DataError as error:  # stage download says it, too
+                own = {"declaration": str(error)}
+            write_json(staged / f"{role}.json", look(domain.dataset) | own)
+            write_json(staged / f"{role}.named.json", own | contents(label_space_files(params)))
+
+
+def main() -> None:
+    """What dvc.yaml runs."""
+    try:
+        write_all()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {explained_error(error)}")
+
+
+if __name__ == "__main__":
+    main()

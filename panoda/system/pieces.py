@@ -1,0 +1,224 @@
+"""Work in pieces: what a stage does over a data set, so that no kill, resume or cluster changes a byte.
+
+A piece is a pure function of its work and its number. Its files appear under their final name in one rename,
+with a note of what they were made from, so a finished piece is never made again and one that was made twice
+(a worker thought dead) does no harm. Whoever makes the pieces, the stage merges them in the order of their
+numbers. Pieces have a fixed number of images: how many workers there are decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from panoda.system.files import sha256_file, staged_once, write_json
+from panoda.system.progress import progress_bar
+
+NOTE = "piece.json"
+"""Name of the note in the folder of a finished piece."""
+SEEN_WITHIN = 60.0
+"""Seconds until what another machine renamed shows up on a shared file system at the latest."""
+
+
+class Work(Protocol):
+    """What is to be done, as plain picklable values: paths, parameters, digests."""
+
+    @property
+    def name(self) -> str:
+        """For messages, and the folder of the pieces."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """JSON values that decide every byte of the pieces, such as digests of the inputs."""
+
+    def __len__(self) -> int:
+        """Number of pieces."""
+
+    def open(self, compute: Any) -> Callable[[int, Path], None]:
+        """Open inputs and model once; the result makes piece ``number`` in an empty folder."""
+
+
+class Runner(Protocol):
+    """Makes pieces somewhere; returns when all are made, and raises when one cannot be made."""
+
+    def __call__(self, work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], None]) -> None:
+        """Make the pieces ``numbers`` below ``folder``; call ``done`` after each."""
+
+
+class Compute(Protocol):
+    """What of a stage's context concerns pieces."""
+
+    @property
+    def state_dir(self) -> Path | None:
+        """Folder for resume points, or None."""
+
+    @property
+    def progress(self) -> bool:
+        """Show a progress bar."""
+
+    @property
+    def fan_out(self) -> Runner | None:
+        """Who makes the pieces; None = this process, one after the other."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """``Compute`` for work that needs no device."""
+
+    state_dir: Path | None
+    progress: bool
+    fan_out: Runner | None
+
+
+@contextmanager
+def work_folder(compute: Compute, out: Path) -> Iterator[Path]:
+    """Where pieces wait to be merged: the stage's resume folder, or a temporary one beside ``out``."""
+    if compute.state_dir is not None:
+        yield compute.state_dir / "pieces"
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        yield Path(scratch)
+
+
+def finish(work: Work, place: Path, compute: Compute) -> list[Path]:
+    """Make every piece that is not finished.
+
+    Args:
+        work: What is to be done.
+        place: Folder of ``work_folder``.
+        compute: The stage's context.
+
+    Returns:
+        The folders of all pieces, in order.
+
+    Raises:
+        OSError: a piece was made elsewhere and is not seen here.
+    """
+    folder, made_from = (place / work.name).absolute(), recipe(work)
+    folder.mkdir(parents=True, exist_ok=True)
+    folders = [piece_folder(folder, number) for number in range(len(work))]
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter free
+        kept = list(pool.map(lambda piece: _kept(piece, made_from), folders))
+    missing = [number for number, found in enumerate(kept) if not found]
+    run = compute.fan_out or _Here(compute)
+    with progress_bar(enabled=compute.progress) as bar:
+        task = bar.add_task(work.name, total=len(work), completed=len(work) - len(missing))
+        if missing:
+            run(work, folder, missing, lambda: bar.advance(task))
+    _see(work, [folders[number] for number in missing])
+    return folders
+
+
+def recipe(work: Work) -> str:
+    """SHA-256 over all that decides the bytes of the pieces."""
+    value = {"work": work.name, "pieces": len(work), **work.identity()}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def piece_folder(folder: Path, number: int) -> Path:
+    """Folder of a piece below the folder of its work."""
+    return folder / f"{number:06d}"
+
+
+def seconds_of(piece: Path) -> float:
+    """How long it took to make a finished piece."""
+    return float(json.loads((piece / NOTE).read_text(encoding="utf-8"))["seconds"])
+
+
+def spans(length: int, size: int) -> list[range]:
+    """``range(length)`` in ranges of ``size``, the last one shorter."""
+    return [range(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def make_piece(work: Work, compute: Any, folder: Path, number: int) -> None:
+    """Make one piece below ``folder``; a worker process keeps the last work open for the next piece.
+
+    Pieces of one process are made one after the other, whichever threads ask for them.
+    """
+    with _bench.lock:
+        make = _bench.open(work, compute)
+        with staged_once(piece_folder(folder, number)) as aside:
+            start = time.perf_counter()
+            make(number, aside)
+            files = {path.name: sha256_file(path) for path in sorted(aside.iterdir())}
+            note = {"recipe": recipe(work), "files": files, "seconds": time.perf_counter() - start}
+            write_json(aside / NOTE, note)
+
+
+class _Bench:
+    """The work that is open in this process."""
+
+    def __init__(self) -> None:
+        """Nothing is open."""
+        self.lock = threading.Lock()
+        self.mark: Any = None
+        self.make: Callable[[int, Path], None] | None = None
+
+    def open(self, work: Work, compute: Any) -> Callable[[int, Path], None]:
+        """Open ``work``, unless it is open already; what was open before is let go."""
+        mark = (recipe(work), compute)
+        if self.make is None or mark != self.mark:
+            self.close()
+            self.make, self.mark = work.open(compute), mark
+        return self.make
+
+    def close(self) -> None:
+        """Let go of models and files."""
+        self.mark = self.make = None
+
+
+_bench = _Bench()
+
+
+class _Here:
+    """This process makes the pieces."""
+
+    def __init__(self, compute: Compute) -> None:
+        """Remember where to compute."""
+        self.compute = compute
+
+    def __call__(self, work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], None]) -> None:
+        """Make the pieces one after the other."""
+        try:
+            for number in numbers:
+                make_piece(work, self.compute, folder, number)
+                done()
+        finally:
+            _bench.close()
+
+
+def _kept(piece: Path, made_from: str) -> bool:
+    """Whether a piece is finished, whole and of this recipe; one that is not is removed."""
+    if not piece.exists():
+        return False
+    try:
+        note = json.loads((piece / NOTE).read_text(encoding="utf-8"))
+        files = note["files"]
+        whole = note["recipe"] == made_from and all(sha256_file(piece / n) == d for n, d in files.items())
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        shutil.rmtree(piece)
+    return whole
+
+
+def _see(work: Work, made: Sequence[Path]) -> None:
+    end = time.monotonic() + SEEN_WITHIN
+    for piece in made:
+        while not (piece / NOTE).is_file():
+            if time.monotonic() > end:
+                raise OSError(
+                    f"{piece}: piece of {work.name} was made but is not here; the project must be on a "
+                    "file system that this machine and all workers share, under the same path"
+                )
+            time.sleep(0.2)
