@@ -21,8 +21,8 @@ import torch
 from parity import OWN, filled, image, layout_of
 from torch import Tensor, nn
 
+from panoda.models.core.decoders import create_decoder
 from panoda.models.core.head import PYRAMID, Decoder
-from panoda.models.decoders.factory import create_decoder
 
 CLASSES = 3
 SIZES = {4: (18, 26), 8: (9, 13), 16: (5, 7), 32: (3, 4)}

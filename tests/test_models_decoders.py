@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from decoder_numbers import CLASSES, SETR
 from torch import Tensor, nn
 
+from panoda.models.core.decoders import create_decoder, decoder_class, decoder_names
 from panoda.models.core.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder
 from panoda.models.decoders.dmlpv2 import ChannelMLP
-from panoda.models.decoders.factory import WITH_AUXILIARY_HEADS, create_decoder, decoder_names
-from panoda.models.decoders.upernet import FCNDecoder, PyramidPooling
+from panoda.models.decoders.fcn import FCNDecoder
+from panoda.models.decoders.upernet import PyramidPooling
 
 NAMES = ("dmlp", "dmlpv2", "segformer", "setr_naive", "setr_pup", "setr_mla", "upernet", "fcn")
 CHANNELS = (6, 8, 10, 12)
@@ -137,7 +138,7 @@ def test_published_auxiliary_heads(name: str) -> None:
     expected = {"setr_naive": 3, "setr_pup": 3, "setr_mla": 4, "upernet": 1}.get(name, 0)
     assert [weight for weight, _ in found] == [0.4] * expected
     assert all(logits.shape == (2, CLASSES, 5, 7) for _, logits in found)  # stride 16
-    assert (name in WITH_AUXILIARY_HEADS) == (expected > 0)
+    assert (decoder_class(name).has_auxiliary_heads) == (expected > 0)
     bare = build(name, auxiliary_weights=())
     assert bare.auxiliary(stages) == []
     assert not any(key.startswith("heads.") for key in bare.state_dict())
@@ -159,7 +160,7 @@ def test_auxiliary_weights_choose_the_maps() -> None:
     assert len(every.auxiliary(maps(every, 32, 32))) == 4
 
 
-@pytest.mark.parametrize("name", WITH_AUXILIARY_HEADS)
+@pytest.mark.parametrize("name", [n for n in decoder_names() if decoder_class(n).has_auxiliary_heads])
 def test_auxiliary_heads_cost_nothing_at_inference(name: str) -> None:
     decoder = build(name).eval()
     bare = copy.deepcopy(decoder)
@@ -235,7 +236,7 @@ def test_other_maps_than_built_for_are_refused(name: str) -> None:
         decoder(stages[:3])
     with pytest.raises(ValueError, match=r"got 4 of \(12, 10, 8, 6\)"):
         decoder(stages[::-1])
-    if name in WITH_AUXILIARY_HEADS:
+    if decoder_class(name).has_auxiliary_heads:
         with pytest.raises(ValueError, match="got 3 of"):
             decoder.auxiliary(stages[:3])
 

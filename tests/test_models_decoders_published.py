@@ -8,9 +8,9 @@ from parity import OWN
 from torch import nn
 
 from panoda.models import create_model
+from panoda.models.core.decoders import create_decoder
 from panoda.models.core.head import PYRAMID
 from panoda.models.decoders.dmlpv2 import ChannelMLP, DMLPv2Decoder
-from panoda.models.decoders.factory import create_decoder
 from panoda.models.decoders.upernet import UPerNetDecoder
 from panoda.models.deform.layers import DeformableConv, DeformableMLP
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from panoda.models import Discriminator, Segmenter, create_model
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.models import Segmenter, create_model
 from panoda.models.deform.layers import DeformableConv, DeformableMLP
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class Precision(StrEnum):

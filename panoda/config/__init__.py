@@ -36,6 +36,7 @@ from panoda.config.section import (
     SourceWeights,
 )
 from panoda.config.training import (
+    DECODERS,
     AugmentParams,
     ClassWeightParams,
     ModelParams,
@@ -48,6 +49,7 @@ from panoda.config.training import (
 )
 
 __all__ = [
+    "DECODERS",
     "AdaptParams",
     "AnyDataset",
     "AugmentParams",

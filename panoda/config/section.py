@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -54,3 +55,9 @@ class Section(BaseModel):
 
 class ConfigError(ValueError):
     """params.yaml or an override is wrong; the message says where and what was expected."""
+
+
+def names_in(room: str) -> tuple[str, ...]:
+    """What can be chosen by name in a room of the package: its files, such as models/decoders; nothing is imported."""
+    folder = Path(__file__).resolve().parents[1] / room
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))

@@ -7,9 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from panoda.config.section import MIN_SIDE, Count, NonNegative, Positive, Probability, Range, Section
+from panoda.config.section import (
+    MIN_SIDE,
+    Count,
+    NonNegative,
+    Positive,
+    Probability,
+    Range,
+    Section,
+    names_in,
+)
 
-DecoderName = Literal["dmlp", "dmlpv2", "segformer", "setr_naive", "setr_pup", "setr_mla", "upernet", "fcn"]
+DECODERS = names_in("models/decoders")
+"""Names of decoders: the files of ``panoda/models/decoders``."""
 ENCODERS = (
     *(f"trans4pass_{size}" for size in ("nano", "t", "s", "b3", "b4", "b5", "plus_t", "plus_s")),
     *(f"{family}_b{size}" for family in ("mit", "pvt_v2", "segformer") for size in range(6)),
@@ -22,7 +32,7 @@ class ModelParams(Section):
 
     encoder: str = "trans4pass_nano"
     """trans4pass_{nano,t,s,b3,b4,b5}, mit_b0..5, pvt_v2_b0..5, vit:NAME or timm:NAME (docs/models.md)."""
-    decoder: DecoderName = "dmlp"
+    decoder: Annotated[str, Field(json_schema_extra={"enum": list(DECODERS)})] = "dmlp"
     """What makes logits of the encoder's maps (docs/models.md)."""
     width: Annotated[int, Field(ge=1)] | None = None
     """Channels of the decoder's features; null = as published."""
@@ -36,6 +46,15 @@ class ModelParams(Section):
     """Stochastic depth of the last encoder block."""
     weights: str | None = None
     """Pretrained weights: a file below data/weights (`panoda weights`), timm (what it has), or null."""
+
+    @field_validator("decoder")
+    @classmethod
+    def _known_decoder(cls, name: str) -> str:
+        if name not in DECODERS:
+            near = get_close_matches(name, DECODERS, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"unknown decoder {name!r}; {meant}Expected one of {', '.join(DECODERS)}")
+        return name
 
     @field_validator("encoder")
     @classmethod

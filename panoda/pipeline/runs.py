@@ -25,7 +25,7 @@ from typing import Any
 from panoda.system.files import sha256_file
 from panoda.system.locks import file_lock, is_locked
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 STATE = Path(".panoda/state")
 RUNS = Path("runs")
 RECORD = "run.json"

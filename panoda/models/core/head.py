@@ -22,6 +22,7 @@ class Decoder(nn.Module):
     Attributes:
         name: Name under which ``create_decoder`` builds it.
         needs_pyramid: Whether it wants strides 4, 8, 16, 32; False takes the maps of a ViT as they come.
+        has_auxiliary_heads: Whether it takes ``auxiliary_weights``.
         align_corners: How the published model resizes its maps and, in the end, its logits.
         default_width: Published width.
         channels: Channels of the maps.
@@ -34,6 +35,7 @@ class Decoder(nn.Module):
 
     name: ClassVar[str]
     needs_pyramid: ClassVar[bool] = True
+    has_auxiliary_heads: ClassVar[bool] = False
     align_corners: ClassVar[bool] = False
     default_width: ClassVar[int]
     predict: nn.Conv2d

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from panoda.labels import IGNORE_INDEX
+from panoda.models.core.decoders import create_decoder, decoder_class
 from panoda.models.core.neck import PyramidNeck
 from panoda.models.core.quick import quicken
 from panoda.models.core.segmenter import Segmenter
-from panoda.models.decoders.factory import DECODERS, create_decoder
 from panoda.models.encoders.factory import create_encoder
 
 PUBLISHED: dict[str, tuple[str, str]] = {
@@ -61,7 +61,7 @@ def create_model(
     head = decoder or pair
     neck = None
     channels, strides = encoder.channels, encoder.strides
-    if head in DECODERS and DECODERS[head].needs_pyramid and len(set(strides)) == 1 and len(strides) == 4:
+    if decoder_class(head).needs_pyramid and len(set(strides)) == 1 and len(strides) == 4:
         neck = PyramidNeck(channels, strides[0])
         channels, strides = neck.channels, neck.strides
     built = create_decoder(

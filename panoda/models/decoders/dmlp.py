@@ -5,13 +5,9 @@ Source: Trans4PASS (CVPR 2022, arXiv 2203.01452), section 3.3, and its released 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoda.models.core.head import PYRAMID, Decoder
+from panoda.models.deform.decoder import DeformableDecoder
 from panoda.models.deform.layers import DeformableMLP, DeformableProjection
 
 
@@ -36,42 +32,8 @@ class DMLPBlock(nn.Module):
         return self.out(x).permute(0, 3, 1, 2)
 
 
-class DMLPDecoder(Decoder):
-    """Four DMLP blocks and a 1x1 prediction.
-
-    Attributes:
-        width: Channels of every embedding (128 as published).
-        blocks: One block per stage.
-        predict: 1x1 convolution from the summed embeddings to class logits.
-    """
+class DMLPDecoder(DeformableDecoder):
+    """Four DMLP blocks and a 1x1 prediction."""
 
     name = "dmlp"
-    align_corners = True
-    default_width = 128
-    block: ClassVar[type[nn.Module]] = DMLPBlock
-
-    def __init__(
-        self, channels: Sequence[int], *, num_classes: int, width: int = 128, strides: Sequence[int] = PYRAMID
-    ) -> None:
-        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
-
-        Raises:
-            ValueError: as ``Decoder``.
-        """
-        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
-        self.blocks = nn.ModuleList(self.block(found, width) for found in self.channels)
-        self.predict = nn.Conv2d(width, num_classes, 1)
-
-    def embeddings(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """Stage outputs -> one (N, width, H/4, W/4) embedding each, upsampled to stride 4."""
-        size = stages[0].shape[2:]
-        return [
-            F.interpolate(block(stage), size=size, mode="bilinear", align_corners=True)
-            for block, stage in zip(self.blocks, self.checked(stages), strict=True)
-        ]
-
-    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Stage outputs -> logits (N, K, H/4, W/4) and features (N, width, H/4, W/4)."""
-        first, *others = self.embeddings(stages)
-        features = sum(others, first)
-        return self.predict(features), features
+    block = DMLPBlock

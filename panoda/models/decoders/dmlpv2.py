@@ -11,7 +11,7 @@ import torch
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 
-from panoda.models.decoders.dmlp import DMLPDecoder
+from panoda.models.deform.decoder import DeformableDecoder
 from panoda.models.deform.layers import DeformableMLP, DeformableProjection
 
 
@@ -58,7 +58,7 @@ class DMLPv2Block(nn.Module):
         return self.channel2(x) + self.mlp(x)
 
 
-class DMLPv2Decoder(DMLPDecoder):
+class DMLPv2Decoder(DeformableDecoder):
     """Four DMLPv2 blocks, summed at stride 4, and a 1x1 prediction."""
 
     name = "dmlpv2"

@@ -1,4 +1,4 @@
-"""UPerNet and FCN heads.
+"""UPerNet's head.
 
 Sources: UPerNet (ECCV 2018, arXiv 1807.10221) and FCN (arXiv 1411.4038), with the widths, dropout and
 auxiliary head of their released configurations in MMSegmentation, which BEiT, MAE, Swin and ConvNeXt
@@ -82,6 +82,7 @@ class UPerNetDecoder(Decoder):
     """
 
     name = "upernet"
+    has_auxiliary_heads = True
     default_width = 512
 
     def __init__(
@@ -133,49 +134,3 @@ class UPerNetDecoder(Decoder):
     def auxiliary(self, stages: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
         """Loss weight (0.4 as published) and logits at stride 16."""
         return self.heads(self.checked(stages))
-
-
-class FCNDecoder(Decoder):
-    """Two 3x3 ConvBlocks on one map, a prediction.
-
-    Attributes:
-        index: Which map; the last one unless stated.
-        blocks: The two ConvBlocks.
-        predict: 1x1 convolution to class logits.
-    """
-
-    name = "fcn"
-    needs_pyramid = False
-    default_width = 512
-
-    def __init__(
-        self,
-        channels: Sequence[int],
-        *,
-        strides: Sequence[int],
-        num_classes: int,
-        width: int = 512,
-        index: int = -1,
-        dropout: float = 0.1,
-    ) -> None:
-        """Build for map ``index``, counted from the first (0) or from the last (-1).
-
-        Raises:
-            ValueError: as ``Decoder``, or no such map.
-        """
-        if not -len(channels) <= index < len(channels):
-            raise ValueError(
-                f"fcn: there is no map {index} among {len(channels)}; choose one, -1 for the last"
-            )
-        super().__init__(
-            channels, strides=strides, num_classes=num_classes, width=width, feature_stride=strides[index]
-        )
-        self.index = index
-        self.blocks = nn.Sequential(ConvBlock(self.channels[index], width, 3), ConvBlock(width, width, 3))
-        self.dropout = nn.Dropout2d(dropout)
-        self.predict = prediction(width, num_classes)
-
-    def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps -> logits (N, K, h, w) and features (N, width, h, w) at the stride of the map."""
-        features = self.blocks(self.checked(stages)[self.index])
-        return self.predict(self.dropout(features)), features

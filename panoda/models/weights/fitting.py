@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from panoda.models.core.checkpoint import check_fit
+from panoda.models.core.decoders import create_decoder
 from panoda.models.core.segmenter import Segmenter
-from panoda.models.decoders.factory import create_decoder
 from panoda.models.encoders.factory import create_encoder
 from panoda.models.weights.catalogue import fitting, layout
 from panoda.models.weights.errors import CheckpointError

@@ -1,36 +1,31 @@
-"""Decoders by name."""
+"""Decoders by name: each is a file of ``panoda/models/decoders``, imported when it is asked for."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
+from panoda.config import DECODERS
 from panoda.models.core.head import Decoder
-from panoda.models.decoders.dmlp import DMLPDecoder
-from panoda.models.decoders.dmlpv2 import DMLPv2Decoder
-from panoda.models.decoders.segformer import SegFormerDecoder
-from panoda.models.decoders.setr import SETRMLADecoder, SETRNaiveDecoder, SETRPUPDecoder
-from panoda.models.decoders.upernet import FCNDecoder, UPerNetDecoder
-
-DECODERS: dict[str, type[Decoder]] = {
-    kind.name: kind
-    for kind in (
-        DMLPDecoder,
-        DMLPv2Decoder,
-        SegFormerDecoder,
-        SETRNaiveDecoder,
-        SETRPUPDecoder,
-        SETRMLADecoder,
-        UPerNetDecoder,
-        FCNDecoder,
-    )
-}
-WITH_AUXILIARY_HEADS = ("setr_naive", "setr_pup", "setr_mla", "upernet")
 
 
 def decoder_names() -> tuple[str, ...]:
     """Names that ``create_decoder`` knows."""
-    return tuple(DECODERS)
+    return DECODERS
+
+
+def decoder_class(name: str) -> type[Decoder]:
+    """The decoder class in ``panoda/models/decoders/<name>.py``; ValueError lists the known names."""
+    if name not in DECODERS:
+        raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
+    module = importlib.import_module(f"panoda.models.decoders.{name}")
+    found = [v for v in vars(module).values() if isinstance(v, type) and getattr(v, "name", None) == name]
+    if len(found) != 1:
+        raise ValueError(
+            f"{module.__file__}: expected one decoder class with name = {name!r}, found {len(found)}"
+        )
+    return found[0]
 
 
 def create_decoder(
@@ -58,16 +53,14 @@ def create_decoder(
         ValueError: unknown name, maps or values that do not fit the decoder, or auxiliary weights for a
             decoder without auxiliary heads.
     """
-    if name not in DECODERS:
-        raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
-    kind = DECODERS[name]
+    kind = decoder_class(name)
     options: dict[str, Any] = {"width": kind.default_width if width is None else width}
     if auxiliary_weights is not None:
-        if name in WITH_AUXILIARY_HEADS:
+        if kind.has_auxiliary_heads:
             options["auxiliary_weights"] = tuple(auxiliary_weights)
         elif auxiliary_weights:
             raise ValueError(
                 f"{name} has no auxiliary heads to weight with {tuple(auxiliary_weights)}; leave the weights "
-                f"out, or choose one of {', '.join(WITH_AUXILIARY_HEADS)}"
+                "out, or choose a decoder that has some, such as upernet or setr_pup"
             )
     return kind(channels, strides=strides, num_classes=num_classes, **options)

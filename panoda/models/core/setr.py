@@ -1,0 +1,101 @@
+"""What SETR's three heads share; the heads are in ``decoders/setr_{naive,pup,mla}.py``.
+
+Source: SETR (CVPR 2021, arXiv 2012.15840), section 3.3, with the widths, input norms and loss weights of
+its released configurations in MMSegmentation (auxiliary weight 0.4 each; MLA's levels deepest first).
+Checked against numbers of MMSegmentation's heads with shared weights.
+
+Where maps are only resized before a 1x1 prediction, the prediction comes first here: both commute, and
+K channels are cheaper to resize than 256. Sizes are those of a patch of 16 pixels (x2 four times, x4);
+with other patches the maps are resized to the strides that these give.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor
+
+from panoda.models.core.head import AuxiliaryHeads, Decoder
+from panoda.models.encoders.layers import cells_of
+
+AUXILIARY_WEIGHT = 0.4
+
+
+class SETRDecoder(Decoder, ABC):
+    """What the three heads share: maps of one stride, and auxiliary heads on them.
+
+    The encoder hands over its blocks' outputs without a norm: each head begins with a LayerNorm.
+
+    Attributes:
+        auxiliary_kernel: Kernel size of the auxiliary heads' first layer.
+        heads: Auxiliary heads.
+    """
+
+    needs_pyramid = False
+    has_auxiliary_heads = True
+    default_width = 256
+    auxiliary_kernel: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        *,
+        strides: Sequence[int],
+        num_classes: int,
+        width: int | None = None,
+        auxiliary_weights: Sequence[float] | None = None,
+    ) -> None:
+        """Build for ``channels`` of maps that all have one stride.
+
+        Args:
+            channels: Of the maps, shallowest first; SETR takes four.
+            strides: Of the maps, all equal: the encoder's patch size.
+            num_classes: K.
+            width: Channels of the features; None for those of the published model.
+            auxiliary_weights: Loss weight of an auxiliary head on each map from the first on, 0 for none;
+                None for 0.4 on every map that has one in the published model.
+
+        Raises:
+            ValueError: as ``Decoder``, strides that differ or are below 8, more weights than maps.
+        """
+        width = self.default_width if width is None else width
+        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
+        if len(set(self.strides)) > 1 or self.strides[0] < 8:
+            raise ValueError(
+                f"{self.name} wants maps of one stride, at least 8, such as a ViT's; the encoder gives "
+                f"strides {self.strides}; choose a ViT without neck, or a decoder for pyramids"
+            )
+        self.build()
+        if auxiliary_weights is None:
+            auxiliary_weights = (AUXILIARY_WEIGHT,) * self.auxiliary_maps()
+        self.heads = AuxiliaryHeads(
+            self.channels,
+            auxiliary_weights,
+            num_classes=num_classes,
+            width=self.auxiliary_width(),
+            kernel_size=self.auxiliary_kernel,
+            norm=True,
+        )
+
+    @abstractmethod
+    def build(self) -> None:
+        """Make the layers of the main head."""
+
+    def auxiliary_maps(self) -> int:
+        """Number of maps with an auxiliary head in the published model: all but the last."""
+        return len(self.channels) - 1
+
+    def auxiliary_width(self) -> int:
+        """Channels of the auxiliary heads."""
+        return self.width
+
+    def auxiliary(self, stages: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+        """(Loss weight, logits at the maps' stride) of every auxiliary head."""
+        return self.heads(self.checked(stages))
+
+    def size_at(self, x: Tensor, stride: int) -> tuple[int, int]:
+        """Height and width of a map ``x`` at ``stride`` instead of the encoder's, rounded up."""
+        height, width = (cells_of(side * self.strides[0], stride) for side in x.shape[2:])
+        return height, width
