@@ -145,7 +145,7 @@ def _record(
             name: {"path": str(path), "digest": runs.digest(path), "run": runs.run_of_input(path)}
             for name, path in {**inputs, **named_files(stage.name, role, params)}.items()
         },
-        "code": runs.code_digest(stage.module, registries=stage.registries),
+        "code": runs.code_digest(stage.code_paths(params)),
         "status": "running",
         "started": _now(),
         **runs.provenance(),

@@ -48,7 +48,7 @@ def promote(folder: Path) -> str:
     differences = (
         parameter_differences(record, params, role)
         + _input_differences(record, stage, role, params)
-        + _code_differences(record, stage)
+        + _code_differences(record, stage, params)
     )
     if differences:
         shown = "\n".join(f"  {line}" for line in differences[:SHOWN])
@@ -79,8 +79,8 @@ def _input_differences(
     return found
 
 
-def _code_differences(record: Mapping[str, Any], stage: Stage) -> list[str]:
-    now = runs.code_digest(stage.module, registries=stage.registries)
+def _code_differences(record: Mapping[str, Any], stage: Stage, params: Params) -> list[str]:
+    now = runs.code_digest(stage.code_paths(params))
     return [] if record["code"] == now else [f"code of stage {stage.name}: it has changed since the run"]
 
 

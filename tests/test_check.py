@@ -16,10 +16,9 @@ from test_gpano import HALF, packet, save
 
 from panoda.data.check import check as module
 from panoda.data.check.check import CheckReport, check_dataset, check_survey
-from panoda.data.check.check import check as module
 from panoda.data.check.report import EXAMPLES, show, write_parquet
 from panoda.data.check.survey import take_survey
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 
 SIZE = (8, 16)
 TREE = {

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.codec import check_codec, decode, encode
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.shards import ShardReader, ShardWriter
+from panoda.system.errors import DataError
 
 
 def smooth(shape: tuple[int, ...]) -> np.ndarray:

@@ -14,11 +14,12 @@ from raw_data import write_pair
 from test_gpano import HALF, packet, save
 
 from panoda.config import CamVidDataset, CityDataset, DomainParams, FolderDataset, PrepareParams
-from panoda.data.formats.dataset import DataError, adapter, list_items
+from panoda.data.formats.dataset import adapter, list_items
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.system.context import RunContext
+from panoda.system.errors import DataError
 
 REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="no real images on this machine")

@@ -20,7 +20,7 @@ from miniature import SIZE, picture, save, values
 from PIL import Image
 
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
-from panoda.data.formats.dataset import ADAPTERS, DataError, list_items, raw_label_space
+from panoda.data.formats.dataset import ADAPTERS, list_items, raw_label_space
 from panoda.data.formats.declaration import built_in, read_declaration
 from panoda.data.formats.declared import files_of
 from panoda.data.formats.encoding import encoding_of
@@ -31,6 +31,7 @@ from panoda.report.words import DECLARED
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.system.context import RunContext
+from panoda.system.errors import DataError
 
 REAL = Path(os.environ.get("PANODA_REAL_DATA", Path(__file__).parents[2] / "shared" / "real"))
 

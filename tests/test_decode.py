@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panoda.data.formats.dataset import DataError, Encoding
+from panoda.data.formats.dataset import Encoding
 from panoda.data.formats.decode import colour_code, decode, decode_label, ignore_black
+from panoda.system.errors import DataError
 
 IDS = Encoding(kind="ids", table=((-1, 255), (0, 3), (7, 0), (300, 5)))
 

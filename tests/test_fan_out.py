@@ -35,8 +35,8 @@ from flows import fan_out
 from flows.fan_out import workers
 from flows.temporary_server import temporary_server
 from panoda.config import ClusterParams, ConfigError, RuntimeParams
-from panoda.data.formats.dataset import DataError
 from panoda.system.context import RunContext
+from panoda.system.errors import DataError
 from panoda.system.pieces import Runner, Work, finish
 
 STAGES = ("preprocess", "pseudo_labels", "prototypes", "evaluate")

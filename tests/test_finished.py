@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, run_prepare, write_pair
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.prepare import items as prepare_items
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
 HERE = Path(__file__).parent

@@ -30,9 +30,9 @@ from flows import temporary_server as temporary_server_module
 from flows.command import main
 from flows.devices import take_devices
 from flows.execution import stage_run
+from flows.factory import provenance
 from flows.job import HERE, Job
 from flows.prefect_server import SERVER_NOTE, running_server, why_not
-from flows.report import provenance
 from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
 from panoda.config import PseudoLabelParams, load_params
@@ -151,7 +151,7 @@ def test_a_killed_stage_goes_on_unless_something_changed(
     assert attempt(fail=False)[1] == []
     with pytest.raises(KeyboardInterrupt):
         attempt()
-    monkeypatch.setattr(execution.runs, "code_digest", lambda module, registries: "another program")
+    monkeypatch.setattr(execution.runs, "code_digest", lambda paths: "another program")
     assert attempt(fail=False)[1] == []
 
 

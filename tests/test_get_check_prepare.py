@@ -21,9 +21,9 @@ from panoda.cli import main as cli
 from panoda.config import DomainParams
 from panoda.data.check import check
 from panoda.data.formats import declaration as declarations
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download
+from panoda.system.errors import DataError
 
 PARAMS: dict[str, tuple[dict[str, object], str]] = {  # section without path, prepared label space
     "cityscapes": ({"splits": {"train": "train", "val": "val"}}, "cs19"),

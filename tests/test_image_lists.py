@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.image_lists import read_image_list
+from panoda.system.errors import DataError
 
 PAIRS = [("img/one.png", "lab/one.png"), ("img/two.png", None)]
 

@@ -14,10 +14,11 @@ from PIL import Image
 from test_declared import check_labels, run
 
 from panoda.config import Stanford2D3DDataset, Structured3DDataset
-from panoda.data.formats.dataset import DataError, list_items
+from panoda.data.formats.dataset import list_items
 from panoda.data.formats.stanford2d3d import class_ids, fold_areas
 from panoda.labels import get_label_space, remap_table
 from panoda.stages.download import download
+from panoda.system.errors import DataError
 
 
 def stanford(root, **more) -> Stanford2D3DDataset:

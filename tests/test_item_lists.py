@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.prepare.item_lists import read_items, write_items
+from panoda.system.errors import DataError
 
 PALETTE = Encoding("palette", ((0xFF8000, 3), (-1, 255)), others="ignore", black_is_void=True)
 ITEMS = [

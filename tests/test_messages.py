@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from panoda.config.scenarios import load_scenario, scenario_files
-from panoda.data.formats.dataset import DataError
 from panoda.engine.messages import (
     launchable,
     pack_call,
@@ -26,11 +25,12 @@ from panoda.engine.messages import (
     unpack_image,
 )
 from panoda.engine.preemption import Preempted
-from panoda.models.weights.errors import MissingCheckpointError
+from panoda.models.core.errors import MissingCheckpointError
 from panoda.stages.adapt import adapt
 from panoda.stages.pretrain import pretrain
 from panoda.stages.warmup import warmup
 from panoda.system.context import RunContext
+from panoda.system.errors import DataError
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 

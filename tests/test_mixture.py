@@ -22,7 +22,6 @@ from panoda.config import (
     PseudoLabelParams,
     WarmupParams,
 )
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.loader import training_batches
 from panoda.data.loading.mixture import Mixture, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
@@ -34,6 +33,7 @@ from panoda.stages.prototypes import prototypes
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.warmup import warmup
 from panoda.system.context import RunContext
+from panoda.system.errors import DataError
 
 SOURCES = {"source": 1.0, "panoramas": 3.0}
 

@@ -125,8 +125,6 @@ def test_failed_write_keeps_the_old_checkpoint(
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.touch()
-    monkeypatch.setattr(
-        "panoda.models.weights.errors.os.access", lambda *_: False
-    )  # root may read everything
+    monkeypatch.setattr("panoda.models.core.errors.os.access", lambda *_: False)  # root may read everything
     with pytest.raises(CheckpointError, match="model.safetensors: no permission to read it"):
         read_card(path)

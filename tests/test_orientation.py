@@ -12,10 +12,11 @@ from PIL import Image, ImageOps
 from raw_data import pinhole_item
 
 from panoda.data.check.check import DOUBTFUL, LABEL_SIZE, check_dataset
-from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.formats.images import read_rgb, read_upright
 from panoda.data.formats.orientation import turn_back
 from panoda.data.prepare.item import ItemSpec, prepare_item
+from panoda.system.errors import DataError
 
 SIZE = (40, 64)
 TURNED = range(2, 9)

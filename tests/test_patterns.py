@@ -2,8 +2,8 @@
 
 import pytest
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.patterns import LabelFinder, Match, check_pattern, find
+from panoda.system.errors import DataError
 
 
 def tree(folder, *names):

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_image, read_file
 
-from panoda.data.formats.dataset import DataError, Encoding
+from panoda.data.formats.dataset import Encoding
 from panoda.data.formats.decode import decode_label
 from panoda.data.formats.images import read_ids, read_rgb
 from panoda.data.formats.pixels import MAX_PIXELS, SWITCH
+from panoda.system.errors import DataError
 
 SIZE = (21, 34)
 RANDOM = np.random.default_rng(5)

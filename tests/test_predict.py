@@ -19,7 +19,7 @@ from panoda.inference.prediction import predict_image
 from panoda.labels import LabelSpace, get_label_space
 from panoda.models import create_model
 from panoda.models.core.checkpoint import load_model, make_card, save_model
-from panoda.models.weights.errors import CheckpointError
+from panoda.models.core.errors import CheckpointError
 
 SPACE = get_label_space("cs13")
 

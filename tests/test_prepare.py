@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.images import read_ids, read_rgb
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.shards import ShardWriter
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
 

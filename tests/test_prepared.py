@@ -12,10 +12,10 @@ import pytest
 import torch
 from raw_data import erp_item, pinhole_item, prepared_folder, run_prepare, write_pair
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.pseudo import PseudoLabelSplit, PseudoLabelWriter
 from panoda.data.loading.shards import ShardWriter
+from panoda.system.errors import DataError
 
 
 def test_attributes(tmp_path):

@@ -11,41 +11,40 @@ from typing import Any
 
 import pytest
 import yaml
+from import_closure import PACKAGE, import_closure
 from pydantic import BaseModel
 
 from panoda import config
-from panoda.config import DataParams, Params
-from panoda.pipeline.runs import PACKAGE, import_closure
+from panoda.config import DataParams, Params, load_params
 from panoda.pipeline.table import STAGES, Stage
+from panoda.pipeline.write import written_files
 
 ROOT = Path(__file__).resolve().parents[1]
 # Who may import whom: a file imports from its own level and from those above it in this list.
 LEVELS = (
+    ("system", "labels", "geometry"),
+    ("config",),
     (
-        "channels",
-        "config",
-        "labels",
-        "label_spaces",
-        "files",
-        "locks",
-        "machine",
-        "progress",
-        "geometry",
-        "pieces",
-        "background",
-        "shares",
+        "city",
+        "models/core",
+        "models/deform",
+        "models/decoders",
+        "models/encoders",
+        "models/weights",
+        "models",
     ),
-    ("data", "models", "losses", "metrics"),
-    ("adaptation",),
-    ("sliding", "inference"),
-    ("training",),
-    ("exported", "export_check"),
-    ("evaluation", "evaluation_counts", "view", "predict", "export", "model_table"),
+    ("data/formats",),
+    ("data/acquire", "data/loading"),
+    ("data/prepare",),
+    ("data/check", "data"),
+    ("inference",),
+    ("engine",),
+    ("methods",),
+    ("evaluation", "deployment"),
     ("report",),
     ("stages",),
-    ("pipeline", "runs", "tracking", "runnable"),
-    ("errors",),
-    ("cli", "bench_cli", "data_cli", "models_cli", "weights_cli"),
+    ("pipeline", "tracking"),
+    ("cli",),
     ("__main__",),
 )
 
@@ -64,7 +63,10 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room(parts: tuple[str, ...]) -> str:
-    return parts[0].removesuffix(".py")
+    """The room of a file below panoda/: a folder, or a folder of data/ or models/."""
+    parts = tuple(part.removesuffix(".py") for part in parts)
+    inner = "/".join(parts[:2])
+    return inner if any(inner in rooms for rooms in LEVELS) else parts[0]
 
 
 def level(name: str) -> int:
@@ -82,7 +84,7 @@ def test_imports_point_one_way(path: Path) -> None:
         if name.startswith("flows"):
             assert own == "cli", f"{path.name} imports {name}; only the command line knows the flows"
         if name.startswith("panoda.") and name != "panoda.__version__":
-            other = name.split(".")[1]
+            other = room(tuple(name.split(".")[1:]))
             assert level(other) <= level(own), (
                 f"panoda/{own} must not import panoda/{other} ({path.name}: {name})"
             )
@@ -110,76 +112,51 @@ def pipeline() -> dict[str, Any]:
 
 def definition(pipeline: dict[str, Any], stage: Stage) -> dict[str, Any]:
     entry = pipeline["stages"][stage.name]
-    if stage.per_role:
-        assert entry["foreach"] == "${data}"
-        return entry["do"]
-    return entry
+    return entry["do"] if stage.per_role else entry
 
 
-def filled(stage: Stage, texts: Any) -> list[str]:
-    return (
-        [t.format(role="${key}", folder="${item.folder}") for t in texts] if stage.per_role else list(texts)
-    )
+@pytest.mark.parametrize("path", written_files(), ids=str)
+def test_files_written_from_the_table_are_up_to_date(path: Path) -> None:
+    found = (ROOT / path).read_text(encoding="utf-8")
+    assert found == written_files()[path], f"{path} differs from the table of stages: run `make pipeline`"
 
 
-def test_dvc_and_the_table_name_the_same_stages(pipeline: dict[str, Any]) -> None:
-    assert list(pipeline["stages"]) == ["watch", *STAGES]  # watch is no flow
+BY_NAME = ("models/decoders", "methods")
+"""Rooms whose files are imported when a parameter names them."""
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda s: s.name)
-def test_dvc_stage_says_what_the_table_says(pipeline: dict[str, Any], stage: Stage) -> None:
-    entry = definition(pipeline, stage)
-    role = " --role ${key}" if stage.per_role else ""
-    assert entry["cmd"] == f"sh flows/python.sh -m flows.{stage.name}{role} --pipeline"
-    assert entry["params"] == filled(stage, stage.sections)
-    assert entry["outs"] == filled(stage, [stage.out])
-    named = [d for d in entry["deps"] if d.startswith("data/named/")]
-    assert named == {
-        "download": ["data/named/datasets/${key}"],
-        "preprocess": ["data/named/datasets/${key}", "data/named/label_space"],
-    }.get(stage.name, [])
-    data = [d for d in entry["deps"] if d.startswith(("data/", "outputs/")) and d not in named]
-    if stage.name == "report":
-        assert data == [s.out for s in STAGES.values() if s.out.startswith("outputs/")]
-    else:
-        assert data == filled(stage, stage.inputs.values())
-
-
-@pytest.mark.parametrize("stage", STAGES.values(), ids=lambda s: s.name)
-def test_dvc_code_is_the_import_closure(pipeline: dict[str, Any], stage: Stage) -> None:
-    deps = [d for d in definition(pipeline, stage)["deps"] if d.startswith(("panoda/", "flows/"))]
-    if stage.name == "download":
-        deps.remove("panoda/data/formats/declarations")  # YAML files
-    files = {
-        "panoda/" + p.relative_to(PACKAGE).as_posix()
-        for p in import_closure(stage.module, registries=stage.registries)
-    }
-    needed = {f for f in files if not is_bare(ROOT / f)} | {f"flows/{stage.name}.py"}
-    missing = sorted(f for f in needed if not any(f == d or f.startswith(f"{d}/") for d in deps))
-    assert not missing, f"stage {stage.name}: add to deps in dvc.yaml: {missing}"
-    idle = sorted(d for d in deps if not any(f == d or f.startswith(f"{d}/") for f in needed))
-    assert not idle, f"stage {stage.name}: remove from deps in dvc.yaml: {idle}"
+def test_the_code_of_a_stage_is_all_that_it_imports(stage: Stage) -> None:
+    paths = {path.as_posix() for path in stage.code_paths(load_params(ROOT / "params.yaml"))}
+    assert all((ROOT / path).exists() for path in paths)
+    files = import_closure(stage.module, registries=stage.per_role)
+    needed = {"panoda/" + p.relative_to(PACKAGE).as_posix() for p in files if not is_bare(p)}
+    if stage.name == "preprocess":  # only `download` of the city renders
+        needed = {f for f in needed if not f.startswith("panoda/city/")}
+    missing = sorted(f for f in needed if not any(f == d or f.startswith(f"{d}/") for d in paths))
+    assert not missing, f"stage {stage.name}: add to its code in panoda/pipeline/table.py: {missing}"
+    idle = sorted(d for d in paths if not any(f == d or f.startswith(f"{d}/") for f in needed))
+    idle = [d for d in idle if not d.startswith(tuple(f"panoda/{room}/" for room in BY_NAME))]
+    assert not idle, f"stage {stage.name}: remove from its code in panoda/pipeline/table.py: {idle}"
 
 
 def is_bare(path: Path) -> bool:
-    """An ``__init__.py`` without behaviour: a docstring, perhaps the version."""
+    """An ``__init__.py`` without behaviour: a docstring, the version, names from elsewhere."""
     if path.name != "__init__.py":
         return False
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    return all(
-        isinstance(n, ast.Expr) or (isinstance(n, ast.Assign) and "version" in ast.unparse(n)) for n in nodes
-    )
+    return all(isinstance(n, ast.Expr | ast.Assign | ast.ImportFrom) for n in nodes)
 
 
-def test_modules_imported_by_name_are_found_by_the_stages_that_do_so() -> None:
+def test_modules_imported_by_name_are_part_of_a_stages_code() -> None:
     users = {
         p.relative_to(PACKAGE).as_posix()
         for p in python_files(PACKAGE)
         if "import_module(" in p.read_text(encoding="utf-8")
     }
     # exported.py imports libraries alone by name, nothing of this package.
-    users.discard("exported.py")
-    assert users == {"data/dataset.py"}, "stages with registries=False would not notice a change there"
+    users.discard("deployment/exported.py")
+    assert users == {"data/formats/dataset.py", "models/core/decoders.py"}
 
 
 def test_target_labels_reach_evaluation_alone(pipeline: dict[str, Any]) -> None:
@@ -193,18 +170,11 @@ def test_target_labels_reach_evaluation_alone(pipeline: dict[str, Any]) -> None:
 def test_flow_parameters_are_the_stages_sections(stage: Stage) -> None:
     flow = getattr(importlib.import_module(f"flows.{stage.name}"), stage.name)
     names = set(inspect.signature(flow.fn).parameters)
-    sections = {s.split(".")[0] for s in stage.sections} if stage.name != "report" else set()
+    sections = set(stage.flow_sections)
     assert names == sections | {"runtime", "tracking", "job"} | ({"role"} if stage.per_role else set())
     hints = inspect.get_annotations(flow.fn, eval_str=True)
     for name in sections:
         assert Params.model_fields[name].annotation in hints[name].__args__
-
-
-def test_every_flow_is_a_deployment() -> None:
-    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    assert [d["entrypoint"] for d in deployments] == [f"flows/{n}.py:{n}" for n in STAGES]
-    assert {d["name"] for d in deployments} == {"local"}
-    assert {d["work_pool"]["name"] for d in deployments} == {"local"}
 
 
 def models() -> list[type[BaseModel]]:

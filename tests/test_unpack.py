@@ -20,7 +20,7 @@ import pytest
 from panoda.data.acquire import extract as extraction
 from panoda.data.acquire import unpack as module
 from panoda.data.acquire.unpack import unpack, unpacked_before
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 
 NOISE = np.random.default_rng(0).bytes(50_000)
 

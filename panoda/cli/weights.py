@@ -136,7 +136,7 @@ def show(file: Annotated[str, typer.Argument(help="A path, or a name below data/
 
 def _source(file: Path) -> str:
     """Name and SHA-256 of a file; of an index those of the files it names."""
-    from panoda.models.weights.file_kind import shards
+    from panoda.models.core.file_kind import shards
 
     if not file.is_file():
         return file.name

@@ -16,6 +16,7 @@ from panoda.config.datasets import (
     DeclaredDataset,
     FolderDataset,
     LookParams,
+    Projection,
     Stanford2D3DDataset,
     Structured3DDataset,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "PrepareParams",
     "PretrainParams",
     "Probability",
+    "Projection",
     "PrototypeParams",
     "PseudoLabelParams",
     "Range",

@@ -9,11 +9,13 @@ from pydantic import Field, model_validator
 
 from panoda.config.section import Count, Range, Section, Size
 
+Projection = Literal["pinhole", "erp"]
+
 
 class CameraParams(Section):
     """The virtual camera that renders the embedded city."""
 
-    projection: Literal["pinhole", "erp"]
+    projection: Projection
     """pinhole, or erp (equirectangular; a vertical band when the latitudes are inside +-90)."""
     height: Size
     """Image height in pixels."""

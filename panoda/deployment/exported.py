@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from panoda.models.core.checkpoint import ModelCard
-from panoda.models.weights.errors import CheckpointError, require_file
+from panoda.models.core.errors import CheckpointError, require_file
 
 KEY = "panoda"
 EXTRA_FILE = "panoda.json"

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name, read_rgb
 from panoda.deployment.exported import is_exported, load_exported
 from panoda.deployment.view import Asked, View, pixels_per_radian, view_of, width_at
@@ -23,6 +22,7 @@ from panoda.inference.prediction import MIN_SIDE, predict_image
 from panoda.inference.sliding import Sliding
 from panoda.labels import LabelSpace
 from panoda.models.core.checkpoint import load_model
+from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, staged_file
 from panoda.system.progress import track
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from panoda.data.formats.dataset import Projection, is_full_circle
+from panoda.config import Projection
 from panoda.data.formats.gpano import FileFacts, read_facts
+from panoda.geometry.erp import is_full_circle
 
 Asked = Literal["auto", "erp", "pinhole"]
 FULL_CIRCLE_ASPECT = 1.9

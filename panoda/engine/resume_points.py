@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from panoda.models.core.checkpoint import check_finite
-from panoda.models.weights.errors import CheckpointError
+from panoda.models.core.errors import CheckpointError
 from panoda.system.files import staged_file
 
 log = logging.getLogger("panoda")

@@ -20,7 +20,7 @@ from panoda.data.loading.transforms import JointTransform
 from panoda.engine.loop import LoopState, Task, run_loop
 from panoda.engine.losses import class_weights
 from panoda.engine.optim import build_optimizer, build_scheduler
-from panoda.engine.validation import picture_indices, prediction_picture
+from panoda.inference.pictures import picture_indices, prediction_picture
 from panoda.models.core.checkpoint import ModelCard, save_model
 from panoda.models.core.segmenter import Segmenter
 from panoda.system.context import RunContext, check_shares

@@ -1,11 +1,10 @@
-"""Source validation during training, and pictures of fixed images.
+"""Source validation during training.
 
 Always on whole images at one scale, whatever the evaluation stage does: it compares weights of one run.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -43,27 +42,3 @@ def _total(mine: ConfusionMatrix, context: RunContext) -> ConfusionMatrix:
     for one in gather(mine, context):
         matrix.merge(one)
     return matrix
-
-
-@torch.no_grad()
-def prediction_picture(model: nn.Module, split: PreparedSplit, index: int, context: RunContext) -> np.ndarray:
-    """(H', W, 3) uint8: input, truth where there is one, and prediction, from top to bottom."""
-    sample = split[index]
-    was_training = model.training
-    model.eval()
-    with context.autocast():
-        logits = predict_logits(
-            model, sample["image"][None].to(context.device), scales=(1.0,), flip=False, wrap=split.full_circle
-        )
-    model.train(was_training)
-    space = split.space
-    rows = [sample["image"].permute(1, 2, 0).numpy()]
-    if split.has_labels:
-        rows.append(space.colourise(sample["label"].numpy()))
-    rows.append(space.colourise(logits.argmax(dim=1)[0].cpu().numpy()))
-    return np.concatenate(rows, axis=0)
-
-
-def picture_indices(length: int, count: int) -> list[int]:
-    """``count`` indices spread evenly over a split; the same ones every time."""
-    return sorted({int(i) for i in np.linspace(0, length - 1, min(count, length))})

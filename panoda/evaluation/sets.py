@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from panoda.data.loading.prepared import PreparedSplit, check_same_space
-from panoda.engine.validation import picture_indices
+from panoda.inference.pictures import picture_indices
 from panoda.labels import LabelSpace, remap_report
 
 SETS = ("source_val", "target_test")

@@ -22,6 +22,9 @@ from torch import Tensor
 
 HALF_PI = math.pi / 2
 
+FULL_CIRCLE_DEG = 359.5
+"""Panoramas at least this wide close around the circle; the gap is that of a few pixels cut off."""
+
 
 def check_band(lat_top: float, lat_bottom: float) -> None:
     """Raise ValueError unless pi/2 >= lat_top > lat_bottom >= -pi/2 (radians)."""
@@ -228,3 +231,13 @@ def yaw_roll(image: Tensor, pixels: int) -> Tensor:
         [[3, 0, 1, 2]]
     """
     return torch.roll(image, pixels, dims=-1)
+
+
+def is_full_circle(projection: str, fov_x_deg: float) -> bool:
+    """Whether an image's columns wrap around.
+
+    Example:
+        >>> is_full_circle("erp", 359.9), is_full_circle("erp", 180.0), is_full_circle("pinhole", 90.0)
+        (True, False, False)
+    """
+    return projection == "erp" and fov_x_deg >= FULL_CIRCLE_DEG

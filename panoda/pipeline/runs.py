@@ -6,7 +6,6 @@ of its listing, with the suffix ``.dir``), so the number in run.json, in MLflow 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -14,11 +13,10 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,79 +76,19 @@ def _ignored(name: str) -> bool:
 # --- code ------------------------------------------------------------------------------------------
 
 
-def import_closure(module: str, *, registries: bool = False, package: Path = PACKAGE) -> tuple[Path, ...]:
-    """Source files a module of this package needs, found without importing anything.
-
-    Follows ``import`` and ``from`` statements anywhere in the files, and parent packages.
-
-    Args:
-        module: Dotted name, such as ``panoda.stages.pretrain``.
-        registries: Follow string constants that name a module, too (tables of modules imported by name).
-        package: Folder of the top package.
+def code_digest(paths: Iterable[Path], *, root: Path = PACKAGE.parent) -> str:
+    """SHA-256 over names and bytes of the files in ``paths``, files or folders below ``root``.
 
     Raises:
-        ValueError: there is no such module.
+        ValueError: nothing there.
     """
-    first = _find(module, package)
-    if first is None:
-        raise ValueError(f"{module}: no such module below {package}")
-    found: dict[Path, None] = {}
-    todo = [(module, first)]
-    while todo:
-        name, path = todo.pop()
-        if path in found:
-            continue
-        found[path] = None
-        names = _mentioned(name, path, registries=registries)
-        todo += [(n, p) for n in names if (p := _find(n, package))]
-    return tuple(sorted(found))
-
-
-def _find(module: str, package: Path) -> Path | None:
-    top, *rest = module.split(".")
-    if top != package.name:
-        return None
-    base = package.joinpath(*rest)
-    for candidate in (base / "__init__.py", base.with_suffix(".py") if rest else base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _mentioned(module: str, path: Path, *, registries: bool) -> Iterator[str]:
-    parts = module.split(".")
-    yield from (".".join(parts[:n]) for n in range(1, len(parts)))
-    here = parts if path.name == "__init__.py" else parts[:-1]
-    for node in ast.walk(_parse(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(here[: len(here) - node.level + 1]) if node.level else ""
-            origin = ".".join(filter(None, (base, node.module)))
-            yield origin
-            yield from (f"{origin}.{alias.name}" for alias in node.names)
-        elif registries and isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node.value.startswith(f"{parts[0]}.") and node.value.replace(".", "_").isidentifier():
-                yield node.value
-
-
-def _parse(path: Path) -> ast.AST:
-    source = path.read_text(encoding="utf-8")
-    for _ in range(20):
-        try:
-            return ast.parse(source, str(path))
-        except SystemError:
-            # CPython 3.11 counts nesting across threads: another one that parses just now spoils it.
-            time.sleep(0.01)
-    return ast.parse(source, str(path))
-
-
-@cache
-def code_digest(module: str, *, registries: bool = False) -> str:
-    """SHA-256 over names and bytes of a module's import closure."""
     total = hashlib.sha256()
-    for path in import_closure(module, registries=registries):
-        total.update(f"{path.relative_to(PACKAGE).as_posix()}\0{sha256_file(path)}\n".encode())
+    for path in sorted(set(paths)):
+        whole = root / path
+        if not whole.exists():
+            raise ValueError(f"{whole}: no such file or folder, but the code of a stage; is a name misspelt?")
+        for file in [whole] if whole.is_file() else _files_below(whole):
+            total.update(f"{file.relative_to(root).as_posix()}\0{sha256_file(file)}\n".encode())
     return total.hexdigest()
 
 
@@ -161,7 +99,7 @@ def fingerprint(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]
         stage: Stage label.
         params: The stage's own parameters, JSON values.
         inputs: Input name -> digest.
-        code: ``code_digest`` of the stage's module.
+        code: ``code_digest`` of the stage's code.
     """
     value = {"stage": stage, "params": params, "inputs": inputs, "code": code}
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,24 +1,36 @@
-"""The stages of the pipeline as a table: which parameters, inputs and output each one has.
+"""The stages of the pipeline: the one place that says what each takes, gives and depends on.
 
-The flows, ``panoda promote`` and the tests read it; ``dvc.yaml`` says the same to DVC and a test holds the
-two together.
+``make pipeline`` writes dvc.yaml, prefect.yaml and the flows' files from it (``panoda.pipeline.write``); flows,
+``panoda promote`` and the tests read it. A stage's code is given by rooms (folders) and, where a parameter
+chooses a file, by a template as in dvc.yaml: a change of one decoder re-runs only what uses it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from panoda.config import Params, prepared_folder
 
-_PREPARED = "data/prepared"
-_SOURCE_TRAIN = f"{_PREPARED}/source/train"
-_TARGET_TRAIN = f"{_PREPARED}/target/train"
-_SOURCE_VAL = f"{_PREPARED}/source/val"
-_TARGET_TEST = f"{_PREPARED}/target/test"
-_MORE_SOURCES = f"{_PREPARED}/more_sources"
+_SOURCE_TRAIN = "data/prepared/source/train"
+_TARGET_TRAIN = "data/prepared/target/train"
+_MORE_SOURCES = "data/prepared/more_sources"
+_LABELLED = {"source_train": _SOURCE_TRAIN, "more_sources": _MORE_SOURCES}
+_WARMED_UP = {"checkpoint": "outputs/warmup/model.safetensors"}
+
+_BASE = ("panoda/config", "panoda/labels", "panoda/system")
+_RAW = ("panoda/geometry", "panoda/data/formats")
+_MODEL = (
+    "panoda/models/core",
+    "panoda/models/deform",
+    "panoda/models/encoders",
+    "panoda/models/decoders/${model.decoder}.py",
+)
+_PREDICTION = ("panoda/data/loading", "panoda/geometry", "panoda/inference")
+_TRAINING = ("panoda/engine", "panoda/methods/parts")
 
 
 @dataclass(frozen=True)
@@ -27,9 +39,11 @@ class Stage:
 
     Attributes:
         name: Name of the stage, of its module in ``panoda.stages`` and of its flow.
+        description: What it does, in a line.
         sections: Dotted paths into params.yaml that make up its identity; ``{role}`` is filled in.
         inputs: Input name -> default path, relative to the project root; ``{role}`` is filled in.
         out: Output of the pipeline's run, relative to the project root; ``{folder}`` is the role's folder.
+        code: Its code besides its own file: rooms, files, and templates such as ``${model.decoder}``.
         per_role: There is one such stage for each domain of section data.
         on_gpu: It computes on the device of ``runtime.device``.
         trains: Section with the batch size of its training, which may use several devices; "" = none.
@@ -37,9 +51,11 @@ class Stage:
     """
 
     name: str
+    description: str
     sections: tuple[str, ...]
-    inputs: Mapping[str, str] = field(default_factory=dict)
-    out: str = ""
+    inputs: Mapping[str, str]
+    out: str
+    code: tuple[str, ...]
     per_role: bool = False
     on_gpu: bool = True
     trains: str = ""
@@ -51,9 +67,14 @@ class Stage:
         return f"panoda.stages.{self.name}"
 
     @property
-    def registries(self) -> bool:
-        """It picks a data set's module by name, so all of them belong to its code."""
-        return self.per_role
+    def flow_sections(self) -> tuple[str, ...]:
+        """Top-level sections that its flow takes."""
+        return tuple(dict.fromkeys(section.split(".")[0] for section in self.sections))
+
+    def code_paths(self, params: Params) -> list[Path]:
+        """Files and folders of its code, relative to the project root, with templates filled in."""
+        tree = params.model_dump(mode="json")
+        return [Path(_filled(path, tree)) for path in (*self.code, f"panoda/stages/{self.name}.py")]
 
     def label(self, role: str | None = None) -> str:
         """Name in dvc.yaml, such as ``pretrain`` or ``download@source``."""
@@ -109,122 +130,152 @@ class Stage:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("download", ("data.{role}.dataset",), {}, "data/raw/{role}", per_role=True, on_gpu=False),
+        Stage(
+            "download",
+            "raw files of a domain, rendered or used in place",
+            sections=("data.{role}.dataset",),
+            inputs={},
+            out="data/raw/{role}",
+            code=(*_BASE, *_RAW, "panoda/data/acquire", "panoda/city"),
+            per_role=True,
+            on_gpu=False,
+        ),
         Stage(
             "preprocess",
-            ("data.{role}", "label_space"),
-            {"raw": "data/raw/{role}"},
-            "data/prepared/{folder}",
+            "raw files to index and shards",
+            sections=("data.{role}", "label_space"),
+            inputs={"raw": "data/raw/{role}"},
+            out="data/prepared/{folder}",
+            code=(
+                *_BASE,
+                *_RAW,
+                "panoda/data/prepare",
+                *(f"panoda/data/loading/{name}.py" for name in ("codec", "index", "prepared", "shards")),
+            ),
             per_role=True,
             on_gpu=False,
             in_pieces="all",
         ),
-        Stage("weights", ("model",), {"weights": "data/weights"}, "outputs/weights", on_gpu=False),
+        Stage(
+            "weights",
+            "pretrained weights for the model, from data/weights",
+            sections=("model",),
+            inputs={"weights": "data/weights"},
+            out="outputs/weights",
+            code=(*_BASE, *_MODEL, "panoda/models/weights"),
+            on_gpu=False,
+        ),
         Stage(
             "pretrain",
-            ("sources", "model", "pretrain", "seed"),
-            {
-                "weights": "outputs/weights",
-                "source_train": _SOURCE_TRAIN,
-                "source_val": _SOURCE_VAL,
-                "more_sources": _MORE_SOURCES,
-            },
-            "outputs/pretrain",
+            "supervised training on the source",
+            sections=("sources", "model", "pretrain", "seed"),
+            inputs={"weights": "outputs/weights", **_LABELLED, "source_val": "data/prepared/source/val"},
+            out="outputs/pretrain",
+            code=(
+                *_BASE,
+                *_MODEL,
+                *_PREDICTION,
+                *_TRAINING,
+                "panoda/models/weights",
+                "panoda/stages/weights.py",
+            ),
             trains="pretrain",
         ),
         Stage(
             "warmup",
-            ("sources", "warmup", "seed"),
-            {
+            "adversarial output alignment",
+            sections=("sources", "warmup", "seed"),
+            inputs={
                 "checkpoint": "outputs/pretrain/model.safetensors",
-                "source_train": _SOURCE_TRAIN,
-                "more_sources": _MORE_SOURCES,
+                **_LABELLED,
                 "target_train": _TARGET_TRAIN,
             },
-            "outputs/warmup",
+            out="outputs/warmup",
+            code=(*_BASE, *_MODEL, *_PREDICTION, *_TRAINING),
             trains="warmup",
         ),
         Stage(
             "pseudo_labels",
-            ("pseudo_labels",),
-            {"checkpoint": "outputs/warmup/model.safetensors", "target_train": _TARGET_TRAIN},
-            "outputs/pseudo_labels",
+            "labels for the target's training images",
+            sections=("pseudo_labels",),
+            inputs={**_WARMED_UP, "target_train": _TARGET_TRAIN},
+            out="outputs/pseudo_labels",
+            code=(*_BASE, *_MODEL, *_PREDICTION, "panoda/methods/parts"),
             in_pieces="all",
         ),
         Stage(
             "prototypes",
-            ("sources", "prototypes"),
-            {
-                "checkpoint": "outputs/warmup/model.safetensors",
-                "source_train": _SOURCE_TRAIN,
-                "more_sources": _MORE_SOURCES,
+            "mean features per class of both domains",
+            sections=("sources", "prototypes"),
+            inputs={
+                **_WARMED_UP,
+                **_LABELLED,
                 "target_train": _TARGET_TRAIN,
                 "pseudo_labels": "outputs/pseudo_labels",
             },
-            "outputs/prototypes",
+            out="outputs/prototypes",
+            code=(*_BASE, *_MODEL, *_PREDICTION, "panoda/methods/parts"),
             in_pieces="all",
         ),
         Stage(
             "adapt",
-            ("sources", "adapt", "seed"),
-            {
-                "checkpoint": "outputs/warmup/model.safetensors",
-                "source_train": _SOURCE_TRAIN,
-                "more_sources": _MORE_SOURCES,
+            "self-training with mutual prototypical adaptation",
+            sections=("sources", "adapt", "seed"),
+            inputs={
+                **_WARMED_UP,
+                **_LABELLED,
                 "target_train": _TARGET_TRAIN,
                 "pseudo_labels": "outputs/pseudo_labels",
                 "prototypes": "outputs/prototypes",
             },
-            "outputs/adapt",
+            out="outputs/adapt",
+            code=(*_BASE, *_MODEL, *_PREDICTION, *_TRAINING),
             trains="adapt",
         ),
         Stage(
             "rounds",
-            ("sources", "rounds", "pseudo_labels", "prototypes", "adapt", "seed"),
-            {
+            "second and later rounds (nothing when rounds is 1)",
+            sections=("sources", "rounds", "pseudo_labels", "prototypes", "adapt", "seed"),
+            inputs={
                 "adapted": "outputs/adapt/model.safetensors",
-                "source_train": _SOURCE_TRAIN,
-                "more_sources": _MORE_SOURCES,
+                **_LABELLED,
                 "target_train": _TARGET_TRAIN,
             },
-            "outputs/rounds",
+            out="outputs/rounds",
+            code=(
+                *_BASE,
+                *_MODEL,
+                *_PREDICTION,
+                *_TRAINING,
+                *(f"panoda/stages/{name}.py" for name in ("pseudo_labels", "prototypes", "adapt")),
+            ),
             trains="adapt",
             in_pieces="some",
         ),
         Stage(
             "evaluate",
-            ("sources", "evaluate"),
-            {
+            "every model on source val and target test",
+            sections=("sources", "evaluate"),
+            inputs={
                 "source_only": "outputs/pretrain/model.safetensors",
                 "warmup": "outputs/warmup/model.safetensors",
                 "round1": "outputs/adapt/model.safetensors",
                 "rounds": "outputs/rounds",
-                "source_val": _SOURCE_VAL,
+                "source_val": "data/prepared/source/val",
                 "more_sources": _MORE_SOURCES,
-                "target_test": _TARGET_TEST,
+                "target_test": "data/prepared/target/test",
             },
-            "outputs/evaluate",
+            out="outputs/evaluate",
+            code=(*_BASE, *_MODEL, *_PREDICTION, "panoda/evaluation"),
             in_pieces="all",
         ),
         Stage(
             "report",
-            (
-                "scenario",
-                "seed",
-                "label_space",
-                "rounds",
-                "data",
-                "sources",
-                "model",
-                "pretrain",
-                "warmup",
-                "pseudo_labels",
-                "prototypes",
-                "adapt",
-                "evaluate",
-            ),
-            {"outputs": "outputs"},
-            "reports",
+            "one self-contained page",
+            sections=tuple(name for name in Params.model_fields if name not in ("runtime", "tracking")),
+            inputs={"outputs": "outputs"},
+            out="reports",
+            code=("panoda/labels", "panoda/system", "panoda/report"),
             on_gpu=False,
         ),
     )
@@ -252,3 +303,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _filled(path: str, tree: Mapping[str, Any]) -> str:
+    """``${section.key}`` replaced by the parameter's value."""
+
+    def value(match: re.Match[str]) -> str:
+        found: Any = tree
+        for part in match.group(1).split("."):
+            found = found[part]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, path)

@@ -16,9 +16,9 @@ from typing import Any
 
 from panoda.config import AnyDataset, CityDataset, load_params
 from panoda.data.formats.browse import walk
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.declared import files_of
 from panoda.pipeline.named_files import label_space_files
+from panoda.system.errors import DataError
 from panoda.system.files import explained_error, sha256_file, staged_directory, write_json
 
 FOLDER = Path(".panoda/watch")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from panoda.config import AnyDataset
 from panoda.data.acquire.obtain import provide
-from panoda.data.formats.dataset import DataError, adapter
+from panoda.data.formats.dataset import adapter
 from panoda.data.formats.gpano import contradiction, read_facts
+from panoda.system.errors import DataError
 from panoda.system.files import staged_directory
 from panoda.system.progress import track
 

@@ -20,7 +20,6 @@ from panoda.evaluation.counts import Evaluation, Region, weighted_iou
 from panoda.evaluation.pieces import EvaluateWork, SetPaths, load_models
 from panoda.evaluation.sets import SETS, EvaluationSet, open_sets
 from panoda.inference.metrics import ConfusionMatrix
-from panoda.report.figures import confusion_figure
 from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, write_json
 from panoda.system.pieces import finish, work_folder
@@ -45,8 +44,9 @@ def evaluate(
     """Evaluate every model and write ``out``.
 
     Args:
-        models: Name (source_only, warmup, round1, ...) -> model.safetensors, in training order;
-            metrics without a model prefix are those of the last one.
+        models: Name (source_only, warmup, round1, ...) -> model.safetensors, in training order, or
+            the result folder of stage rounds for all its rounds; metrics without a model prefix are those of
+            the last one.
         source_val: Prepared split with labels.
         target_test: Prepared split, with or without labels; None when there is none.
         out: Result folder; replaced as a whole.
@@ -64,6 +64,7 @@ def evaluate(
     if not models:
         raise ValueError("evaluate: no model given; pass at least source_only")
     sets = open_sets(source_splits(source_val, more_sources, sources), target_test, params.pictures)
+    models = _every_round(models)
     loaded = load_models(models, space=sets[0].space)
     flat: dict[str, float] = {}
     inputs = SetPaths.of(source_val, target_test, more_sources, sources)
@@ -87,6 +88,18 @@ def evaluate(
             context.logger.log_metrics(logged | {f"{name}/{k}": v for k, v in own.items()}, step)
         writer.close(sets, last=len(models) - 1)
     return flat
+
+
+def _every_round(models: Mapping[str, Path]) -> dict[str, Path]:
+    """A folder of rounds replaced by the model of each round in it."""
+    found: dict[str, Path] = {}
+    for name, path in models.items():
+        if path.is_dir():
+            rounds = sorted(path.glob("round*"), key=lambda folder: int(folder.name.removeprefix("round")))
+            found |= {folder.name: folder / "adapt" / "model.safetensors" for folder in rounds}
+        else:
+            found[name] = path
+    return found
 
 
 class _Writer:
@@ -160,10 +173,7 @@ class _Writer:
     def _confusion(self, model: str, current: EvaluationSet, result: Evaluation) -> None:
         names = list(current.space.names)
         frame = pd.DataFrame(result.confusion.matrix.cpu().numpy(), index=names, columns=names)
-        stem = f"confusion_{model}_{current.name}"
-        frame.to_csv(self.folder / f"{stem}.csv", index_label="label")
-        figure = confusion_figure(frame, title=f"{model} on {current.name}")
-        self.logger.log_figure(f"{stem}.png", figure)
+        frame.to_csv(self.folder / f"confusion_{model}_{current.name}.csv", index_label="label")
 
     def _picture(self, current: EvaluationSet, number: int, what: str) -> Path:
         return self.pictures / f"{current.name}-{number:02d}-{what}.png"

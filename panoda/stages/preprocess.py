@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from panoda.config import DomainParams
-from panoda.data.formats.dataset import DataError, list_items, raw_label_space
+from panoda.data.formats.dataset import list_items, raw_label_space
 from panoda.data.prepare.prepare import CONTACT_SHEET, prepare
 from panoda.data.prepare.statistics import STATISTICS
 from panoda.system.context import RunContext
+from panoda.system.errors import DataError
 
 log = logging.getLogger("panoda")
 

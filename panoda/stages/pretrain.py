@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from panoda.config import ModelParams, PretrainParams
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.mixture import Mixture, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
@@ -39,6 +38,7 @@ from panoda.models.core.segmenter import Segmenter
 from panoda.models.weights.fitting import fit, load_fitted
 from panoda.stages.weights import build_model, read_stage_weights
 from panoda.system.context import RunContext
+from panoda.system.errors import DataError
 
 log = logging.getLogger("panoda")
 

@@ -30,7 +30,7 @@ from panoda.data.loading.pseudo import (
     join_pieces,
     stored_labels,
 )
-from panoda.engine.validation import picture_indices
+from panoda.inference.pictures import picture_indices
 from panoda.inference.prediction import predict_features, predict_logits
 from panoda.labels import IGNORE_INDEX
 from panoda.methods.parts.prototype_sums import PrototypeSums

@@ -8,7 +8,7 @@ from typing import Any
 
 from panoda.config import ModelParams
 from panoda.models import Segmenter, create_model
-from panoda.models.weights.errors import CheckpointError
+from panoda.models.core.errors import CheckpointError
 from panoda.models.weights.fitting import fit
 from panoda.models.weights.pretrained import WeightsCard, read_weights, save_weights
 from panoda.system.context import RunContext

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from panoda.data.acquire.archives import Damaged, Entry, open_archive
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 
 MARKERS = ".unpacked"
 """Folder of the markers, within the destination."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different a moment later."""

@@ -14,7 +14,6 @@ from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.acquire.extract import MARKERS
 from panoda.data.acquire.fetch import fetch_files, is_remote, set_aside, verify
 from panoda.data.acquire.unpack import Unpacked, unpack, unpacked_before
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.declaration import (
     Declaration,
     RemoteFile,
@@ -24,6 +23,7 @@ from panoda.data.formats.declaration import (
 )
 from panoda.data.formats.declared import declaration_of
 from panoda.data.formats.scan import has_images, has_labels
+from panoda.system.errors import DataError
 
 SHOWN = 10
 """Entries in one message."""

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from panoda.data.acquire.extract import MARKERS, SMALL_ENTRY, BadEntry, Extraction, extract
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, write_json
 from panoda.system.locks import file_lock
 

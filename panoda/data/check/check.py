@@ -17,13 +17,14 @@ from PIL import Image
 
 from panoda.data.check.survey import Survey, take_survey
 from panoda.data.formats.browse import LeftOut
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.decode import decode, ignore_black
 from panoda.data.formats.gpano import contradiction, read_facts
 from panoda.data.formats.images import read_upright
 from panoda.data.formats.orientation import DoubtfulOrientationError, OtherSizeError, upright_label
 from panoda.data.prepare.plausible import doubts, known_ids
 from panoda.labels import IGNORE_INDEX
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 from panoda.system.machine import cores
 from panoda.system.progress import progress_bar

@@ -13,13 +13,14 @@ from pathlib import Path
 from panoda.config import Stanford2D3DDataset
 from panoda.data.formats import stanford2d3d, structured3d
 from panoda.data.formats.browse import LeftOut
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.declaration import Declaration, read_declaration
 from panoda.data.formats.declared import raw_items
 from panoda.data.formats.encoding import space_of
 from panoda.data.formats.listing import ListedItem, Listing
 from panoda.data.formats.scan import left_out_of, scan_split, unused_labels
 from panoda.labels import get_label_space
+from panoda.system.errors import DataError
 
 LIGHTS = ("rawlight", "coldlight", "warmlight")
 

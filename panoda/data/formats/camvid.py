@@ -10,11 +10,12 @@ from pathlib import Path
 
 from panoda.config import CamVidDataset
 from panoda.data.formats.browse import left_out, warn_left_out
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.listing import ListedItem, read_listing, write_listing
 from panoda.data.formats.patterns import glob
 from panoda.data.formats.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX
+from panoda.system.errors import DataError
 
 VOID_ID = 11
 

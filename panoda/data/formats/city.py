@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from panoda.config import CityDataset
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
+from panoda.system.errors import DataError
 
 
 def download(dataset: CityDataset, out: Path, *, progress: bool) -> None:

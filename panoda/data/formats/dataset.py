@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
+from panoda.config import Projection
 from panoda.labels import IGNORE_INDEX
+from panoda.system.errors import DataError
 
-Projection = Literal["pinhole", "erp"]
 Orientation = Literal["auto", "exif", "stored"]
-FULL_CIRCLE_DEG = 359.5
-"""Panoramas at least this wide close around the circle; the gap is that of a few pixels cut off."""
 
 ADAPTERS = {
     "city": "panoda.data.formats.city",
@@ -30,20 +29,6 @@ ADAPTERS = {
     "structured3d": "panoda.data.formats.structured3d",
 }
 """Data set kind in params.yaml -> module that knows its layout."""
-
-
-class DataError(ValueError):
-    """A raw or prepared file is not what it should be; the message names it and says what to do."""
-
-
-def is_full_circle(projection: str, fov_x_deg: float) -> bool:
-    """Whether an image's columns wrap around.
-
-    Example:
-        >>> is_full_circle("erp", 359.9), is_full_circle("erp", 180.0), is_full_circle("pinhole", 90.0)
-        (True, False, False)
-    """
-    return projection == "erp" and fov_x_deg >= FULL_CIRCLE_DEG
 
 
 @dataclass(frozen=True)

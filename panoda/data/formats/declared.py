@@ -7,7 +7,7 @@ from pathlib import Path
 
 from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.formats.browse import warn_left_out
-from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.formats.declaration import Declaration, SplitFiles, built_in, read_declaration
 from panoda.data.formats.encoding import encoding_of, space_of
 from panoda.data.formats.group_lists import check_group_lists
@@ -15,6 +15,7 @@ from panoda.data.formats.listing import ListedItem, check_ids, read_listing, wri
 from panoda.data.formats.pointer import existing_folder
 from panoda.data.formats.scan import Scan, left_out_of, scan_split
 from panoda.labels import is_space_file
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
 SHOWN = 3

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from panoda.data.formats.dataset import DataError, Encoding
+from panoda.data.formats.dataset import Encoding
 from panoda.data.formats.images import read_label, to_colours, to_ids
 from panoda.labels import IGNORE_INDEX
+from panoda.system.errors import DataError
 
 UNKNOWN = 254
 """In a table: the value is listed nowhere. No label space has a class of this id."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from panoda.data.formats.dataset import DataError, Encoding
+from panoda.data.formats.dataset import Encoding
 from panoda.data.formats.declaration import LabelEncoding, built_in
 from panoda.data.formats.decode import colour_code
 from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space, is_space_file
+from panoda.system.errors import DataError
 
 LOWEST, HIGHEST = -32768, 65535
 """Ids that a file of 8 or 16 bits can hold."""

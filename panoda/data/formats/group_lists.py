@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 from panoda.system.files import read_text
 
 UNLISTED = "unlisted"

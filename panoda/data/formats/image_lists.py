@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pandas as pd
 
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 from panoda.system.files import read_text
 
 COLUMNS = ("image", "label", "group", "split")

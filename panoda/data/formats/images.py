@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.orientation import turn
 from panoda.data.formats.pixels import Stored, open_stored
+from panoda.system.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 """Lower-case suffixes of files that are taken for images."""

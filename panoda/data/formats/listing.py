@@ -14,8 +14,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.pointer import read_pointer, write_pointer
+from panoda.system.errors import DataError
 from panoda.system.files import write_json
 
 ITEMS = "items.csv"

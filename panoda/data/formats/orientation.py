@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
+from panoda.system.errors import DataError
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -20,8 +20,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from panoda.data.formats.browse import Enter, walk
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.images import is_image_name
+from panoda.system.errors import DataError
 
 _TOKEN = re.compile(r"(\{[^{}]*\}|\*)")
 _TOKENS = {"{id}": "[^/]+", "{id:path}": ".+", "{group}": "[^/]+?"}

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.orientation import turn_back
+from panoda.system.errors import DataError
 
 MAX_PIXELS = 1 << 29
 """Pixels of the largest image that is read unless the environment says more: 32768 x 16384."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from panoda.data.formats.dataset import DataError
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file, write_json
 from panoda.system.progress import track
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from panoda.data.formats.browse import LeftOut, left_out
-from panoda.data.formats.dataset import DataError
 from panoda.data.formats.declaration import Declaration, SplitFiles
 from panoda.data.formats.group_lists import group_of, names_of, read_group_lists
 from panoda.data.formats.image_lists import read_image_list
 from panoda.data.formats.images import is_image_name
 from panoda.data.formats.listing import ListedItem
 from panoda.data.formats.patterns import LabelFinder, find, match
+from panoda.system.errors import DataError
 
 
 @dataclass(frozen=True)

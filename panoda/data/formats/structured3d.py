@@ -20,11 +20,12 @@ from PIL import Image
 
 from panoda.config import Structured3DDataset
 from panoda.data.formats.browse import LeftOut, left_out, warn_left_out
-from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.formats.listing import ListedItem, Listing, read_listing, write_listing
 from panoda.data.formats.pixels import UNREADABLE
 from panoda.data.formats.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
+from panoda.system.errors import DataError
 from panoda.system.progress import track
 
 SCENES = {"train": range(0, 3000), "val": range(3000, 3250), "test": range(3250, 3500)}

@@ -15,8 +15,8 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.codec import Codec
+from panoda.system.errors import DataError
 
 INDEX = "index.parquet"
 FORMAT = 1

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.prepared import PreparedSplit, Sample, check_same_space, labelled_split
+from panoda.system.errors import DataError
 
 
 class Mixture:

@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from panoda.data.formats.dataset import DataError, Projection, is_full_circle
+from panoda.config import Projection
 from panoda.data.loading.codec import Codec
 from panoda.data.loading.index import INDEX, read_index, read_metadata, read_rows
 from panoda.data.loading.shards import Columns, ShardReader
+from panoda.geometry.erp import is_full_circle
 from panoda.labels import IGNORE_INDEX, stored_space
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
 _PLACES = ("shard", "row", "crc32", "valid_rows")

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.index import FORMAT, INDEX, IndexWriter, read_index, read_metadata
 from panoda.data.loading.prepared import PreparedSplit, Sample
 from panoda.data.loading.shards import ShardInfo, ShardReader, ShardWriter
+from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, sha256_file, take_over
 
 PROTOTYPE_SUMS = "prototype_sums.safetensors"

@@ -16,8 +16,8 @@ from typing import TypedDict
 import numpy as np
 import pyarrow as pa
 
-from panoda.data.formats.dataset import DataError
 from panoda.data.loading.codec import Codec, decode, encode
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
 Columns = dict[str, tuple[int, ...]]

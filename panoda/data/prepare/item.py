@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from panoda.config.section import MAX_ENLARGEMENT, MIN_SIDE
-from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.formats.decode import Decoded, decode_label, ignore_black
 from panoda.data.formats.images import read_upright
 from panoda.data.formats.orientation import upright_label
 from panoda.labels import IGNORE_INDEX
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
 

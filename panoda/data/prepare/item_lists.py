@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from panoda.data.formats.dataset import DataError, Encoding, RawItem
+from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.prepare.finished import plain
+from panoda.system.errors import DataError
 
 _ENCODINGS = TypeAdapter(list[Encoding])
 _ITEM = TypeAdapter(RawItem)

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.codec import Codec, encode
 from panoda.data.prepare.item import ItemSpec, prepare_item
 from panoda.data.prepare.statistics import Counts, count
+from panoda.system.errors import DataError
 
 MAX_PROBLEMS = 20
 """Bad files listed in one message before giving up."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from panoda.data.formats.dataset import DataError, RawItem, is_full_circle
+from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.codec import Codec, check_codec
 from panoda.data.prepare.contact_sheet import SheetRow, contact_sheet
 from panoda.data.prepare.disk_space import check_space, foresee, megabytes
@@ -25,7 +25,9 @@ from panoda.data.prepare.items import How, Problems, Result, prepare_items
 from panoda.data.prepare.pieces import make_elsewhere
 from panoda.data.prepare.split import SplitWork, write_shards
 from panoda.data.prepare.statistics import write_statistics
+from panoda.geometry.erp import is_full_circle
 from panoda.labels import LabelSpace, get_label_space, remap_report, remap_table
+from panoda.system.errors import DataError
 from panoda.system.files import staged_directory, write_json
 from panoda.system.machine import cores
 from panoda.system.pieces import Runner, Sharing

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from panoda.data.formats.dataset import DataError, RawItem
+from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.index import CODEC_FORMAT, FORMAT, INDEX, IndexWriter
 from panoda.data.loading.shards import ShardInfo, ShardWriter, shard_name
 from panoda.data.prepare import finished
@@ -21,6 +21,7 @@ from panoda.data.prepare.items import How, Problems, Result, prepare_items
 from panoda.data.prepare.plausible import doubts, known_ids
 from panoda.data.prepare.statistics import Counts
 from panoda.labels import IGNORE_INDEX
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file, take_over
 from panoda.system.progress import progress_bar
 

@@ -21,10 +21,10 @@ from torch import nn
 
 from panoda.labels import LabelSpace, get_label_space, stored_space
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
+from panoda.models.core.errors import CheckpointError, require_file
+from panoda.models.core.file_kind import foreign
 from panoda.models.core.registry import create_model
 from panoda.models.core.segmenter import Segmenter
-from panoda.models.weights.errors import CheckpointError, require_file
-from panoda.models.weights.file_kind import foreign
 from panoda.system.files import staged_file
 
 FORMAT = "panoda-model-1"

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from panoda.models.core.checkpoint import check_fit
 from panoda.models.core.decoders import create_decoder
+from panoda.models.core.errors import CheckpointError
 from panoda.models.core.segmenter import Segmenter
 from panoda.models.encoders.factory import create_encoder
 from panoda.models.weights.catalogue import fitting, layout
-from panoda.models.weights.errors import CheckpointError
 from panoda.models.weights.pretrained import WeightsCard
 
 _DEFORMATION = ("encoder.patch_embed.offset_conv.", "encoder.patch_embed.modulator_conv.")

@@ -10,8 +10,8 @@ from typing import Any
 import timm
 import torch
 
+from panoda.models.core.errors import CheckpointError
 from panoda.models.encoders.factory import create_encoder
-from panoda.models.weights.errors import CheckpointError
 from panoda.models.weights.importing import Imported, import_state
 from panoda.models.weights.released import read_state_dict
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from panoda.labels import get_label_space
 from panoda.models.core.checkpoint import check_finite, check_fit
+from panoda.models.core.errors import CheckpointError
+from panoda.models.core.file_kind import is_safetensors
 from panoda.models.core.registry import create_model
 from panoda.models.encoders.factory import SHAPES, create_encoder
 from panoda.models.weights.catalogue import fitting
-from panoda.models.weights.errors import CheckpointError
-from panoda.models.weights.file_kind import is_safetensors
 from panoda.models.weights.nesting import find_weights
 from panoda.models.weights.pretrained import WeightsCard, card_of
 from panoda.models.weights.recognise import OF_CLASSIFIERS, TABLE, infer, recognise, would_fit

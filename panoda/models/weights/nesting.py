@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panoda.models.core.errors import CheckpointError
 from panoda.models.encoders.factory import SHAPES
 from panoda.models.weights.catalogue import layout
-from panoda.models.weights.errors import CheckpointError
 
 _USUAL = ("state_dict", "model", "module")
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|teacher|momentum)([._]|$)", re.IGNORECASE)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from panoda.models.core import checkpoint
 from panoda.models.core.checkpoint import ModelCard, read_safetensors, tensor_file
-from panoda.models.weights.errors import CheckpointError, require_file
+from panoda.models.core.errors import CheckpointError, require_file
 from panoda.system.files import staged_file
 
 FORMAT = "panoda-weights-1"

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from panoda.models.core.errors import CheckpointError
 from panoda.models.encoders.positions import sincos_table
 from panoda.models.weights.catalogue import fitting, layout, vits_of
-from panoda.models.weights.errors import CheckpointError
 
 OF_CLASSIFIERS = ("head.", "head_dist.", "fc_norm.", "norm.", "pre_logits.", "attn_pool.", "aux_head.")
 """Beginnings of the keys of final norms and classifiers."""

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from panoda.models.core.checkpoint import check_fit
+from panoda.models.core.errors import CheckpointError, require_file
+from panoda.models.core.file_kind import foreign, is_safetensors, shards
 from panoda.models.core.segmenter import Segmenter
 from panoda.models.encoders.factory import SHAPES
-from panoda.models.weights.errors import CheckpointError, require_file
-from panoda.models.weights.file_kind import foreign, is_safetensors, shards
 from panoda.models.weights.nesting import unwrap as unwrap
 
 # (pattern, replacement) of released names -> ours; {stage} is the released number minus one.
