@@ -13,6 +13,7 @@ from panoda.data.prepare.prepare import prepare
 from panoda.evaluation import pieces as evaluate_pieces
 from panoda.models import create_model
 from panoda.models.core.checkpoint import make_card, save_model
+from panoda.pipeline.table import flatten
 from panoda.stages.evaluate import evaluate
 from panoda.system.context import RunContext
 
@@ -117,7 +118,14 @@ def test_writes_everything_the_report_and_dvc_read(inputs, tmp_path):
     assert set(latitude["set"]) == {"target_test"} and len(latitude) == 2 * 3 and len(azimuth) == 2 * 8
     confusion = pd.read_csv(out / "confusion_round1_target_test.csv", index_col="label")
     assert confusion.shape == (13, 13) and confusion.to_numpy().sum() == latitude["pixels"].sum() / 2
-    assert {"confusion_round1_source_val.png", "confusion_source_only_target_test.png"} <= set(logger.figures)
+    told = json.loads((out / "headlines.json").read_text())
+    assert told["miou"]["target_test"] == {m: metrics[m]["target_test"]["miou"] for m in metrics}
+    before = metrics["source_only"]["source_val"]["miou"]
+    assert told["gain"]["source_val"] == metrics["round1"]["source_val"]["miou"] - before
+    eight = per_class[(per_class.model == "round1") & (per_class.set == "target_test")]
+    eight = eight.sort_values("label_pixels", ascending=False)[:8]
+    assert told["miou_frequent"]["target_test"] == pytest.approx(eight.iou.mean(), abs=1e-5)
+    assert len(flatten(told)) <= 12
     (step, first), (last_step, last) = logger.metrics
     assert (step, last_step) == (0, 1) and first["miou/target_test"] == flat["source_only/miou/target_test"]
     assert last["images_per_second"] > 0 and "iou/target_test/road" in last

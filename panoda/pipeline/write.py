@@ -32,7 +32,8 @@ WATCHED = {"download": ".panoda/watch/${key}.json", "preprocess": ".panoda/watch
 """Stage -> what it depends on of ``watch``."""
 DVC_TAIL = """\
 metrics:
-  - outputs/evaluate/metrics.json
+  - outputs/evaluate/headlines.json
+  - outputs/pseudo_labels/metrics.json
 
 plots:
   - training loss:

@@ -24,6 +24,8 @@ from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, write_json
 from panoda.system.pieces import finish, work_folder
 
+FREQUENT = 8
+"""How many of the most frequent classes the second mean is taken over."""
 PER_CLASS = ("model", "set", "class", "iou", "label_pixels", "predicted_pixels")
 BY_LATITUDE = ("model", "set", "lat_deg", "lat_bottom_deg", "lat_top_deg", "miou", "pixel_accuracy", "pixels")
 BY_GROUP = ("model", "set", "group", "images", "miou", "pixel_accuracy", "pixels")
@@ -152,6 +154,7 @@ class _Writer:
     def close(self, sets: list[EvaluationSet], *, last: int) -> None:
         """Write the collected tables and hand the montages to the logger."""
         write_json(self.folder / "metrics.json", self.metrics)
+        write_json(self.folder / "headlines.json", headlines(self.metrics, self.per_class))
         write_json(self.folder / "models.json", self.models)
         described: dict[str, Any] = {current.name: current.describe() for current in sets}
         for name in SETS:
@@ -183,6 +186,26 @@ class _Writer:
         image.putpalette(current.space.colour_table().tobytes())
         image.save(self._picture(current, number, what))
         self.montages[current.name, number].append(current.space.colourise(label))
+
+
+def headlines(metrics: Mapping[str, Mapping[str, Any]], per_class: list[dict[str, Any]]) -> dict[str, Any]:
+    """The few numbers that tell two experiments apart, for ``dvc metrics`` and ``dvc exp show``.
+
+    Returns:
+        ``miou`` -> set -> model, ``miou_frequent`` -> set -> last model (mean over the eight classes with most
+        labelled pixels), and what the last model gained on every set over the first: ``gain`` -> set.
+    """
+    first, last = next(iter(metrics)), list(metrics)[-1]
+    found: dict[str, Any] = {"gain": {}, "miou": {}, "miou_frequent": {}}
+    for name, scores in metrics[last].items():
+        if "miou" not in scores:
+            continue
+        found["gain"][name] = scores["miou"] - metrics[first][name]["miou"]
+        found["miou"][name] = {model: sets[name]["miou"] for model, sets in metrics.items()}
+        rows = [row for row in per_class if row["model"] == last and row["set"] == name]
+        rows = sorted(rows, key=lambda row: -row["label_pixels"])[:FREQUENT]
+        found["miou_frequent"][name] = float(np.nanmean([row["iou"] for row in rows]))
+    return found
 
 
 def _nested_metrics(current: EvaluationSet, result: Evaluation) -> dict[str, Any]:

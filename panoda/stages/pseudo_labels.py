@@ -297,11 +297,11 @@ def _describe(
         "kept_share": float(limits.kept.sum() / limits.predicted.sum().clamp(min=1)),
         "classes_predicted": float((limits.predicted > 0).sum()),
     }
+    write_json(folder / "metrics.json", metrics)
     present = table[table.predicted_pixels > 0]
     metrics |= {
         f"kept_share/{c}": float(s) for c, s in zip(present["class"], present.kept_share, strict=True)
     }
-    write_json(folder / "metrics.json", metrics)
     stored = PseudoLabelSplit(split, folder)
     (folder / "pictures").mkdir()
     for number, index in enumerate(picture_indices(len(split), PICTURES)):
