@@ -1,0 +1,100 @@
+"""A training method as the stages see it: its parameters, and its task made from what a stage hands over.
+
+A method is one file in ``panoda/methods`` that ends with ``METHOD = Method(...)``; its name is the file's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from panoda.config import AugmentParams, ClassWeightParams, MethodParams
+from panoda.data.loading.loader import Batch, SampleSource
+from panoda.data.loading.mixture import Mixture
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.engine.seeds import stream_seed
+from panoda.engine.task import Task
+from panoda.engine.training import batches, source_weights
+from panoda.system.context import RunContext
+
+if TYPE_CHECKING:
+    from panoda.models.core.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a stage hands to its method.
+
+    Attributes:
+        stage: Name of the stage.
+        model: What is trained, on ``context.device``.
+        params: The stage's section: the method's own parameters.
+        seed: Run seed.
+        context: Device, precision, processes.
+        source: Labelled samples.
+        target: Samples whose labels, if any, are never read; None in source training.
+        pseudo_labels: Folder of stage pseudo_labels, in stage adapt.
+        prototypes: Folder of stage prototypes, in stage adapt.
+    """
+
+    stage: str
+    model: Segmenter
+    params: Any
+    seed: int
+    context: RunContext
+    source: PreparedSplit | Mixture
+    target: PreparedSplit | None = None
+    pseudo_labels: Path | None = None
+    prototypes: Path | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.context.device
+
+    def batches(
+        self, split: SampleSource, augment: AugmentParams, *, domain: str, colour: bool = True
+    ) -> Callable[[int], Iterator[Batch]]:
+        """A function from start step to random batches; ``colour=False`` leaves jitter and exposure out."""
+        return batches(
+            split,
+            batch_size=self.params.batch_size,
+            augment=augment,
+            colour=colour,
+            seed=stream_seed(self.seed, f"{self.stage} {domain}"),
+            num_steps=self.params.iterations,
+            context=self.context,
+        )
+
+    def class_weights(self, params: ClassWeightParams) -> Tensor | None:
+        """(K,) weights of the source's classes, or None."""
+        return source_weights(self.source, params, self.device)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    Attributes:
+        stage: Stage that runs it: pretrain, warmup or adapt.
+        params: Its parameters, with its name as the type of ``method``.
+        task: Its task, made from a ``Setup``.
+    """
+
+    stage: str
+    params: type[MethodParams]
+    task: Callable[[Setup], Task]
+
+
+def get_method(name: str) -> Method:
+    """The method in ``panoda/methods/<name>.py``."""
+    found = importlib.import_module(f"panoda.methods.{name}").METHOD
+    if not isinstance(found, Method):
+        raise ValueError(f"panoda/methods/{name}.py: METHOD is no Method; end the file with METHOD = Method(...)")
+    return found

@@ -1,0 +1,83 @@
+"""Training a given model further with a method: what stages warmup and adapt do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from panoda.config import MethodParams
+from panoda.data.loading.mixture import Mixture
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.engine.distributed import result_directory
+from panoda.engine.loop import LoopState
+from panoda.engine.method import Setup, get_method
+from panoda.engine.seeds import stream_seed
+from panoda.engine.sharding import shard, whole
+from panoda.engine.training import prepared_size, run_training, save_training_result, section_dict
+from panoda.labels import get_label_space
+from panoda.models.core.checkpoint import load_model, make_card
+from panoda.system.context import RunContext
+
+
+def train_further(
+    checkpoint: Path,
+    *,
+    stage: str,
+    source: PreparedSplit | Mixture,
+    target: PreparedSplit,
+    out: Path,
+    params: MethodParams,
+    seed: int,
+    context: RunContext,
+    pseudo_labels: Path | None = None,
+    prototypes: Path | None = None,
+) -> dict[str, float]:
+    """Train the model in ``checkpoint`` with ``params.method`` and write ``out``; 0 iterations pass it through.
+
+    The last weights are kept: no target label could select others.
+
+    Args:
+        checkpoint: The model to start from.
+        stage: Name of the stage, for random streams, messages and the model's card.
+        source: Labelled samples.
+        target: Samples whose labels, if any, are never read.
+        out: Result folder (replaced): model.safetensors, history.csv, metrics.json, and what the method saves.
+        params: The stage's section.
+        seed: Run seed.
+        context: Device, precision, logger, resume folder.
+        pseudo_labels: Folder of stage pseudo_labels, for methods that need it.
+        prototypes: Folder of stage prototypes, for methods that need it.
+
+    Returns:
+        The last step's losses and the method's own metrics.
+    """
+    space = get_label_space(source.label_space)
+    model, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
+    state, task, own = LoopState(), None, stream_seed(seed, stage)
+    if params.iterations:
+        torch.manual_seed(own)
+        task = get_method(params.method).task(
+            Setup(stage, model, params, seed, context, source, target, pseudo_labels, prototypes)
+        )
+        for net in (model, *task.followers()):
+            shard(net, context)
+        state = run_training(task, params, seed=own, context=context, description=stage)
+        model = whole(task.result(), context)
+    card = make_card(
+        model,
+        label_space=space.name,
+        stage=stage,
+        seed=seed,
+        params={**old.params, stage: section_dict(params), "prepared": prepared_size(target)},
+    )
+    last = next((row for row in reversed(state.history) if "loss/total" in row), {})
+    metrics = {name: value for name, value in last.items() if name.startswith("loss/")}
+    with result_directory(out, context) as folder:
+        if task is not None:
+            metrics |= task.metrics()
+            if context.main:
+                task.save(folder)
+        return save_training_result(
+            folder, model=model, card=card, state=state, metrics=metrics, split=target, context=context
+        )
