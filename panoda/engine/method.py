@@ -96,5 +96,7 @@ def get_method(name: str) -> Method:
     """The method in ``panoda/methods/<name>.py``."""
     found = importlib.import_module(f"panoda.methods.{name}").METHOD
     if not isinstance(found, Method):
-        raise ValueError(f"panoda/methods/{name}.py: METHOD is no Method; end the file with METHOD = Method(...)")
+        raise ValueError(
+            f"panoda/methods/{name}.py: METHOD is no Method; end the file with METHOD = Method(...)"
+        )
     return found
