@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from panoda.cli import main as cli
 from panoda.config import DomainParams
-from panoda.data.check import check
+from panoda.data.check.check import check
 from panoda.data.formats import declaration as declarations
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download

@@ -40,7 +40,7 @@ from panoda.config import (
     WarmupParams,
 )
 from panoda.data.acquire import fetch_http
-from panoda.data.check import check
+from panoda.data.check.check import check
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.labels import remap_table
 from panoda.stages.evaluate import evaluate
