@@ -14,16 +14,16 @@ from benchmarks.timing import Row, Settings, count_flops, interleaved, peak_flop
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.transforms import normalise
 from panoda.engine.optim import build_optimizer
+from panoda.methods.mpa import MPATask
 from panoda.methods.parts.adversarial import Adversary
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.prototypes import PrototypeBank
-from panoda.methods.self_training import SelfTrainingTask
 
 LR = 2.5e-6
 
 
 class OurStep:
-    """A ``SelfTrainingTask`` and its optimiser, driven as the training loop drives them."""
+    """A ``MPATask`` and its optimiser, driven as the training loop drives them."""
 
     def __init__(self, sizes: Sizes, settings: Settings) -> None:
         """Build models, prototypes and a batch from the seed."""
@@ -39,7 +39,7 @@ class OurStep:
         self.target = _batch(sizes.target, sizes.batch, seed + 1, ignored=0.4)
         if settings.compile:
             self.model.compile()
-        self.task = SelfTrainingTask(
+        self.task = MPATask(
             self.model,
             bank.to(device),
             lambda step: iter([self.source]),

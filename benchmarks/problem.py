@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.reference.model import ReferenceModel
-from panoda.config import AdaptParams
 from panoda.config.scenarios import load_scenario
 from panoda.labels import IGNORE_INDEX
+from panoda.methods.mpa import MPAParams
 from panoda.models.core.registry import create_model
 from panoda.models.core.segmenter import Segmenter
 
@@ -74,6 +74,6 @@ def labels(count: int, size: tuple[int, int], seed: int, *, ignored: float) -> T
     return wide[:, 0, : size[0], : size[1]].contiguous()
 
 
-def adapt_params() -> AdaptParams:
+def adapt_params() -> MPAParams:
     """The published recipe: section adapt of scenario cs2dp."""
     return load_scenario("cs2dp", folder=SCENARIOS).adapt

@@ -1,4 +1,4 @@
-"""Stage adapt: self-training with mutual prototypical adaptation.
+"""Stage adapt: adaptation to the target by the method of section adapt.
 
 Written by ``make pipeline``.
 """

@@ -13,7 +13,7 @@ from prefect import Flow, flow
 
 from flows.execution import StageRun, stage_run
 from flows.job import HERE, Job
-from panoda.config import Params
+from panoda.config import params_model
 from panoda.pipeline.runs import pipeline_record
 from panoda.pipeline.table import STAGES, Stage, get_stage
 
@@ -42,7 +42,7 @@ def stage_flow(name: str) -> Flow[..., dict[str, float]]:
 def _parameters(stage: Stage) -> list[inspect.Parameter]:
     kinds: dict[str, tuple[Any, Any]] = {"role": (str, inspect.Parameter.empty)} if stage.per_role else {}
     for section in (*stage.flow_sections, "runtime", "tracking"):
-        kinds[section] = (Params.model_fields[section].annotation | None, None)  # type: ignore[operator]
+        kinds[section] = (params_model().model_fields[section].annotation | None, None)  # type: ignore[operator]
     kinds["job"] = (Job, HERE)
     return [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)

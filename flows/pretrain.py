@@ -1,4 +1,4 @@
-"""Stage pretrain: supervised training on the source.
+"""Stage pretrain: training on the labelled sources.
 
 Written by ``make pipeline``.
 """

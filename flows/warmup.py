@@ -1,4 +1,4 @@
-"""Stage warmup: adversarial output alignment.
+"""Stage warmup: alignment of source and target before self-training.
 
 Written by ``make pipeline``.
 """

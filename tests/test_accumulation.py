@@ -12,7 +12,7 @@ import torch
 from test_loop import _run, _Task
 from torch import Tensor, nn
 
-from panoda.config import AdaptParams, AugmentParams, MPAParams, OptimParams, PretrainParams
+from panoda.config import AugmentParams, OptimParams
 from panoda.engine.accumulation import split
 from panoda.engine.distributed import Team
 from panoda.engine.failures import NotDeterministic, OutOfMemory, is_out_of_memory
@@ -20,11 +20,11 @@ from panoda.engine.guard import StepGuard
 from panoda.engine.spikes import LossSpikes
 from panoda.engine.step import Stepper
 from panoda.methods.alignment import AlignmentTask
+from panoda.methods.mpa import MPAParams, MPATask, PrototypeLossParams
 from panoda.methods.parts.adversarial import Adversary
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.prototypes import PrototypeBank
-from panoda.methods.self_training import SelfTrainingTask
-from panoda.methods.supervised import SupervisedTask
+from panoda.methods.supervised import SupervisedParams, SupervisedTask
 from panoda.models import create_model
 from panoda.system.context import RunContext, set_deterministic
 
@@ -74,11 +74,11 @@ def _alignment() -> AlignmentTask:
     return AlignmentTask(_model(), _adversary(), None, None, weight=WEIGHT, device=CPU, **options)
 
 
-def _self_training(normaliser: str) -> SelfTrainingTask:
+def _self_training(normaliser: str) -> MPATask:
     model = _model()
     random = torch.Generator().manual_seed(2)
     mean = torch.randn(K, model.feature_channels, generator=random)
-    params = AdaptParams(
+    params = MPAParams(
         iterations=2,
         batch_size=B,
         optim=OptimParams(lr=0.1),
@@ -86,13 +86,13 @@ def _self_training(normaliser: str) -> SelfTrainingTask:
         colour_transfer=0.5,
         class_colour_transfer=0.5,
         augment_target=AugmentParams(jitter=0.2, exposure=0.2),
-        mpa=MPAParams(weight=0.1, normaliser=normaliser, refresh_every=1, ema_momentum=0.5),
+        mpa=PrototypeLossParams(weight=0.1, normaliser=normaliser, refresh_every=1, ema_momentum=0.5),
         adversarial_weight=0.1,
         teacher={"enabled": True, "ema_momentum": 0.9, "threshold": 0.25},
     )
     bank = PrototypeBank(mean, torch.tensor([True] * (K - 1) + [False]), ema_momentum=0.5)
     common = {"params": params, "weight": WEIGHT, "adversary": _adversary(), "warp": None, "device": CPU}
-    return SelfTrainingTask(model, bank, None, None, **common)
+    return MPATask(model, bank, None, None, **common)
 
 
 def _stepper(task: Any, parts: int = 1, **context: Any) -> Stepper:
@@ -175,7 +175,7 @@ def test_a_batch_that_does_not_split_is_an_error():
     with pytest.raises(ValueError, match="3 samples do not split into 2 micro-batches"):
         split(({"image": torch.zeros(3, 2)},), 2)
     with pytest.raises(ValueError, match="accumulate 3 does not divide batch_size 4"):
-        PretrainParams(iterations=1, batch_size=4, accumulate=3, optim=OptimParams(lr=0.1))
+        SupervisedParams(iterations=1, batch_size=4, accumulate=3, optim=OptimParams(lr=0.1))
 
 
 class _Hungry(_Task):

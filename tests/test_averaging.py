@@ -14,9 +14,10 @@ from small_data import prepared
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from panoda.config import AugmentParams, ModelParams, OptimParams, PretrainParams
+from panoda.config import AugmentParams, ModelParams, OptimParams
 from panoda.engine.averaging import WeightAverage, recompute_batch_norm
 from panoda.engine.step import Stepper
+from panoda.methods.supervised import SupervisedParams
 from panoda.models import create_model
 from panoda.stages import pretrain as stage
 from panoda.stages.pretrain import pretrain
@@ -47,7 +48,7 @@ def train(data: Path, out: Path, *, state: Path | None = None, **changes) -> dic
         source_val=data / "val",
         out=out,
         model=ModelParams(encoder="trans4pass_nano", drop_path=0.2),
-        params=PretrainParams(**{**base, **changes}),
+        params=SupervisedParams(**{**base, **changes}),
         seed=0,
         context=RunContext(state_dir=state, checkpoint_every=7, log_every=1),
     )
@@ -154,4 +155,4 @@ def test_a_killed_run_resumes_bit_identical(data, tmp_path, monkeypatch):
 
 def test_an_average_of_nothing_is_refused():
     with pytest.raises(ValueError, match="starts after 4 of 9 iterations and takes weights every 6"):
-        PretrainParams(iterations=9, batch_size=1, optim=OptimParams(lr=1), swa={**SWA, "every": 6})
+        SupervisedParams(iterations=9, batch_size=1, optim=OptimParams(lr=1), swa={**SWA, "every": 6})

@@ -29,11 +29,12 @@ from two_processes import (
     vanish_from_work,
 )
 
-from panoda.config import ModelParams, OptimParams, PretrainParams, PrototypeParams, PseudoLabelParams
+from panoda.config import ModelParams, OptimParams, PrototypeParams, PseudoLabelParams
 from panoda.engine.failures import OutOfMemory
 from panoda.engine.launch import launch
 from panoda.engine.preemption import EXIT_CODE
 from panoda.engine.resume_points import resume_points
+from panoda.methods.supervised import SupervisedParams
 from panoda.models.core.checkpoint import make_card, save_model
 from panoda.models.core.registry import create_model
 from panoda.stages.prototypes import prototypes
@@ -267,7 +268,7 @@ def test_spikes_of_every_process_are_kept_once_when_a_run_goes_on(tmp_path):
 def test_all_start_again_with_micro_batches_when_one_process_runs_out_of_memory(tmp_path, caplog):
     logger = Numbers()
     context = RunContext(devices=2, state_dir=tmp_path, on_oom="accumulate", logger=logger)
-    params = PretrainParams(iterations=8, batch_size=4, optim=OptimParams(lr=0.1))
+    params = SupervisedParams(iterations=8, batch_size=4, optim=OptimParams(lr=0.1))
     found = hungry(folder=tmp_path, params=params, least=1, context=context)
     assert list(found.values()) == [1.0] * 5 + [2.0] * 3  # five of the first attempt
     assert {step for step, _ in logger.rows} == set(range(1, 9))
@@ -276,7 +277,7 @@ def test_all_start_again_with_micro_batches_when_one_process_runs_out_of_memory(
 
 def test_memory_that_does_not_suffice_for_one_sample_ends_all(tmp_path):
     context = RunContext(devices=2, state_dir=tmp_path, on_oom="accumulate")
-    params = PretrainParams(iterations=8, batch_size=4, accumulate=2, optim=OptimParams(lr=0.1))
+    params = SupervisedParams(iterations=8, batch_size=4, accumulate=2, optim=OptimParams(lr=0.1))
     with pytest.raises(
         OutOfMemory, match="step 6.* in 2 micro-batches.*Lower.*smaller micro-batches are not left"
     ):

@@ -12,21 +12,22 @@ import torch
 from small_data import HEIGHT, WIDTH, prepared
 
 from panoda.config import (
-    AdaptParams,
     AugmentParams,
     EvaluateParams,
     ModelParams,
     OptimParams,
-    PretrainParams,
     PrototypeParams,
     PseudoLabelParams,
-    WarmupParams,
 )
 from panoda.data.loading.loader import training_batches
 from panoda.data.loading.mixture import Mixture, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.transforms import JointTransform
-from panoda.stages.adapt import _warp, adapt
+from panoda.methods.alignment import AlignmentParams
+from panoda.methods.mpa import MPAParams
+from panoda.methods.parts.sphere_warp import warp_onto_sphere
+from panoda.methods.supervised import SupervisedParams
+from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
@@ -131,8 +132,8 @@ def test_yaw_roll_turns_only_panoramas(mixture):
 
 def test_only_pinhole_samples_are_warped(mixture, data):
     target = PreparedSplit(data / "target/test")
-    warp = _warp(
-        mixture, target, AdaptParams(iterations=1, batch_size=1, optim=OptimParams(lr=1), erp_warp=1.0)
+    warp = warp_onto_sphere(
+        mixture, target, MPAParams(iterations=1, batch_size=1, optim=OptimParams(lr=1), erp_warp=1.0)
     )
     assert warp is not None
     image, label = torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
@@ -144,7 +145,9 @@ def test_only_pinhole_samples_are_warped(mixture, data):
     assert (ids[0] == 0).sum() != 16 * 16
     only = Mixture({"panoramas": mixture.parts["panoramas"]}, {"panoramas": 1.0})
     assert (
-        _warp(only, target, AdaptParams(iterations=1, batch_size=1, optim=OptimParams(lr=1), erp_warp=1))
+        warp_onto_sphere(
+            only, target, MPAParams(iterations=1, batch_size=1, optim=OptimParams(lr=1), erp_warp=1)
+        )
         is None
     )
 
@@ -182,7 +185,7 @@ def test_every_stage_on_two_sources(data, tmp_path):
         source_val=data / "source/val",
         out=tmp_path / "pretrain",
         model=ModelParams(),
-        params=PretrainParams(iterations=2, batch_size=4, optim=optim, augment=augment, validate_every=1),
+        params=SupervisedParams(iterations=2, batch_size=4, optim=optim, augment=augment, validate_every=1),
         **common,
     )
     assert {"miou/source_val", "miou/panoramas_val"} <= set(start)
@@ -190,7 +193,7 @@ def test_every_stage_on_two_sources(data, tmp_path):
         checkpoint=tmp_path / "pretrain/model.safetensors",
         **train,
         out=tmp_path / "warmup",
-        params=WarmupParams(iterations=2, batch_size=2, optim=optim, augment_source=augment),
+        params=AlignmentParams(iterations=2, batch_size=2, optim=optim, augment_source=augment),
         **common,
     )
     checkpoint = tmp_path / "warmup/model.safetensors"
@@ -216,7 +219,7 @@ def test_every_stage_on_two_sources(data, tmp_path):
         **banks,
         prototypes=tmp_path / "prototypes",
         out=tmp_path / "adapt",
-        params=AdaptParams(iterations=2, batch_size=2, optim=optim, augment_source=augment, erp_warp=1.0),
+        params=MPAParams(iterations=2, batch_size=2, optim=optim, augment_source=augment, erp_warp=1.0),
         **common,
     )
     metrics = evaluate(

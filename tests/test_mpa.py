@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from panoda.methods.parts.mpa import class_means, mpa_loss, resize_label
+from panoda.methods.mpa import mpa_loss
+from panoda.methods.parts.class_features import class_means, resize_label
 
 PARITY = Path(__file__).parents[2] / "shared/parity/mpa_feature_loss_released.npz"
 

@@ -16,13 +16,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from panoda.config.scenarios import load_scenario
 from panoda.data.loading.loader import Batch
 from panoda.methods.alignment import AlignmentTask
+from panoda.methods.mpa import MPATask
 from panoda.methods.parts.adversarial import Adversary
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.prototypes import PrototypeBank
-from panoda.methods.self_training import SelfTrainingTask
+from panoda.methods.parts.sphere_warp import warp_onto_sphere
 from panoda.methods.supervised import SupervisedTask
 from panoda.models.core.registry import create_model
-from panoda.stages.adapt import _warp
 
 CLASSES = 5
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -65,7 +65,7 @@ def test_an_adaptation_step_reads_nothing_back(
         ema_momentum=params.mpa.ema_momentum,
     )
     adversary = Adversary(Discriminator(CLASSES), lr=1e-4) if params.adversarial_weight else None
-    task = SelfTrainingTask(
+    task = MPATask(
         model,
         bank,
         _batches,
@@ -73,7 +73,7 @@ def test_an_adaptation_step_reads_nothing_back(
         params=params,
         weight=place.tensor(torch.ones(CLASSES)),
         adversary=adversary,
-        warp=_warp(SOURCE, TARGET, params),
+        warp=warp_onto_sphere(SOURCE, TARGET, params),
         device=place.device,
     )
     values = place.take_steps(task, (place.batch(), place.batch()), dtype=dtype)

@@ -16,25 +16,20 @@ from safetensors.torch import load_file
 from small_data import HEIGHT, WIDTH, prepared
 
 from panoda.config import (
-    AdaptParams,
     AugmentParams,
     EvaluateParams,
     ModelParams,
-    MPAParams,
     OptimParams,
-    PretrainParams,
     PrototypeParams,
     PseudoLabelParams,
-    TeacherParams,
-    WarmupParams,
 )
 from panoda.inference.prediction import predict_features
-from panoda.methods.alignment import AlignmentTask
+from panoda.methods.alignment import AlignmentParams, AlignmentTask
+from panoda.methods.mpa import MPAParams, MPATask, PrototypeLossParams, TeacherParams
 from panoda.methods.parts.adversarial import Adversary
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.prototypes import DomainPrototypes, PrototypeBank
-from panoda.methods.self_training import SelfTrainingTask
-from panoda.methods.supervised import SupervisedTask
+from panoda.methods.supervised import SupervisedParams, SupervisedTask
 from panoda.models import create_model
 from panoda.models.core.checkpoint import load_model
 from panoda.models.core.segmenter import Segmenter
@@ -62,7 +57,7 @@ WHOLE = [
 CLASSES, WIDE = 13, 16
 OPTIM = OptimParams(lr=1e-3, layer_decay=0.9, head_lr_factor=2.0)
 CROP = AugmentParams(crop_height=32, crop_width=32)
-MPA = MPAParams(weight=1.0, refresh_every=1, ema_momentum=0.5)
+MPA = PrototypeLossParams(weight=1.0, refresh_every=1, ema_momentum=0.5)
 
 
 def named(pair: tuple[str, str]) -> str:
@@ -95,7 +90,7 @@ def test_every_stage(pair, data, tmp_path):
         source_val=data / "source/prepared/val",
         out=tmp_path / "pretrain",
         model=ModelParams(encoder=pair[0], decoder=pair[1], width=WIDE),
-        params=PretrainParams(iterations=1, batch_size=2, optim=OPTIM, augment=CROP),
+        params=SupervisedParams(iterations=1, batch_size=2, optim=OPTIM, augment=CROP),
         **common,
     )
     assert math.isfinite(metrics["miou/source_val"])
@@ -103,7 +98,7 @@ def test_every_stage(pair, data, tmp_path):
         checkpoint=checkpoints[0],
         **train,
         out=tmp_path / "warmup",
-        params=WarmupParams(iterations=1, batch_size=2, optim=OPTIM, augment_source=CROP),
+        params=AlignmentParams(iterations=1, batch_size=2, optim=OPTIM, augment_source=CROP),
         **common,
     )
     assert metrics["loss/adversarial"] > 0 and ("loss/auxiliary" in metrics) == has_auxiliary(pair[1])
@@ -122,7 +117,7 @@ def test_every_stage(pair, data, tmp_path):
         **banks,
         prototypes=tmp_path / "prototypes",
         out=tmp_path / "adapt",
-        params=AdaptParams(
+        params=MPAParams(
             iterations=1,
             batch_size=2,
             optim=OPTIM,
@@ -208,10 +203,8 @@ def test_the_tasks_of_every_stage(pair):
     extra = {"adversarial_weight": 0.1, "colour_transfer": 1.0}
     values = step(AlignmentTask(model, adversary, no_batches, no_batches, **extra, **common))
     assert values["loss/discriminator"] > 0
-    params = AdaptParams(
-        iterations=1, batch_size=2, optim=OPTIM, mpa=MPA, teacher=TeacherParams(threshold=0.0)
-    )
-    task = SelfTrainingTask(
+    params = MPAParams(iterations=1, batch_size=2, optim=OPTIM, mpa=MPA, teacher=TeacherParams(threshold=0.0))
+    task = MPATask(
         model, bank_of(model), no_batches, no_batches, params=params, adversary=adversary, warp=None, **common
     )
     values = step(task)

@@ -151,7 +151,7 @@ def test_a_section_concerns_the_stages_that_use_it(
 def test_code_redoes_what_imports_it(city: ProjectCopy) -> None:
     for file, expected in (
         ("panoda/report/html.py", {"report"}),
-        ("panoda/methods/self_training.py", {"adapt", "rounds"}),
+        ("panoda/methods/mpa.py", {"adapt", "rounds"}),
         ("panoda/city/looks.py", PREPARED),
         ("flows/evaluate.py", {"evaluate"}),
         ("panoda/cli/main.py", set()),

@@ -11,17 +11,18 @@ import yaml
 from data_project import panoda
 from PIL import Image
 
-from panoda.config import DomainParams, ModelParams, PretrainParams
+from panoda.config import DomainParams, ModelParams
 from panoda.data.formats.dataset import Encoding
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.prepare.plausible import doubts, known_ids
+from panoda.methods.supervised import SupervisedParams
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.stages.pretrain import pretrain
 from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 
-PARAMS = PretrainParams.model_validate({"iterations": 1, "batch_size": 1, "optim": {"lr": 1e-3}})
+PARAMS = SupervisedParams.model_validate({"iterations": 1, "batch_size": 1, "optim": {"lr": 1e-3}})
 NAMES = ("road", "car", "sky")
 
 

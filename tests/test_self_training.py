@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from panoda.config import AdaptParams, AugmentParams, MPAParams, OptimParams, TeacherParams
+from panoda.config import AugmentParams, OptimParams
+from panoda.methods.mpa import MPAParams, MPATask, PrototypeLossParams, TeacherParams
 from panoda.methods.parts.prototypes import PrototypeBank
-from panoda.methods.self_training import SelfTrainingTask
 
 OPTIM = OptimParams(lr=0.1)
 PROTOTYPES = torch.tensor([[0.0, 3.0], [2.0, 0.0]])
@@ -47,7 +47,7 @@ def _batch(image: Tensor, label: Tensor) -> dict[str, Any]:
     }
 
 
-def _task(**changes: Any) -> SelfTrainingTask:
+def _task(**changes: Any) -> MPATask:
     keywords = {
         "iterations": 1,
         "batch_size": 2,
@@ -57,9 +57,9 @@ def _task(**changes: Any) -> SelfTrainingTask:
         "teacher": TeacherParams(enabled=False),
         "keep": "student",
     }
-    params = AdaptParams(**{**keywords, **changes})
+    params = MPAParams(**{**keywords, **changes})
     bank = PrototypeBank(PROTOTYPES, torch.tensor([True, True]), ema_momentum=0.5)
-    return SelfTrainingTask(
+    return MPATask(
         Colours(),  # type: ignore[arg-type]
         bank,
         None,  # type: ignore[arg-type]
@@ -89,7 +89,9 @@ def _loss_of_a_pixel(feature: Tensor, *, temperature: float, share: float, per_c
 @pytest.mark.parametrize("normaliser", ["pixels", "released"])
 def test_pasted_pixels_are_no_target_features(normaliser: str) -> None:
     """Targets are one colour of class 0; a source of class 1 in another colour covers an eighth of each."""
-    mpa = MPAParams(weight=1.0, temperature=2.0, soft_share=0.75, normaliser=normaliser, refresh_every=9)
+    mpa = PrototypeLossParams(
+        weight=1.0, temperature=2.0, soft_share=0.75, normaliser=normaliser, refresh_every=9
+    )
     task = _task(mpa=mpa)
     source = torch.full((2, 3, 16, 16), 20, dtype=torch.uint8)
     target = torch.full((2, 3, 32, 64), 150, dtype=torch.uint8)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from panoda.engine.losses import cross_entropy, ohem_cross_entropy
+from panoda.methods.mpa import mpa_loss
 from panoda.methods.parts.mixing import class_mix_mask, colour_transfer, photometric, place
-from panoda.methods.parts.mpa import mpa_loss
 from panoda.methods.parts.prototypes import PrototypeBank
 from panoda.system.shares import Share, denominator, rows, taking
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from small_data import prepared
 
-from panoda.config import ModelParams, OptimParams, PretrainParams
+from panoda.config import ModelParams, OptimParams
+from panoda.methods.supervised import SupervisedParams
 from panoda.models import CheckpointError, Segmenter, create_model
 from panoda.models.core.checkpoint import load_model, make_card, read_card, save_model
 from panoda.models.weights.fitting import class_layers
@@ -237,7 +238,7 @@ def test_pretraining_starts_from_the_stage_and_its_checkpoint_says_so(folder: Pa
         "source_train": source / "train",
         "source_val": source / "val",
         "out": tmp_path / "pretrain",
-        "params": PretrainParams(iterations=1, batch_size=1, optim=frozen),
+        "params": SupervisedParams(iterations=1, batch_size=1, optim=frozen),
         "seed": 0,
         "context": RunContext(),
     }

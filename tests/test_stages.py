@@ -13,22 +13,21 @@ from safetensors.torch import load_file
 from small_data import prepared
 
 from panoda.config import (
-    AdaptParams,
     AugmentParams,
     EvaluateParams,
     ModelParams,
-    MPAParams,
     OptimParams,
-    PretrainParams,
     PrototypeParams,
     PseudoLabelParams,
-    TeacherParams,
-    WarmupParams,
 )
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.pseudo import PseudoLabelSplit, stored_labels
+from panoda.methods.alignment import AlignmentParams
+from panoda.methods.mpa import MPAParams, PrototypeLossParams, TeacherParams
+from panoda.methods.parts.prototypes import read_prototypes
+from panoda.methods.supervised import SupervisedParams
 from panoda.models.core.checkpoint import load_model
-from panoda.stages.adapt import adapt, read_prototypes
+from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.prototypes import prototypes
@@ -39,22 +38,22 @@ from panoda.stages.warmup import warmup
 from panoda.system.context import NullLogger, RunContext
 
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
-PRETRAIN = PretrainParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10)
+PRETRAIN = SupervisedParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10)
 LABELS = PseudoLabelParams(scales=(1.0,))
 PROTOTYPES = PrototypeParams(scales=(1.0,))
 
 
-def adapt_params(**changes) -> AdaptParams:
+def adapt_params(**changes) -> MPAParams:
     base = {
         "iterations": 4,
         "batch_size": 2,
         "optim": OptimParams(lr=5e-4),
         "augment_target": AugmentParams(yaw_roll=True, jitter=0.2),
-        "mpa": MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
+        "mpa": PrototypeLossParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
         "erp_warp": 0.5,
         "class_colour_transfer": 0.5,
     }
-    return AdaptParams(**{**base, **changes})
+    return MPAParams(**{**base, **changes})
 
 
 @dataclass
@@ -107,7 +106,7 @@ def world(tmp_path_factory) -> World:
     return here
 
 
-def _adapt(world: World, out: Path, params: AdaptParams, **changes) -> dict[str, float]:
+def _adapt(world: World, out: Path, params: MPAParams, **changes) -> dict[str, float]:
     keywords = {
         "checkpoint": world.checkpoint,
         **world.train,
@@ -172,7 +171,7 @@ def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
 
 
 def test_warmup_aligns_or_passes_through(world, tmp_path):
-    params = WarmupParams(iterations=2, batch_size=2, optim=OPTIM, colour_transfer=0.5)
+    params = AlignmentParams(iterations=2, batch_size=2, optim=OPTIM, colour_transfer=0.5)
     keywords = {"checkpoint": world.checkpoint, **world.train, "seed": 0, "context": RunContext()}
     metrics = warmup(**keywords, out=tmp_path / "one", params=params)
     assert {"loss/source_ce", "loss/adversarial", "loss/discriminator"} <= set(metrics)
@@ -188,7 +187,7 @@ def test_a_run_without_adaptation_is_reported_as_one(world, tmp_path):
         checkpoint=world.checkpoint,
         **world.train,
         out=tmp_path / "warmup",
-        params=WarmupParams(iterations=0, batch_size=1, optim=OPTIM),
+        params=AlignmentParams(iterations=0, batch_size=1, optim=OPTIM),
         seed=0,
         context=RunContext(),
     )
@@ -255,7 +254,7 @@ def test_adapt_with_everything_on(world, tmp_path):
 def test_the_control_does_not_see_the_target(world, tmp_path):
     params = adapt_params(
         target_weight=0.0,
-        mpa=MPAParams(weight=0.0),
+        mpa=PrototypeLossParams(weight=0.0),
         class_mix=0.0,
         colour_transfer=0.0,
         class_colour_transfer=0.0,

@@ -18,26 +18,22 @@ from torch import nn
 from two_processes import pretrain_on_standin
 
 from panoda.config import (
-    AdaptParams,
     AugmentParams,
     EvaluateParams,
     ModelParams,
-    MPAParams,
-    OhemParams,
     OptimParams,
-    PretrainParams,
     PrototypeParams,
     PseudoLabelParams,
-    SwaParams,
-    TeacherParams,
-    WarmupParams,
 )
 from panoda.deployment.predict import predict_files
 from panoda.engine.launch import launch
 from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy
 from panoda.engine.optim import build_optimizer
 from panoda.engine.step import Stepper
+from panoda.methods.alignment import AlignmentParams
+from panoda.methods.mpa import MPAParams, PrototypeLossParams, TeacherParams
 from panoda.methods.parts.prototype_sums import _from_level
+from panoda.methods.supervised import OhemParams, SupervisedParams, SwaParams
 from panoda.models import create_model
 from panoda.models.core.checkpoint import load_model
 from panoda.stages.adapt import adapt
@@ -50,13 +46,13 @@ from panoda.system.context import RunContext, resolve_device
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
-PRETRAIN = PretrainParams(iterations=4, batch_size=2, optim=OPTIM, validate_every=4)
-ADAPT = AdaptParams(
+PRETRAIN = SupervisedParams(iterations=4, batch_size=2, optim=OPTIM, validate_every=4)
+ADAPT = MPAParams(
     iterations=2,
     batch_size=2,
     optim=OptimParams(lr=5e-4),
     augment_target=AugmentParams(yaw_roll=True, jitter=0.2),
-    mpa=MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
+    mpa=PrototypeLossParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
     teacher=TeacherParams(enabled=True),
     class_colour_transfer=0.5,
     adversarial_weight=0.01,
@@ -104,7 +100,7 @@ def _run(data: Data, out: Path, context: RunContext, *, erp_warp: float) -> dict
     swa = SwaParams(start=0.5, every=1, bn_update_batches=1)
     _pretrain(data, out / "pretrain", context, ohem=OhemParams(), swa=swa)
     common = {"checkpoint": out / "pretrain" / "model.safetensors", "context": context}
-    warmed = WarmupParams(iterations=1, batch_size=2, optim=OPTIM, accumulate=2)
+    warmed = AlignmentParams(iterations=1, batch_size=2, optim=OPTIM, accumulate=2)
     warmup(**common, **data.train, out=out / "warmup", params=warmed, seed=0)
     labelled = PseudoLabelParams(scales=(1.0, 0.5), flip=True, prototype_sums=True)
     labels = out / "pseudo_labels"

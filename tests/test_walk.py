@@ -31,24 +31,19 @@ from data_project import declare, declared, make_project, prepare, problems
 from http_server import serve
 from miniature import SIZE, Labels
 
-from panoda.config import (
-    AugmentParams,
-    EvaluateParams,
-    ModelParams,
-    OptimParams,
-    PretrainParams,
-    WarmupParams,
-)
+from panoda.config import AugmentParams, EvaluateParams, ModelParams, OptimParams
 from panoda.data.acquire import fetch_http
 from panoda.data.check.check import check
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.labels import remap_table
+from panoda.methods.alignment import AlignmentParams
+from panoda.methods.supervised import SupervisedParams
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
 from panoda.stages.warmup import warmup
 from panoda.system.context import RunContext
 
-ONE_STEP = PretrainParams(
+ONE_STEP = SupervisedParams(
     iterations=1,
     batch_size=2,
     optim=OptimParams(lr=1e-3),
@@ -296,7 +291,7 @@ def test_walk_to_an_unlabelled_target(project):
         source_train=prepared["source"]["train"].folder,
         target_train=prepared["target"]["train"].folder,
         out=Path("outputs/warmup"),
-        params=WarmupParams(iterations=1, batch_size=2, optim=OptimParams(lr=1e-3)),
+        params=AlignmentParams(iterations=1, batch_size=2, optim=OptimParams(lr=1e-3)),
         seed=0,
         context=RunContext(),
     )
@@ -318,7 +313,7 @@ def test_images_show_what_their_labels_say(project):
         source_val=prepared["val"].folder,
         out=Path("outputs/pretrain"),
         model=ModelParams(),
-        params=PretrainParams(iterations=30, batch_size=4, optim=OptimParams(lr=2e-3, clip_norm=5.0)),
+        params=SupervisedParams(iterations=30, batch_size=4, optim=OptimParams(lr=2e-3, clip_norm=5.0)),
         seed=0,
         context=RunContext(),
     )

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from panoda.config import PretrainParams
 from panoda.engine.distributed import meet
 from panoda.engine.launch import on_devices
 from panoda.engine.messages import launchable
+from panoda.methods.supervised import SupervisedParams
 from panoda.system.context import RunContext
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -45,16 +45,10 @@ class Numbers:
 
 def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext) -> dict[str, float]:
     """Stages pretrain, warmup and adapt on the data in ``root``, results below ``root / name``."""
-    from panoda.config import (
-        AdaptParams,
-        AugmentParams,
-        ModelParams,
-        MPAParams,
-        OptimParams,
-        PretrainParams,
-        SwaParams,
-        WarmupParams,
-    )
+    from panoda.config import AugmentParams, ModelParams, OptimParams
+    from panoda.methods.alignment import AlignmentParams
+    from panoda.methods.mpa import MPAParams, PrototypeLossParams
+    from panoda.methods.supervised import SupervisedParams, SwaParams
     from panoda.stages.adapt import adapt
     from panoda.stages.pretrain import pretrain
     from panoda.stages.warmup import warmup
@@ -68,7 +62,7 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         source_val=root / "source/val",
         out=root / name / "pretrain",
         model=ModelParams(**encoder),
-        params=PretrainParams(
+        params=SupervisedParams(
             iterations=2,
             batch_size=4,
             optim=optim,
@@ -82,7 +76,7 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         checkpoint=root / "start.safetensors",
         **trains,
         out=root / name / "warmup",
-        params=WarmupParams(
+        params=AlignmentParams(
             iterations=1, batch_size=2, optim=optim, adversarial_weight=0.1, colour_transfer=0.5
         ),
         **common,
@@ -93,12 +87,12 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         pseudo_labels=root / "pseudo_labels",
         prototypes=root / "prototypes",
         out=root / name / "adapt",
-        params=AdaptParams(
+        params=MPAParams(
             iterations=2,
             batch_size=2,
             optim=optim,
             augment_target=AugmentParams(yaw_roll=True, jitter=0.2, exposure=0.2),
-            mpa=MPAParams(weight=0.01, ema_momentum=0.5, refresh_every=1),
+            mpa=PrototypeLossParams(weight=0.01, ema_momentum=0.5, refresh_every=1),
             adversarial_weight=0.1,
             erp_warp=0.5,
             class_colour_transfer=0.5,
@@ -123,7 +117,8 @@ def pretrain_on_standin(*, source: Path, out: Path, context: RunContext) -> dict
     """A step on GPUs that are none (``standin``), gloo in the place of NCCL; alone on the CPU."""
     from standin import standin_gpu
 
-    from panoda.config import ModelParams, OptimParams, PretrainParams
+    from panoda.config import ModelParams, OptimParams
+    from panoda.methods.supervised import SupervisedParams
     from panoda.stages.pretrain import pretrain
 
     optim = OptimParams(name="sgd", lr=0.02, clip_norm=5.0)
@@ -133,7 +128,7 @@ def pretrain_on_standin(*, source: Path, out: Path, context: RunContext) -> dict
             source_val=source / "val",
             out=out,
             model=ModelParams(drop_path=0.2),
-            params=PretrainParams(iterations=1, batch_size=4, optim=optim),
+            params=SupervisedParams(iterations=1, batch_size=4, optim=optim),
             seed=0,
             context=replace(context, device=device),
         )
@@ -226,7 +221,7 @@ def spike(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
 
 
 @on_devices
-def hungry(*, folder: Path, params: PretrainParams, least: int, context: RunContext) -> dict[str, float]:
+def hungry(*, folder: Path, params: SupervisedParams, least: int, context: RunContext) -> dict[str, float]:
     """From its sixth step on the second process has memory for ``least`` samples only; saves every step."""
     task = Endless(folder, context.rank, context.world)
     task.pause, plain = 0.0, task.losses

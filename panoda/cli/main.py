@@ -21,7 +21,7 @@ from panoda.cli.bench import bench_command
 from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
 from panoda.cli.weights import weights
-from panoda.config import Params, load_params, sections_in
+from panoda.config import Params, load_params, params_model, sections_in
 from panoda.config.scenarios import load_scenario, open_scenario, scenario_files
 from panoda.data.formats.declaration import DOWNLOADS
 from panoda.pipeline.runs import RECORD, clean_state
@@ -91,7 +91,7 @@ def params(
 ) -> None:
     """Print every parameter with its type, default and meaning."""
     shown = 0
-    for path, kind, default, text in documentation(Params):
+    for path, kind, default, text in documentation(params_model()):
         if not section or path == section or path.startswith((f"{section}.", f"{section}[")):
             typer.echo(f"{path}  ({kind}{default})\n    {text}")
             shown += 1
@@ -117,7 +117,8 @@ def documentation(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
 
 
 def _kind(model: type[BaseModel]) -> str:
-    return str(get_args(model.model_fields["kind"].annotation)[0])
+    tag = "kind" if "kind" in model.model_fields else "method"
+    return str(get_args(model.model_fields[tag].annotation)[0])
 
 
 def _type_name(annotation: Any) -> str:

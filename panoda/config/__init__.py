@@ -6,7 +6,7 @@ Unknown keys are rejected everywhere. The docstring under a field is its documen
 
 from __future__ import annotations
 
-from panoda.config.adaptation import AdaptParams, MPAParams, PrototypeParams, PseudoLabelParams, TeacherParams
+from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.datasets import (
     AnyDataset,
     CameraParams,
@@ -21,8 +21,10 @@ from panoda.config.datasets import (
     Structured3DDataset,
 )
 from panoda.config.domains import DataParams, DomainParams, PrepareParams, prepared_folder
-from panoda.config.params import Params, load_params, parse_params, read_tree
+from panoda.config.methods import params_model
+from panoda.config.params import Params
 from panoda.config.problems import problems, sections_in
+from panoda.config.reading import load_params, parse_params, read_tree
 from panoda.config.running import ClusterParams, EvaluateParams, RuntimeParams, SlidingParams, TrackingParams
 from panoda.config.section import (
     ConfigError,
@@ -40,18 +42,14 @@ from panoda.config.training import (
     DECODERS,
     AugmentParams,
     ClassWeightParams,
+    MethodParams,
     ModelParams,
-    OhemParams,
     OptimParams,
-    PretrainParams,
-    SwaParams,
-    WarmupParams,
-    check_accumulate,
+    SourceTrainingParams,
 )
 
 __all__ = [
     "DECODERS",
-    "AdaptParams",
     "AnyDataset",
     "AugmentParams",
     "CamVidDataset",
@@ -68,15 +66,13 @@ __all__ = [
     "EvaluateParams",
     "FolderDataset",
     "LookParams",
-    "MPAParams",
+    "MethodParams",
     "ModelParams",
     "NonNegative",
-    "OhemParams",
     "OptimParams",
     "Params",
     "Positive",
     "PrepareParams",
-    "PretrainParams",
     "Probability",
     "Projection",
     "PrototypeParams",
@@ -87,15 +83,13 @@ __all__ = [
     "Section",
     "Size",
     "SlidingParams",
+    "SourceTrainingParams",
     "SourceWeights",
     "Stanford2D3DDataset",
     "Structured3DDataset",
-    "SwaParams",
-    "TeacherParams",
     "TrackingParams",
-    "WarmupParams",
-    "check_accumulate",
     "load_params",
+    "params_model",
     "parse_params",
     "prepared_folder",
     "problems",

@@ -1,13 +1,8 @@
-"""Sections of pseudo-labels, prototypes and self-training."""
+"""Sections of pseudo-labels and prototypes."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field, model_validator
-
-from panoda.config.section import Count, NonNegative, Positive, Probability, Scales, Section
-from panoda.config.training import AugmentParams, ClassWeightParams, OptimParams, check_accumulate
+from panoda.config.section import Probability, Scales, Section
 
 
 class PseudoLabelParams(Section):
@@ -31,84 +26,3 @@ class PrototypeParams(Section):
 
     scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     """Image scales whose features are averaged."""
-
-
-class MPAParams(Section):
-    """Mutual prototypical adaptation loss."""
-
-    weight: NonNegative = 0.001
-    """alpha; 0 = off."""
-    temperature: Positive = 20.0
-    """T of the softened distributions."""
-    soft_share: Probability = 0.9
-    """lambda: share of the KL term; the rest is the hard term."""
-    normaliser: Literal["released", "pixels"] = "pixels"
-    """released = mean over pixels and channels, ignored pixels included; pixels = KL summed over
-    channels, mean over labelled pixels (as the paper's equation reads)."""
-    ema_momentum: Probability = 0.999
-    """Share of the old prototype kept at each refresh."""
-    refresh_every: Annotated[int, Field(ge=1)] = 100
-    """Steps between EMA refreshes."""
-
-
-class TeacherParams(Section):
-    """EMA teacher that relabels the target online, mixed with the stored pseudo-labels."""
-
-    enabled: bool = True
-    """Use a teacher; false = the stored pseudo-labels alone."""
-    ema_momentum: Probability = 0.99
-    """Share of the old teacher weights kept at each step."""
-    threshold: Probability = 0.5
-    """Online labels below this confidence are ignored."""
-
-
-class AdaptParams(Section):
-    """Self-training with pseudo-labels plus MPA; every extra part can be switched off."""
-
-    iterations: Count
-    """Optimiser steps; 0 passes the model through."""
-    batch_size: Annotated[int, Field(ge=1)]
-    """Images per step and domain."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
-    optim: OptimParams
-    """Optimiser."""
-    source_weight: NonNegative = 1.0
-    """Weight of the source cross-entropy."""
-    target_weight: NonNegative = 1.0
-    """Weight of the target cross-entropy (unweighted classes); 0 = off."""
-    class_weights: ClassWeightParams = ClassWeightParams()
-    """Class weights of the source loss."""
-    mpa: MPAParams = MPAParams()
-    """Prototype loss."""
-    adversarial_weight: NonNegative = 0.0
-    """Weight of the adversarial term of the released code; 0 = off."""
-    discriminator_lr: Positive = 1e-4
-    """Adam learning rate of the discriminator."""
-    teacher: TeacherParams = TeacherParams()
-    """EMA teacher."""
-    class_mix: Probability = 0.5
-    """Probability of pasting half the classes of a source image onto a target image."""
-    colour_transfer: Probability = 0.8
-    """Probability of giving a source image the colour mean and deviation of a target image."""
-    class_colour_transfer: Probability = 0.0
-    """Probability of doing so class by class after that, with the pseudo-labels of the target image."""
-    erp_warp: Probability = 0.0
-    """Probability of warping a pinhole source image onto the target's sphere."""
-    augment_source: AugmentParams = AugmentParams()
-    """Source augmentation."""
-    augment_target: AugmentParams = AugmentParams()
-    """Target augmentation."""
-    keep: Literal["student", "teacher"] = "teacher"
-    """Which weights are the result (the teacher needs teacher.enabled)."""
-
-    @model_validator(mode="after")
-    def _divided(self) -> AdaptParams:
-        check_accumulate(self.batch_size, self.accumulate)
-        return self
-
-    @model_validator(mode="after")
-    def _keep(self) -> AdaptParams:
-        if self.keep == "teacher" and not self.teacher.enabled:
-            raise ValueError("keep: teacher needs teacher.enabled: true")
-        return self

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from panoda.config.adaptation import AdaptParams
 from panoda.config.domains import PrepareParams
-from panoda.config.training import AugmentParams, PretrainParams, WarmupParams
+from panoda.config.training import AugmentParams, MethodParams
 
 if TYPE_CHECKING:
     from panoda.config.params import Params
 
-Trained = PretrainParams | WarmupParams | AdaptParams
 
-
-def trained_stages(params: Params) -> dict[str, Trained]:
+def trained_stages(params: Params) -> dict[str, MethodParams]:
     """Name -> section of the stages that take steps."""
     found = {"pretrain": params.pretrain, "warmup": params.warmup, "adapt": params.adapt}
     return {name: section for name, section in found.items() if section.iterations}
@@ -25,11 +22,9 @@ def augmentations(params: Params) -> Iterator[tuple[str, AugmentParams, list[Pre
     """Of every stage that takes steps: dotted name, augmentation, and how what it augments is prepared."""
     sources = [domain.prepare for role, domain in params.data.domains.items() if role != "target"]
     for name, section in trained_stages(params).items():
-        if isinstance(section, PretrainParams):
-            yield f"{name}.augment", section.augment, sources
-        else:
-            yield f"{name}.augment_source", section.augment_source, sources
-            yield f"{name}.augment_target", section.augment_target, [params.data.target.prepare]
+        for key, value in section:
+            if isinstance(value, AugmentParams):
+                yield f"{name}.{key}", value, [params.data.target.prepare] if "target" in key else sources
 
 
 def check_crops(params: Params) -> None:

@@ -65,14 +65,15 @@ def _sections_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[typ
             if part in outer.model_fields
             for inner in sections_in(outer.model_fields[str(part)].annotation)
         ]
-        chosen = [each for each in found if "kind" in each.model_fields and part in _tags(each)]
+        chosen = [each for each in found if part in _tags(each)]
         # A key of a dictionary of sections leads to one of them; so does the name of a further source.
         found = deeper or chosen or ([DomainParams] if DataParams in found else found)
     return found
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(model.model_fields["kind"].annotation)
+    fields = model.model_fields
+    return next((get_args(fields[tag].annotation) for tag in ("kind", "method") if tag in fields), ())
 
 
 def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:

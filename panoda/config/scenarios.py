@@ -24,12 +24,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from panoda.config.params import Params, apply_overrides, parse_params, read_tree
+from panoda.config.methods import params_model
+from panoda.config.params import Params
 from panoda.config.problems import sections_in
+from panoda.config.reading import apply_overrides, parse_params, read_tree
 from panoda.config.section import ConfigError
 
 SCENARIOS = Path("scenarios")
-KINDS = {"dataset": "kind"}
+KINDS = {"dataset": "kind", "pretrain": "method", "warmup": "method", "adapt": "method"}
 """Sections that begin anew where the key is named that says what they are."""
 LINE = 90
 """Longest line of params.yaml with a mapping or a list in it; longer ones take several lines."""
@@ -188,7 +190,7 @@ def _of_keys(node: yaml.Node | None, lines: Sequence[str], at: Key) -> Iterator[
 
 def _section(name: str) -> type[BaseModel] | None:
     """The model of a section of the whole tree, if it has one."""
-    return next(iter(sections_in(Params.model_fields[name].annotation)), None)
+    return next(iter(sections_in(params_model().model_fields[name].annotation)), None)
 
 
 def _purpose(name: str) -> str:

@@ -136,100 +136,35 @@ class ClassWeightParams(Section):
     """Largest weight after normalisation."""
 
 
-class OhemParams(Section):
-    """Online hard example mining: only pixels below a confidence count."""
+class MethodParams(Section):
+    """What every training method has; the rest is in its own file in ``panoda/methods``."""
 
-    threshold: Probability = 0.7
-    """Pixels whose true-class probability lies below this are kept."""
-    min_kept: Probability = 0.1
-    """Share of labelled pixels kept at least."""
-
-
-class SwaParams(Section):
-    """Stochastic weight averaging: the mean of the weights along the end of training."""
-
-    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
-    """Share of the iterations before averaging begins."""
-    every: Annotated[int, Field(ge=1)] = 100
-    """Steps between the weights that are averaged."""
-    lr: Positive | None = None
-    """Constant learning rate from then on; null = the schedule goes on."""
-    bn_update_batches: Count = 100
-    """Training batches over which the batch norms' statistics are taken anew; 0 = keep the last ones."""
-
-
-def check_accumulate(batch_size: int, parts: int) -> None:
-    """ValueError when a batch does not split into so many equal micro-batches."""
-    if batch_size % parts:
-        raise ValueError(f"accumulate {parts} does not divide batch_size {batch_size}; set it to a divisor")
-
-
-class PretrainParams(Section):
-    """Supervised source training."""
-
-    iterations: Annotated[int, Field(ge=1)]
-    """Optimiser steps."""
-    batch_size: Annotated[int, Field(ge=1)]
-    """Images per step."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
-    optim: OptimParams
-    """Optimiser."""
-    augment: AugmentParams = AugmentParams()
-    """Augmentation."""
-    class_weights: ClassWeightParams = ClassWeightParams()
-    """Class weights."""
-    ohem: OhemParams | None = None
-    """Hard example mining, or null."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the target distribution spread evenly over all classes, also for auxiliary heads."""
-    swa: SwaParams | None = None
-    """Weight averaging, or null. Averaged weights are kept if better on source val, or with select: last."""
-    validate_every: Count = 0
-    """Steps between validations on source val; 0 = only at the end."""
-    select: Literal["best_source_val", "last"] = "best_source_val"
-    """Which checkpoint is kept. Target labels are never looked at."""
-
-    @model_validator(mode="after")
-    def _divided(self) -> PretrainParams:
-        check_accumulate(self.batch_size, self.accumulate)
-        return self
-
-    @model_validator(mode="after")
-    def _averaged(self) -> PretrainParams:
-        if self.swa and int(self.swa.start * self.iterations) + self.swa.every > self.iterations:
-            raise ValueError(
-                f"swa averages nothing: it starts after {int(self.swa.start * self.iterations)} of "
-                f"{self.iterations} iterations and takes weights every {self.swa.every}; lower start or every"
-            )
-        return self
-
-
-class WarmupParams(Section):
-    """Adversarial output alignment; 0 iterations passes the source model through."""
-
+    method: str
+    """The method: a file of panoda/methods (docs/extending.md)."""
     iterations: Count
-    """Optimiser steps."""
+    """Optimiser steps; 0 passes the model through."""
     batch_size: Annotated[int, Field(ge=1)]
     """Images per step and domain."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches a batch is computed in; saves memory, costs a forward pass. Batch norms see these."""
     optim: OptimParams
     """Optimiser of the segmentation model."""
-    discriminator_lr: Positive = 1e-4
-    """Adam learning rate of the discriminator, betas (0.9, 0.99)."""
-    adversarial_weight: NonNegative = 0.001
-    """Weight of the adversarial loss."""
-    colour_transfer: Probability = 0.0
-    """Probability of giving a source image the colour mean and deviation of a target image."""
-    augment_source: AugmentParams = AugmentParams()
-    """Source augmentation."""
-    augment_target: AugmentParams = AugmentParams()
-    """Target augmentation."""
-    class_weights: ClassWeightParams = ClassWeightParams()
-    """Class weights of the source loss."""
 
     @model_validator(mode="after")
-    def _divided(self) -> WarmupParams:
-        check_accumulate(self.batch_size, self.accumulate)
+    def _divided(self) -> MethodParams:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}; set it to a divisor"
+            )
         return self
+
+
+class SourceTrainingParams(MethodParams):
+    """What a method that trains a model on the source has besides: it is validated on source val."""
+
+    iterations: Annotated[int, Field(ge=1)]
+    """Optimiser steps."""
+    validate_every: Count = 0
+    """Steps between validations on source val; 0 = only at the end."""
+    select: Literal["best_source_val", "last"] = "best_source_val"
+    """Which checkpoint is kept. Target labels are never looked at."""

@@ -21,11 +21,12 @@ from panoda.engine.preemption import stop_requests
 from panoda.engine.resume_points import Stateful, load_resume, save_resume
 from panoda.engine.sharding import take_part, whole_states
 from panoda.engine.spikes import LossSpikes
-from panoda.engine.step import Stepper, Task
+from panoda.engine.step import Stepper
+from panoda.engine.task import Task
 from panoda.system.context import RunContext
 from panoda.system.progress import progress_bar
 
-__all__ = ["LoopState", "Task", "TrainingDiverged", "run_loop"]
+__all__ = ["LoopState", "TrainingDiverged", "run_loop"]
 
 
 @dataclass

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,20 @@ class Setup:
     prototypes: Path | None = None
 
     @property
+    def unlabelled(self) -> PreparedSplit:
+        """The target."""
+        if self.target is None:
+            raise ValueError(f"stage {self.stage} has no target; the method is for another stage")
+        return self.target
+
+    def folder(self, stage: Literal["pseudo_labels", "prototypes"]) -> Path:
+        """Result of an earlier stage."""
+        found: Path | None = getattr(self, stage)
+        if found is None:
+            raise ValueError(f"stage {self.stage} has no {stage}; the method is for another stage")
+        return found
+
+    @property
     def device(self) -> torch.device:
         """Where to compute."""
         return self.context.device
@@ -71,6 +85,27 @@ class Setup:
             num_steps=self.params.iterations,
             context=self.context,
         )
+
+    def whole_batches(
+        self, split: SampleSource, augment: AugmentParams, *, domain: str, count: int
+    ) -> Callable[[], Iterator[Batch]]:
+        """``count`` random batches, whole ones in each of several processes; the same ones every time."""
+        seed = stream_seed(self.seed, f"{self.stage} {domain}")
+
+        def start() -> Iterator[Batch]:
+            torch.manual_seed(seed)
+            context = replace(self.context, rank=0, world=1)
+            return batches(
+                split,
+                batch_size=self.params.batch_size,
+                augment=augment,
+                colour=True,
+                seed=seed,
+                num_steps=count,
+                context=context,
+            )(0)
+
+        return start
 
     def class_weights(self, params: ClassWeightParams) -> Tensor | None:
         """(K,) weights of the source's classes, or None."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,37 +17,11 @@ from panoda.engine.distributed import Team
 from panoda.engine.failures import explained, is_out_of_memory
 from panoda.engine.guard import StepGuard
 from panoda.engine.optim import gradient_norm
-from panoda.engine.resume_points import Stateful
 from panoda.engine.seeds import stream_seed
+from panoda.engine.task import Task
 from panoda.system.context import RunContext
 
 log = logging.getLogger("panoda")
-
-
-class Task(Protocol):
-    """What the loop trains."""
-
-    @property
-    def trained(self) -> nn.Module:
-        """The module whose parameters the optimiser moves."""
-
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """Batches from ``start_step`` on; batch k depends on the seed and k alone."""
-
-    def losses(self, step: int, batch: Any) -> dict[str, Tensor]:
-        """Named scalar losses of one step; ``loss/total`` is minimised.
-
-        With accumulation it is called for every micro-batch, first without gradients.
-        """
-
-    def after_step(self, step: int) -> dict[str, Tensor]:
-        """Update what follows the model (teacher, prototypes, discriminator); more named values."""
-
-    def describe(self, batch: Any) -> str:
-        """Sample ids of a batch, for error messages."""
-
-    def components(self) -> dict[str, Stateful]:
-        """Everything that must survive a restart, besides optimiser and scheduler."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from panoda.engine.averaging import WeightAverage
 from panoda.engine.resume_points import Stateful
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ class Task:
 
     Attributes:
         trained: The module whose parameters the optimiser moves.
+        average: Running mean of its weights, for methods that have one.
+        constant_rate: (step, learning rate) from that step on; None = the schedule alone.
     """
 
     trained: Segmenter
+    average: WeightAverage | None = None
+    constant_rate: tuple[int, float] | None = None
 
     def batches(self, start_step: int) -> Iterator[Any]:
         """Batches from ``start_step`` on; batch k depends on the seed and k alone."""
@@ -53,6 +58,9 @@ class Task:
     def result(self) -> Segmenter:
         """The model that the stage keeps."""
         return self.trained
+
+    def finish(self) -> None:
+        """What is left to do after the last step."""
 
     def metrics(self) -> dict[str, float]:
         """Values of the whole run, beside the last step's losses."""

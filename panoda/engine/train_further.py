@@ -15,7 +15,6 @@ from panoda.engine.method import Setup, get_method
 from panoda.engine.seeds import stream_seed
 from panoda.engine.sharding import shard, whole
 from panoda.engine.training import prepared_size, run_training, save_training_result, section_dict
-from panoda.labels import get_label_space
 from panoda.models.core.checkpoint import load_model, make_card
 from panoda.system.context import RunContext
 
@@ -52,8 +51,8 @@ def train_further(
     Returns:
         The last step's losses and the method's own metrics.
     """
-    space = get_label_space(source.label_space)
-    model, old = load_model(checkpoint, num_classes=space.num_classes, device=context.device)
+    space = source.space
+    model, old = load_model(checkpoint, space=space, device=context.device)
     state, task, own = LoopState(), None, stream_seed(seed, stage)
     if params.iterations:
         torch.manual_seed(own)
@@ -66,7 +65,7 @@ def train_further(
         model = whole(task.result(), context)
     card = make_card(
         model,
-        label_space=space.name,
+        label_space=space,
         stage=stage,
         seed=seed,
         params={**old.params, stage: section_dict(params), "prepared": prepared_size(target)},

@@ -12,14 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from panoda.config import AdaptParams, AugmentParams, ClassWeightParams, PretrainParams, Section, WarmupParams
+from panoda.config import AugmentParams, ClassWeightParams, MethodParams, Section
 from panoda.data.loading.loader import Batch, SampleSource, training_batches
 from panoda.data.loading.mixture import Mixture
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.transforms import JointTransform
-from panoda.engine.loop import LoopState, Task, run_loop
+from panoda.engine.loop import LoopState, run_loop
 from panoda.engine.losses import class_weights
 from panoda.engine.optim import build_optimizer, build_scheduler
+from panoda.engine.task import Task
 from panoda.inference.pictures import picture_indices, prediction_picture
 from panoda.models.core.checkpoint import ModelCard, save_model
 from panoda.models.core.segmenter import Segmenter
@@ -41,12 +42,11 @@ def source_weights(
 
 def run_training(
     task: Task,
-    params: PretrainParams | WarmupParams | AdaptParams,
+    params: MethodParams,
     *,
     seed: int,
     context: RunContext,
     description: str,
-    constant: tuple[int, float] | None = None,
     validate: Callable[[LoopState], dict[str, float]] | None = None,
     validate_every: int = 0,
 ) -> LoopState:
@@ -58,11 +58,10 @@ def run_training(
         seed: Of the training loop.
         context: Device, precision, logger, resume folder.
         description: For the progress bar and messages.
-        constant: (step, learning rate) from that step on, or None for the schedule alone.
         validate: As in ``run_loop``.
         validate_every: As in ``run_loop``.
     """
-    optim = params.optim
+    optim, constant = params.optim, task.constant_rate
     optimizer = build_optimizer(
         task.trained,
         name=optim.name,

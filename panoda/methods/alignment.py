@@ -1,4 +1,6 @@
-"""The warm-up task: supervised source loss plus adversarial alignment of target outputs.
+"""Adversarial output alignment (AdaptSegNet, Tsai et al. 2018): the warm-up of Trans4PASS.
+
+Supervised source loss plus a weight times the adversarial loss of target outputs.
 
 Beyond the paper, source images may take on the colours of target images first (a switch of its own).
 """
@@ -6,24 +8,49 @@ Beyond the paper, source images may take on the colours of target images first (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from panoda.config.section import NonNegative, Positive, Probability
+from panoda.config.training import AugmentParams, ClassWeightParams, MethodParams
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.transforms import normalise
 from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy
+from panoda.engine.method import Method, Setup
 from panoda.engine.resume_points import Stateful
 from panoda.methods.parts.adversarial import Adversary, Outputs
+from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.mixing import colour_transfer
+from panoda.methods.parts.pairs import PairTask
 
 
-class AlignmentTask:
+class AlignmentParams(MethodParams):
+    """Adversarial output alignment; 0 iterations passes the source model through."""
+
+    method: Literal["alignment"] = "alignment"
+    """This method."""
+    discriminator_lr: Positive = 1e-4
+    """Adam learning rate of the discriminator, betas (0.9, 0.99)."""
+    adversarial_weight: NonNegative = 0.001
+    """Weight of the adversarial loss."""
+    colour_transfer: Probability = 0.0
+    """Probability of giving a source image the colour mean and deviation of a target image."""
+    augment_source: AugmentParams = AugmentParams()
+    """Source augmentation."""
+    augment_target: AugmentParams = AugmentParams()
+    """Target augmentation."""
+    class_weights: ClassWeightParams = ClassWeightParams()
+    """Class weights of the source loss."""
+
+
+class AlignmentTask(PairTask):
     """Source cross-entropy + weight * adversarial loss; the discriminator steps after the model."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         adversary: Adversary,
         source: Callable[[int], Iterator[Batch]],
         target: Callable[[int], Iterator[Batch]],
@@ -34,33 +61,20 @@ class AlignmentTask:
         device: torch.device,
     ) -> None:
         """Train ``model`` on pairs of source and target batches; target labels are never read."""
-        self.trained = model
+        super().__init__(model, source, target, device=device)
         self.adversary = adversary
-        self.source, self.target = source, target
         self.weight = weight
         self.adversarial_weight = adversarial_weight
         self.colour_transfer = colour_transfer
-        self.device = device
         self._outputs = Outputs()
-
-    def batches(self, start_step: int) -> Iterator[tuple[Batch, Batch]]:
-        """Pairs of (source, target)."""
-        return zip(self.source(start_step), self.target(start_step), strict=False)
 
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
         """Source cross-entropy, adversarial loss and their weighted sum."""
-        source, target = batch
-        (source_image, source_valid), (target_image, target_valid) = (
-            (
-                b["image"].to(self.device, non_blocking=True).float() / 255,
-                b["valid"].to(self.device, non_blocking=True),
-            )
-            for b in (source, target)
-        )
+        source_image, label, source_valid = self.unpack(batch[0])
+        target_image, _, target_valid = self.unpack(batch[1])
         styled = colour_transfer(source_image, source_valid, target_image, target_valid, self.colour_transfer)
         source_logits, _, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
         target_logits = self.trained(normalise(target_image))
-        label = source["label"].to(self.device, non_blocking=True)
         ce = cross_entropy(source_logits, label, self.weight)
         adversarial = self.adversary.generator_loss(target_logits)
         self._outputs.keep(source_logits, target_logits)
@@ -78,10 +92,6 @@ class AlignmentTask:
         """One discriminator update on the outputs of this step."""
         return {"loss/discriminator": self.adversary.step(*self._outputs.take())}
 
-    def describe(self, batch: tuple[Batch, Batch]) -> str:
-        """Sample ids of both domains."""
-        return "source " + ", ".join(batch[0]["ids"]) + "; target " + ", ".join(batch[1]["ids"])
-
     def components(self) -> dict[str, Stateful]:
         """Model, discriminator and its optimiser."""
         return {
@@ -89,3 +99,22 @@ class AlignmentTask:
             "discriminator": self.adversary.discriminator,
             "discriminator_optimizer": self.adversary.optimizer,
         }
+
+
+def task(setup: Setup) -> AlignmentTask:
+    """The task of a stage's run."""
+    p: AlignmentParams = setup.params
+    discriminator = Discriminator(setup.source.num_classes).to(setup.device)
+    return AlignmentTask(
+        setup.model,
+        Adversary(discriminator, lr=p.discriminator_lr),
+        setup.batches(setup.source, p.augment_source, domain="source"),
+        setup.batches(setup.unlabelled, p.augment_target, domain="target"),
+        weight=setup.class_weights(p.class_weights),
+        adversarial_weight=p.adversarial_weight,
+        colour_transfer=p.colour_transfer,
+        device=setup.device,
+    )
+
+
+METHOD = Method(stage="warmup", params=AlignmentParams, task=task)

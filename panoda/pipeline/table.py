@@ -167,7 +167,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "pretrain",
-            "supervised training on the source",
+            "training on the labelled sources",
             sections=("sources", "model", "pretrain", "seed"),
             inputs={"weights": "outputs/weights", **_LABELLED, "source_val": "data/prepared/source/val"},
             out="outputs/pretrain",
@@ -183,7 +183,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "warmup",
-            "adversarial output alignment",
+            "alignment of source and target before self-training",
             sections=("sources", "warmup", "seed"),
             inputs={
                 "checkpoint": "outputs/pretrain/model.safetensors",
@@ -191,7 +191,7 @@ STAGES: dict[str, Stage] = {
                 "target_train": _TARGET_TRAIN,
             },
             out="outputs/warmup",
-            code=(*_BASE, *_MODEL, *_PREDICTION, *_TRAINING),
+            code=(*_BASE, *_MODEL, *_PREDICTION, *_TRAINING, "panoda/methods/${warmup.method}.py"),
             trains="warmup",
         ),
         Stage(
@@ -219,7 +219,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "adapt",
-            "self-training with mutual prototypical adaptation",
+            "adaptation to the target by the method of section adapt",
             sections=("sources", "adapt", "seed"),
             inputs={
                 **_WARMED_UP,
@@ -229,7 +229,7 @@ STAGES: dict[str, Stage] = {
                 "prototypes": "outputs/prototypes",
             },
             out="outputs/adapt",
-            code=(*_BASE, *_MODEL, *_PREDICTION, *_TRAINING),
+            code=(*_BASE, *_MODEL, *_PREDICTION, *_TRAINING, "panoda/methods/${adapt.method}.py"),
             trains="adapt",
         ),
         Stage(
@@ -247,6 +247,7 @@ STAGES: dict[str, Stage] = {
                 *_MODEL,
                 *_PREDICTION,
                 *_TRAINING,
+                "panoda/methods/${adapt.method}.py",
                 *(f"panoda/stages/{name}.py" for name in ("pseudo_labels", "prototypes", "adapt")),
             ),
             trains="adapt",

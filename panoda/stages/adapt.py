@@ -1,45 +1,16 @@
-"""Stage adapt: self-training on pseudo-labels with mutual prototypical adaptation."""
+"""Stage adapt: adaptation to the target domain by the method that the section names."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
-
-from panoda.config import AdaptParams
-from panoda.data.loading.loader import Batch
-from panoda.data.loading.mixture import Mixture, training_source
+from panoda.config import MethodParams
+from panoda.data.loading.mixture import training_source
 from panoda.data.loading.prepared import PreparedSplit
-from panoda.data.loading.pseudo import PseudoLabelSplit
-from panoda.engine.distributed import result_directory
 from panoda.engine.launch import on_devices
-from panoda.engine.loop import LoopState
-from panoda.engine.seeds import stream_seed
-from panoda.engine.sharding import shard, whole
-from panoda.engine.training import (
-    batches,
-    prepared_size,
-    run_training,
-    save_training_result,
-    section_dict,
-    source_weights,
-)
-from panoda.geometry.pinhole import pinhole_to_erp
-from panoda.methods.parts.adversarial import Adversary
-from panoda.methods.parts.discriminator import Discriminator
-from panoda.methods.parts.mixing import place
-from panoda.methods.parts.prototypes import PrototypeBank
-from panoda.methods.self_training import SelfTrainingTask, Warp
-from panoda.models.core.checkpoint import load_model, make_card
-from panoda.models.core.segmenter import Segmenter
+from panoda.engine.train_further import train_further
 from panoda.system.context import RunContext
-from panoda.system.shares import rows
 
 
 @on_devices
@@ -51,7 +22,7 @@ def adapt(
     pseudo_labels: Path,
     prototypes: Path,
     out: Path,
-    params: AdaptParams,
+    params: MethodParams,
     seed: int,
     context: RunContext,
     more_sources: Path | None = None,
@@ -73,177 +44,17 @@ def adapt(
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
-        The last step's losses and ``prototypes/moved``, the mean distance the prototypes moved. The last
-        weights are kept: no target label could select others.
+        The last step's losses and the method's own metrics.
     """
-    source = training_source(source_train, more_sources, sources)
-    target = PseudoLabelSplit(PreparedSplit(target_train), pseudo_labels)
-    space = source.space
-    net, old = load_model(checkpoint, space=space, device=context.device)
-    mean, seen = read_prototypes(prototypes, num_classes=space.num_classes, dim=net.feature_channels)
-    bank = PrototypeBank(mean, seen, ema_momentum=params.mpa.ema_momentum).to(context.device)
-    torch.manual_seed(stream_seed(seed, "adapt"))
-    task = _task(net, bank, source, target, params, seed, context)
-    state = LoopState()
-    if params.iterations:
-        shard(net, context)
-        if task.teacher is not None:
-            shard(task.teacher.module, context)
-        state = run_training(
-            task, params, seed=stream_seed(seed, "adapt"), context=context, description="adapt"
-        )
-    result = whole(task.result(), context) if params.iterations else net
-    card = make_card(
-        result,
-        label_space=space,
+    return train_further(
+        checkpoint,
         stage="adapt",
-        seed=seed,
-        params={**old.params, "adapt": section_dict(params), "prepared": prepared_size(target.prepared)},
-    )
-    last = next((row for row in reversed(state.history) if "loss/total" in row), {})
-    metrics = {k: v for k, v in last.items() if k.startswith("loss/")}
-    metrics["prototypes/moved"] = _moved(bank, mean, seen)
-    with result_directory(out, context) as folder:
-        tensors = {"mutual": bank.prototypes.cpu(), "seen": bank.seen.cpu()}
-        # Not save_file: it reports a full disk as an error of its own kind.
-        if context.main:
-            (folder / "prototypes.safetensors").write_bytes(save(tensors, {"label_space": space.name}))
-        return save_training_result(
-            folder,
-            model=result,
-            card=card,
-            state=state,
-            metrics=metrics,
-            split=target.prepared,
-            context=context,
-        )
-
-
-def read_prototypes(folder: Path, *, num_classes: int, dim: int) -> tuple[Tensor, Tensor]:
-    """The mutual prototypes (K, D) and which of them are seen (K,).
-
-    Raises:
-        ValueError: missing or unreadable file, or prototypes of another model.
-    """
-    path = folder / "prototypes.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: unreadable ({error}); run the prototypes stage again") from error
-    mean, seen = tensors["mutual"], tensors["seen"]
-    if mean.shape != (num_classes, dim):
-        raise ValueError(
-            f"{path}: prototypes of shape {tuple(mean.shape)}, the model needs {(num_classes, dim)}; "
-            "they belong to another model, run the prototypes stage again"
-        )
-    return mean, seen
-
-
-def _moved(bank: PrototypeBank, mean: Tensor, seen: Tensor) -> float:
-    distance = (bank.prototypes.cpu() - mean).norm(dim=1)[seen]
-    return float(distance.mean()) if distance.numel() else 0.0
-
-
-def _task(
-    net: Segmenter,
-    bank: PrototypeBank,
-    source: PreparedSplit | Mixture,
-    target: PseudoLabelSplit,
-    params: AdaptParams,
-    seed: int,
-    context: RunContext,
-) -> SelfTrainingTask:
-    num_classes = source.num_classes
-    adversary = None
-    if params.adversarial_weight > 0:
-        adversary = Adversary(Discriminator(num_classes).to(context.device), lr=params.discriminator_lr)
-    common: dict[str, Any] = {
-        "batch_size": params.batch_size,
-        "num_steps": params.iterations,
-        "context": context,
-    }
-    source_seed, target_seed = stream_seed(seed, "adapt source"), stream_seed(seed, "adapt target")
-    return SelfTrainingTask(
-        net,
-        bank,
-        batches(source, augment=params.augment_source, colour=True, seed=source_seed, **common),
-        batches(target, augment=params.augment_target, colour=False, seed=target_seed, **common),
+        source=training_source(source_train, more_sources, sources),
+        target=PreparedSplit(target_train),
+        out=out,
         params=params,
-        weight=source_weights(source, params.class_weights, context.device),
-        adversary=adversary,
-        warp=_warp(source, target.prepared, params),
-        device=context.device,
+        seed=seed,
+        context=context,
+        pseudo_labels=pseudo_labels,
+        prototypes=prototypes,
     )
-
-
-def _warp(source: PreparedSplit | Mixture, target: PreparedSplit, params: AdaptParams) -> Warp | None:
-    """Source crops seen as pinhole cameras at a random azimuth of the target's sphere.
-
-    A crop keeps the focal length (in pixels) of the whole image; the random scale of the augmentation then
-    plays the part of a random field of view. Crops of sources that are no pinhole images are placed flat.
-    Target samples may be any part of their panorama; the azimuth counts from their own left edge.
-    """
-    parts = source.parts.values() if isinstance(source, Mixture) else [source]
-    if params.erp_warp <= 0 or not target.full_circle or all(p.projection != "pinhole" for p in parts):
-        return None
-    height, width = target.height, target.width
-    lat_top, lat_bottom = math.radians(target.lat_top_deg), math.radians(target.lat_bottom_deg)
-
-    def onto_sphere(
-        image: Tensor, label: Tensor, camera: PreparedSplit, turn: Tensor, part: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        if camera.projection != "pinhole":
-            return place(image, label, (part[0].shape[1], part[1].shape[1]), turn)
-        half = math.tan(math.radians(camera.fov_x_deg) / 2)
-        fov_x = 2 * math.atan(half * image.shape[-1] / camera.width)
-        azimuth = float(turn[0] * 2 * math.pi - math.pi)
-        # Autocast would turn the rays in half precision, which moves pixels by whole columns.
-        with torch.autocast(image.device.type, enabled=False):
-            placed, ids, _ = pinhole_to_erp(
-                image,
-                label,
-                fov_x=fov_x,
-                height=height,
-                width=width,
-                lat_top=lat_top,
-                lat_bottom=lat_bottom,
-                azimuth=azimuth,
-                rows=part[0],
-                columns=part[1],
-            )
-        return placed, ids
-
-    def warp(image: Tensor, label: Tensor, own: Batch, onto: Batch) -> tuple[Tensor, Tensor]:
-        rows_shown, columns = (onto[name].to(image.device, non_blocking=True) for name in ("rows", "columns"))
-        columns = _from_the_left(columns)
-        if not isinstance(source, Mixture):
-            return onto_sphere(image, label, source, torch.rand(1), (rows_shown, columns))
-        cameras = [source.part_of(i) for i in own["indices"].tolist()]
-        turns = rows(torch.rand, len(cameras)).split(1)
-        one = [
-            onto_sphere(
-                image[i : i + 1],
-                label[i : i + 1],
-                camera,
-                turns[i],
-                (rows_shown[i : i + 1], columns[i : i + 1]),
-            )
-            for i, camera in enumerate(cameras)
-        ]
-        return torch.cat([placed for placed, _ in one]), torch.cat([ids for _, ids in one])
-
-    return warp
-
-
-def _from_the_left(columns: Tensor) -> Tensor:
-    """Columns (B, W) of samples as they would be without roll, mirror and offset; nan in padding stays.
-
-    A source may lie at any azimuth and has its own mirroring, so only the distance between columns matters.
-
-    Example:
-        >>> _from_the_left(torch.tensor([[9.5, 8.5, 7.5], [float("nan"), 4.25, 4.75]])).tolist()
-        [[0.5, 1.5, 2.5], [nan, 0.25, 0.75]]
-    """
-    step = columns.diff(dim=1).nanmean(dim=1, keepdim=True).abs()
-    place_in_order = columns.isfinite().cumsum(dim=1) - 0.5
-    return torch.where(columns.isfinite(), place_in_order * step, columns)

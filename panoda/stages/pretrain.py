@@ -1,38 +1,33 @@
-"""Stage pretrain: supervised training on the labelled sources."""
+"""Stage pretrain: training on the labelled sources by the method that the section names."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from panoda.config import ModelParams, PretrainParams
-from panoda.data.loading.loader import Batch
+from panoda.config import ModelParams, SourceTrainingParams
 from panoda.data.loading.mixture import Mixture, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
-from panoda.data.loading.transforms import normalise
-from panoda.engine.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
+from panoda.engine.averaging import WeightAverage
 from panoda.engine.distributed import broadcast, meet, result_directory
 from panoda.engine.launch import on_devices
 from panoda.engine.loop import LoopState
+from panoda.engine.method import Setup, get_method
 from panoda.engine.seeds import stream_seed
 from panoda.engine.sharding import shard, whole
 from panoda.engine.training import (
-    batches,
     prepared_size,
     run_training,
     save_training_result,
     section_dict,
-    source_weights,
 )
 from panoda.engine.validation import validate_split
 from panoda.inference.metrics import ConfusionMatrix
-from panoda.methods.supervised import SupervisedTask
 from panoda.models.core.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.core.segmenter import Segmenter
 from panoda.models.weights.fitting import fit, load_fitted
@@ -50,7 +45,7 @@ def pretrain(
     source_val: Path,
     out: Path,
     model: ModelParams,
-    params: PretrainParams,
+    params: SourceTrainingParams,
     seed: int,
     context: RunContext,
     weights: Path | None = None,
@@ -90,16 +85,7 @@ def pretrain(
     net = build_model(model, num_classes=space.num_classes)
     start = _load_weights(net, weights, model, space.name)
     net.to(context.device)
-    average, constant = _averaging(net, params)
-    task = SupervisedTask(
-        net,
-        _batches(train, params, stream_seed(seed, "pretrain source"), params.iterations, context),
-        weight=source_weights(train, params.class_weights, context.device),
-        ohem=(params.ohem.threshold, params.ohem.min_kept) if params.ohem else None,
-        device=context.device,
-        label_smoothing=params.label_smoothing,
-        average=average,
-    )
+    task = get_method(params.method).task(Setup("pretrain", net, params, seed, context, train))
     card = make_card(
         net,
         label_space=space,
@@ -113,23 +99,22 @@ def pretrain(
         },
     )
     keeper = _Keeper(net, vals, params, card, context, out)
-    shard(net, context)
-    if average is not None:
-        shard(average.averaged.module, context)
+    for each in (net, *task.followers()):
+        shard(each, context)
     state = run_training(
         task,
         params,
         seed=stream_seed(seed, "pretrain"),
         context=context,
         description="pretrain",
-        constant=constant,
         validate=keeper,
         validate_every=params.validate_every,
     )
     kept, metrics = keeper.result()
-    if params.swa is not None and average is not None:
-        _recompute_norms(average.model, train, params, params.swa.bn_update_batches, seed, context)
-        kept, metrics = keeper.or_average(average, kept, metrics)
+    with context.autocast():
+        task.finish()
+    if task.average is not None:
+        kept, metrics = keeper.or_average(task.average, kept, metrics)
     with result_directory(out, context) as folder:
         values = save_training_result(
             folder, model=kept, card=card, state=state, metrics=metrics, split=first, context=context
@@ -179,52 +164,6 @@ def _load_weights(
     return {"card": card.model_dump(mode="json"), **found.summary()}
 
 
-def _averaging(
-    net: Segmenter, params: PretrainParams
-) -> tuple[WeightAverage | None, tuple[int, float] | None]:
-    """The weights' average and from which step on which learning rate is constant, if any."""
-    if params.swa is None:
-        return None, None
-    start = first_averaged_step(params.iterations, params.swa.start)
-    average = WeightAverage(net, start_step=start, every=params.swa.every)
-    return average, None if params.swa.lr is None else (start, params.swa.lr)
-
-
-def _batches(
-    train: PreparedSplit | Mixture, params: PretrainParams, seed: int, num_steps: int, context: RunContext
-) -> Callable[[int], Iterator[Batch]]:
-    return batches(
-        train,
-        batch_size=params.batch_size,
-        augment=params.augment,
-        colour=True,
-        seed=seed,
-        num_steps=num_steps,
-        context=context,
-    )
-
-
-def _recompute_norms(
-    net: Segmenter,
-    train: PreparedSplit | Mixture,
-    params: PretrainParams,
-    count: int,
-    seed: int,
-    context: RunContext,
-) -> None:
-    """Batch-norm statistics over ``count`` augmented training batches, the same ones after a restart."""
-    if count == 0:
-        return
-    own = stream_seed(seed, "pretrain norms")
-    torch.manual_seed(own)
-    images = (
-        normalise(batch["image"].to(context.device))
-        for batch in _batches(train, params, own, count, replace(context, rank=0, world=1))(0)
-    )
-    with context.autocast():
-        recompute_batch_norm(net, images, lambda x: net(x, return_auxiliary=True))
-
-
 class _Keeper:
     """Validates on val of every source and keeps the best (or last) weights beside the resume point."""
 
@@ -232,7 +171,7 @@ class _Keeper:
         self,
         net: Segmenter,
         vals: dict[str, PreparedSplit],
-        params: PretrainParams,
+        params: SourceTrainingParams,
         card: ModelCard,
         context: RunContext,
         out: Path,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from panoda.config import AdaptParams, PrototypeParams, PseudoLabelParams
+from panoda.config import MethodParams, PrototypeParams, PseudoLabelParams
 from panoda.engine.seeds import stream_seed
 from panoda.stages.adapt import adapt as adapt_stage
 from panoda.stages.prototypes import prototypes as prototypes_stage
@@ -30,7 +30,7 @@ def rounds(
     rounds: int,
     pseudo_labels: PseudoLabelParams,
     prototypes: PrototypeParams,
-    adapt: AdaptParams,
+    adapt: MethodParams,
     seed: int,
     context: RunContext,
     more_sources: Path | None = None,

@@ -1,34 +1,15 @@
-"""Stage warmup: adversarial output alignment of source and target; 0 iterations pass the model through."""
+"""Stage warmup: alignment of source and target before self-training; 0 iterations pass the model through."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from panoda.config import WarmupParams
-from panoda.data.loading.mixture import Mixture, training_source
+from panoda.config import MethodParams
+from panoda.data.loading.mixture import training_source
 from panoda.data.loading.prepared import PreparedSplit
-from panoda.engine.distributed import result_directory
 from panoda.engine.launch import on_devices
-from panoda.engine.loop import LoopState
-from panoda.engine.seeds import stream_seed
-from panoda.engine.sharding import shard, whole
-from panoda.engine.training import (
-    batches,
-    prepared_size,
-    run_training,
-    save_training_result,
-    section_dict,
-    source_weights,
-)
-from panoda.methods.alignment import AlignmentTask
-from panoda.methods.parts.adversarial import Adversary
-from panoda.methods.parts.discriminator import Discriminator
-from panoda.models.core.checkpoint import load_model, make_card
-from panoda.models.core.segmenter import Segmenter
+from panoda.engine.train_further import train_further
 from panoda.system.context import RunContext
 
 
@@ -39,7 +20,7 @@ def warmup(
     source_train: Path,
     target_train: Path,
     out: Path,
-    params: WarmupParams,
+    params: MethodParams,
     seed: int,
     context: RunContext,
     more_sources: Path | None = None,
@@ -59,57 +40,15 @@ def warmup(
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
-        The last step's losses. The last weights are kept: no target label could select others.
+        The last step's losses.
     """
-    source, target = training_source(source_train, more_sources, sources), PreparedSplit(target_train)
-    space = source.space
-    net, old = load_model(checkpoint, space=space, device=context.device)
-    state = LoopState()
-    if params.iterations:
-        state = _align(net, source, target, params, seed, context)
-        net = whole(net, context)
-    card = make_card(
-        net,
-        label_space=space,
+    return train_further(
+        checkpoint,
         stage="warmup",
+        source=training_source(source_train, more_sources, sources),
+        target=PreparedSplit(target_train),
+        out=out,
+        params=params,
         seed=seed,
-        params={**old.params, "warmup": section_dict(params), "prepared": prepared_size(target)},
-    )
-    metrics = {k: v for k, v in (state.history[-1] if state.history else {}).items() if k.startswith("loss/")}
-    with result_directory(out, context) as folder:
-        return save_training_result(
-            folder, model=net, card=card, state=state, metrics=metrics, split=target, context=context
-        )
-
-
-def _align(
-    net: Segmenter,
-    source: PreparedSplit | Mixture,
-    target: PreparedSplit,
-    params: WarmupParams,
-    seed: int,
-    context: RunContext,
-) -> LoopState:
-    torch.manual_seed(stream_seed(seed, "warmup"))
-    num_classes = source.num_classes
-    discriminator = Discriminator(num_classes).to(context.device)
-    common: dict[str, Any] = {
-        "batch_size": params.batch_size,
-        "colour": True,
-        "num_steps": params.iterations,
-        "context": context,
-    }
-    task = AlignmentTask(
-        net,
-        Adversary(discriminator, lr=params.discriminator_lr),
-        batches(source, augment=params.augment_source, seed=stream_seed(seed, "warmup source"), **common),
-        batches(target, augment=params.augment_target, seed=stream_seed(seed, "warmup target"), **common),
-        weight=source_weights(source, params.class_weights, context.device),
-        adversarial_weight=params.adversarial_weight,
-        colour_transfer=params.colour_transfer,
-        device=context.device,
-    )
-    shard(net, context)
-    return run_training(
-        task, params, seed=stream_seed(seed, "warmup"), context=context, description="warm-up"
+        context=context,
     )

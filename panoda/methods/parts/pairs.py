@@ -40,7 +40,8 @@ class PairTask(Task):
         """Sample ids of both domains."""
         return "source " + ", ".join(batch[0]["ids"]) + "; target " + ", ".join(batch[1]["ids"])
 
-    def unpack(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in 0..1 and labels (B, H, W) on the device."""
+    def unpack(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, H, W) in 0..1, labels (B, H, W) and valid pixels (B, H, W) on the device."""
         image = batch["image"].to(self.device, non_blocking=True).float() / 255
-        return image, batch["label"].to(self.device, non_blocking=True)
+        label, valid = (batch[name].to(self.device, non_blocking=True) for name in ("label", "valid"))
+        return image, label, valid

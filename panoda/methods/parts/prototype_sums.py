@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from panoda.labels import IGNORE_INDEX
-from panoda.methods.parts.mpa import resize_label, summable
+from panoda.methods.parts.class_features import resize_label, summable
 from panoda.methods.parts.thresholds import LEVELS
 
 

@@ -8,11 +8,15 @@ missing and adds nothing to any loss until a batch shows it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from panoda.labels import IGNORE_INDEX
-from panoda.methods.parts.mpa import class_means, class_sums, summable
+from panoda.methods.parts.class_features import class_means, class_sums, summable
 from panoda.system.shares import summed
 
 
@@ -123,3 +127,23 @@ class PrototypeBank(nn.Module):
         self.sums.zero_()
         self.batches.zero_()
         return distance
+
+
+def read_prototypes(folder: Path, *, num_classes: int, dim: int) -> tuple[Tensor, Tensor]:
+    """The mutual prototypes (K, D) and which of them are seen (K,).
+
+    Raises:
+        ValueError: missing or unreadable file, or prototypes of another model.
+    """
+    path = folder / "prototypes.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: unreadable ({error}); run the prototypes stage again") from error
+    mean, seen = tensors["mutual"], tensors["seen"]
+    if mean.shape != (num_classes, dim):
+        raise ValueError(
+            f"{path}: prototypes of shape {tuple(mean.shape)}, the model needs {(num_classes, dim)}; "
+            "they belong to another model, run the prototypes stage again"
+        )
+    return mean, seen
