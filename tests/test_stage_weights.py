@@ -14,7 +14,8 @@ from panoda.config import ModelParams, OptimParams
 from panoda.methods.supervised import SupervisedParams
 from panoda.models import CheckpointError, Segmenter, create_model
 from panoda.models.core.checkpoint import load_model, make_card, read_card, save_model
-from panoda.models.weights.fitting import class_layers
+from panoda.labels import LabelSpace
+from panoda.models.weights.fitting import class_layers, fit
 from panoda.models.weights.pretrained import WeightsCard, read_weights, save_weights
 from panoda.stages.pretrain import _load_weights, pretrain
 from panoda.stages.weights import build_model, read_stage_weights, weights
@@ -252,3 +253,17 @@ def test_pretraining_starts_from_the_stage_and_its_checkpoint_says_so(folder: Pa
     for model_params, given in ((ModelParams(), out), (ModelParams(weights="mine"), None)):
         with pytest.raises(ValueError, match="run stage weights with the same parameters first"):
             pretrain(**keywords, model=model_params, weights=given)
+
+
+def test_the_same_label_space_file_with_other_names_makes_new_predicting_layers(tmp_path):
+    spaces = [LabelSpace("mine.yaml", names, ((1, 1, 1), (2, 2, 2))) for names in (("a", "b"), ("b", "a"))]
+    model = create_model("trans4pass_nano", num_classes=2)
+    file = tmp_path / "m.safetensors"
+    save_model(file, model, make_card(model, label_space=spaces[0], stage="adapt", seed=0))
+    tensors, card = read_weights(file)
+    notes = [
+        " ".join(fit(model, tensors, card, label_space=space.name, class_names=space.names).notes)
+        for space in spaces
+    ]
+    assert not notes[0]
+    assert "layers that predict classes are new: the file's classes of mine.yaml have other names" in notes[1]

@@ -83,7 +83,7 @@ def pretrain(
     space = train.space
     torch.manual_seed(stream_seed(seed, "model"))
     net = build_model(model, num_classes=space.num_classes)
-    start = _load_weights(net, weights, model, space.name)
+    start = _load_weights(net, weights, model, space.name, space.names)
     net.to(context.device)
     task = get_method(params.method).task(Setup("pretrain", net, params, seed, context, train))
     card = make_card(
@@ -144,7 +144,11 @@ def _check_labels(train: PreparedSplit | Mixture, vals: Mapping[str, PreparedSpl
 
 
 def _load_weights(
-    net: Segmenter, folder: Path | None, model: ModelParams, label_space: str
+    net: Segmenter,
+    folder: Path | None,
+    model: ModelParams,
+    label_space: str,
+    class_names: tuple[str, ...] | None = None,
 ) -> dict[str, Any] | None:
     """Load what stage weights found; returns where it is from and what is new, for the model's card."""
     given = None if folder is None else read_stage_weights(folder)
@@ -157,7 +161,7 @@ def _load_weights(
     if given is None:
         return None
     tensors, card = given
-    found = fit(net, tensors, card, label_space=label_space)
+    found = fit(net, tensors, card, label_space=label_space, class_names=class_names)
     load_fitted(net, found)
     for note in found.notes:
         log.warning("weights %s: %s", model.weights, note)

@@ -48,7 +48,12 @@ class Fit:
 
 
 def fit(
-    model: Segmenter, tensors: Mapping[str, Tensor], card: WeightsCard, *, label_space: str | None = None
+    model: Segmenter,
+    tensors: Mapping[str, Tensor],
+    card: WeightsCard,
+    *,
+    label_space: str | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> Fit:
     """Compare weights with a model; nothing is changed.
 
@@ -60,14 +65,15 @@ def fit(
         model: Built by ``create_model``.
         tensors: Of ``read_weights``.
         card: Of ``read_weights``.
-        label_space: Classes of the model; None does not compare them.
+        label_space: Label space of the model; None does not compare it.
+        class_names: Names of the model's classes in order; None does not compare them.
 
     Raises:
         CheckpointError: another model's weights; the message says which encoder they fit, and lists all that
             is missing, unexpected or of another shape.
     """
     encoder = _fit_encoder(model, tensors, card)
-    decoder = _fit_decoder(model, tensors, card, label_space)
+    decoder = _fit_decoder(model, tensors, card, _other_classes(model, card, label_space, class_names))
     loaded = {**encoder.tensors, **decoder.tensors}
     return Fit(
         tensors=loaded,
@@ -146,9 +152,7 @@ def _check_normalisation(model: Segmenter, card: WeightsCard) -> None:
         )
 
 
-def _fit_decoder(
-    model: Segmenter, tensors: Mapping[str, Tensor], card: WeightsCard, label_space: str | None
-) -> Fit:
+def _fit_decoder(model: Segmenter, tensors: Mapping[str, Tensor], card: WeightsCard, other: str) -> Fit:
     given = {key: value for key, value in tensors.items() if not key.startswith("encoder.")}
     if card.decoder is None or not given:
         return Fit({}, (), tuple(given), ("the decoder is new",))
@@ -157,7 +161,6 @@ def _fit_decoder(
         return Fit({}, (), tuple(given), (text,))
     own = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
     notes = []
-    other = _other_classes(model, card, label_space)
     predicting = class_layers(model) if other else set()
     if other:
         notes.append(f"the layers that predict classes are new: {other}")
@@ -176,10 +179,14 @@ def _fit_decoder(
     return Fit(taken, (), tuple(key for key in given if key in free), tuple(notes))
 
 
-def _other_classes(model: Segmenter, card: WeightsCard, label_space: str | None) -> str:
+def _other_classes(
+    model: Segmenter, card: WeightsCard, label_space: str | None, class_names: tuple[str, ...] | None
+) -> str:
     """Why the classes are not the model's; "" when they are, as far as is known."""
     if card.num_classes is not None and card.num_classes != model.num_classes:
         return f"the file has {card.num_classes} classes, the model {model.num_classes}"
     if label_space and card.label_space and card.label_space != label_space:
         return f"the file's label space is {card.label_space}, the model's {label_space}"
+    if class_names and card.class_names and card.class_names != class_names:
+        return f"the file's classes of {card.label_space} have other names or another order"
     return ""

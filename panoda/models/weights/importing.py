@@ -102,9 +102,12 @@ def import_file(
         _check_said(found, source, encoder=encoder, decoder=decoder, num_classes=num_classes)
     if label_space is None:
         return found
-    classes = get_label_space(label_space).num_classes
+    names = get_label_space(label_space).names
+    classes = len(names)
     _check_said(found, source, num_classes=classes)
-    return replace(found, card=found.card.model_copy(update={"label_space": label_space}))
+    return replace(
+        found, card=found.card.model_copy(update={"label_space": label_space, "class_names": names})
+    )
 
 
 def import_state(
@@ -302,6 +305,6 @@ def _filtered(state: dict[str, Tensor], whole: Any, source: str, encoder: str) -
 def _without_decoder(found: Imported) -> Imported:
     tensors = {key: value for key, value in found.tensors.items() if key.startswith("encoder.")}
     gone = tuple(key for key in found.tensors if key not in tensors)
-    update = {"decoder": None, "width": None, "num_classes": None, "label_space": None}
+    update = {"decoder": None, "width": None, "num_classes": None, "label_space": None, "class_names": None}
     card = found.card.model_copy(update={**update, "dropped": found.card.dropped + gone})
     return replace(found, tensors=tensors, card=card)

@@ -36,6 +36,8 @@ class WeightsCard(BaseModel):
     """Classes that the decoder predicts."""
     label_space: str | None = None
     """Their label space, where it is known."""
+    class_names: tuple[str, ...] | None = None
+    """Their names in order, where they are known."""
     source: str
     """File name and SHA-256, or the address of the hub."""
     layout: str
@@ -117,6 +119,7 @@ def _of_checkpoint(card: ModelCard) -> WeightsCard:
         width=card.arguments.get("width"),
         num_classes=card.num_classes,
         label_space=card.label_space,
+        class_names=card.class_names,
         source=f"stage {card.stage}, seed {card.seed}, {commit}",
         layout="panoda checkpoint",
     )
