@@ -34,7 +34,8 @@ MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "MPA"}
 SETS = {"source_val": "source val", "target_test": "target test"}
 
 app = typer.Typer(
-    help="From labelled pinhole images to a model adapted to 360-degree panoramas.",
+    help="From labelled pinhole images to a model adapted to 360-degree panoramas. (--debug anywhere: full "
+    "tracebacks.)",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
