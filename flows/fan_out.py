@@ -9,6 +9,7 @@ work travels by Dask's own transport, and who reaches a scheduler can run anythi
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -70,6 +71,7 @@ def workers(runtime: RuntimeParams, cluster: ClusterParams) -> Iterator[Runner]:
         keywords |= {"local_directory": str(own_folder() / "dask")}
         share = max(1, cores() // cluster.workers)
         compute = replace(compute, threads=compute.threads or share)
+        os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")  # read by the workers
         with LocalCluster(n_workers=cluster.workers, **keywords) as local:
             yield _Dask(local.scheduler_address, cluster.retries, compute, local.security)
         return
@@ -219,6 +221,8 @@ def _context(compute: Compute) -> RunContext:
         set_threads,
     )
 
+    # What fails comes back as an error, which is reported once; Prefect's server has the traceback.
+    logging.getLogger("prefect.task_runs").propagate = False
     set_threads(compute.threads)
     set_deterministic(compute.deterministic)
     use_deform(compute.deform)

@@ -56,7 +56,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="From labelled pinhole images to a model adapted to 360-degree panoramas.",
+    help="From labelled pinhole images to a model adapted to 360-degree panoramas. (--debug anywhere: full "
+    "tracebacks.)",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
