@@ -40,7 +40,7 @@ from panoda.system.errors import DataError
 from panoda.system.pieces import Runner, Work, finish
 
 STAGES = ("preprocess", "pseudo_labels", "prototypes", "evaluate")
-RUNTIME = RuntimeParams(device="cpu", threads=1)
+RUNTIME = RuntimeParams(device="cpu", threads=1, inference_batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -166,15 +166,15 @@ def nobody(work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], 
     raise AssertionError(f"{work.name}: {numbers} were to be made again")
 
 
-# 9 target images, 5 and 4 of the source and 5 to test on, three a piece.
-PIECES = {"pseudo-labels": 3, "thresholds": 3, "prototypes": 2, "evaluate": 4}
+# 9 target images, 5 and 4 of the source and 5 to test on, four a piece; labels in shards of three.
+PIECES = {"pseudo-labels": 3, "thresholds": 3, "prototypes": 2, "evaluate": 3}
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("inputs")
     make_inputs(root)
-    run_stages(root, root / "alone", size=3, state=False)
+    run_stages(root, root / "alone", size=4, state=False)
     return root
 
 
@@ -182,11 +182,11 @@ def test_one_of_two_workers_killed_half_way_changes_no_byte(
     runner: Any, inputs: Path, tmp_path: Path
 ) -> None:
     killing = Killing(runner, after=2)
-    run_stages(inputs, tmp_path, size=3, fan_out=killing)
+    run_stages(inputs, tmp_path, size=4, fan_out=killing)
     assert killing.killed and killing.killed[0] != os.getpid()
     assert killing.pieces == PIECES  # every piece was made elsewhere
     assert results(tmp_path) == results(inputs / "alone")
-    run_stages(inputs, tmp_path, size=3, fan_out=nobody)  # what is finished is not made again
+    run_stages(inputs, tmp_path, size=4, fan_out=nobody)  # what is finished is not made again
     assert results(tmp_path) == results(inputs / "alone")
 
 
@@ -195,7 +195,7 @@ def test_every_stage_tries_its_pieces_again(
 ) -> None:
     monkeypatch.setattr(fan_out, "make", fan_out.make.with_options(retry_delay_seconds=0))
     shaky = Shaky(runner, tmp_path / "notes")
-    run_stages(inputs, tmp_path / "cluster", size=3, fan_out=shaky)
+    run_stages(inputs, tmp_path / "cluster", size=4, fan_out=shaky)
     assert shaky.pieces == PIECES
     assert results(tmp_path / "cluster") == results(inputs / "alone")
     assert not list(tmp_path.rglob("half"))
