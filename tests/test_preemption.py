@@ -115,7 +115,7 @@ def test_the_process_ends_with_the_stated_code():
 
 
 def _run_alone(code: str) -> "subprocess.CompletedProcess[str]":
-    code = f"import os, signal, time, weakref\nfrom panoda.training import preemption\n{code}"
+    code = f"import os, signal, time, weakref\nfrom panoda.engine import preemption\n{code}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 

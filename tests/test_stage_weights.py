@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from small_data import prepared
 
 from panoda.config import ModelParams, OptimParams
+from panoda.labels import LabelSpace
 from panoda.methods.supervised import SupervisedParams
 from panoda.models import CheckpointError, Segmenter, create_model
 from panoda.models.core.checkpoint import load_model, make_card, read_card, save_model
-from panoda.labels import LabelSpace
 from panoda.models.weights.fitting import class_layers, fit
 from panoda.models.weights.pretrained import WeightsCard, read_weights, save_weights
 from panoda.stages.pretrain import _load_weights, pretrain
