@@ -1,4 +1,4 @@
-"""The smallest decoder, as docs/extending.md adds it: all maps at stride 4, side by side, and a prediction."""
+"""The smallest decoder, as docs/extending.md adds it: all maps at stride 4 side by side, and a prediction."""
 
 from __future__ import annotations
 

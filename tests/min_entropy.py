@@ -48,7 +48,7 @@ class MinEntTask(PairTask):
 
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
         """Both terms and their sum."""
-        (image, label), (target_image, _) = (self.unpack(part) for part in batch)
+        (image, label, _), (target_image, _, _) = (self.unpack(part) for part in batch)
         ce = cross_entropy(self.trained(normalise(image)), label)
         probs = self.trained(normalise(target_image)).float().softmax(dim=1)
         entropy = -(probs * probs.clamp(min=1e-8).log()).sum(dim=1).mean()
@@ -62,7 +62,7 @@ def task(setup: Setup) -> MinEntTask:
     return MinEntTask(
         setup.model,
         setup.batches(setup.source, p.augment_source, domain="source"),
-        setup.batches(setup.target, p.augment_target, domain="target"),
+        setup.batches(setup.unlabelled, p.augment_target, domain="target"),
         entropy_weight=p.entropy_weight,
         device=setup.device,
     )
