@@ -20,7 +20,7 @@ from PIL import Image
 
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
 from panoda.data.dataset import ADAPTERS, DataError, list_items, raw_label_space
-from panoda.data.declaration import built_in, read_declaration
+from panoda.data.declaration import Declaration, built_in, read_declaration
 from panoda.data.encoding import encoding_of
 from panoda.data.prepared import PreparedSplit
 from panoda.data.scan import scan_split, unused_labels
@@ -460,3 +460,10 @@ def test_user_files_that_dvc_does_not_watch_are_named(tmp_path, capsys, monkeypa
         role="source", dataset=declared("camvid", Path("data"), splits=splits), out=Path("c"), progress=False
     )
     assert not capsys.readouterr().out
+
+
+def test_a_pinhole_camera_sees_less_than_half_of_the_world():
+    tree = {"name": "x", "title": "x", "projection": "pinhole", "fov_x_deg": 200, "splits": {}}
+    with pytest.raises(ValueError, match="fov_x_deg is 200; a pinhole camera sees less than 180 degrees"):
+        Declaration.model_validate(tree)
+    assert Declaration.model_validate({**tree, "projection": "erp"}).fov_x_deg == 200

@@ -62,14 +62,15 @@ class MPAParams(Section):
 
 
 class TeacherParams(Section):
-    """EMA teacher that relabels the target online, mixed with the stored pseudo-labels."""
+    """EMA teacher that relabels the target online where it is confident."""
 
     enabled: bool = True
     """Use a teacher; false = the stored pseudo-labels alone."""
     ema_momentum: Probability = 0.99
     """Share of the old teacher weights kept at each step."""
     threshold: Probability = 0.5
-    """Online labels below this confidence are ignored."""
+    """Where the teacher is at least so confident, its label takes the place of the stored pseudo-label, which
+    stays elsewhere."""
 
 
 class AdaptParams(Section):
@@ -90,7 +91,7 @@ class AdaptParams(Section):
     class_weights: ClassWeightParams = ClassWeightParams()
     """Class weights of the source loss."""
     mpa: MPAParams = MPAParams()
-    """Prototype loss."""
+    """Prototype loss; of the target, without the pixels that class_mix pastes."""
     adversarial_weight: NonNegative = 0.0
     """Weight of the adversarial term of the released code; 0 = off."""
     discriminator_lr: Positive = 1e-4
@@ -104,7 +105,8 @@ class AdaptParams(Section):
     class_colour_transfer: Probability = 0.0
     """Probability of doing so class by class after that, with the pseudo-labels of the target image."""
     erp_warp: Probability = 0.0
-    """Probability of warping a pinhole source image onto the target's sphere."""
+    """Probability of warping a pinhole source image onto the target's sphere, onto the part that a sample
+    shows."""
     augment_source: AugmentParams = AugmentParams()
     """Source augmentation."""
     augment_target: AugmentParams = AugmentParams()

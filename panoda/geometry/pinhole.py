@@ -14,7 +14,7 @@ Convention:
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -234,7 +234,7 @@ def pinhole_to_erp(
         raise ValueError(
             f"image is {tuple(image.shape[-2:])} but label is {tuple(label.shape[-2:])}; resize one"
         )
-    band = {"height": height, "width": width, "lat_top": lat_top, "lat_bottom": lat_bottom}
+    band: dict[str, Any] = {"height": height, "width": width, "lat_top": lat_top, "lat_bottom": lat_bottom}
     if rows is None or columns is None:
         rays = erp_rays(**band, device=image.device)
     else:
