@@ -53,6 +53,19 @@ def test_overrides_are_yaml_and_validated():
         ("data.sorce.folder=sorce", "data.sorce.dataset: Field required"),
         ("data.source.prepare.limit={tset: 3}", "prepare.limit names tset, but the data set has train, val"),
         ("adapt.teacher.enabled=false", "keep: teacher needs teacher.enabled"),
+        (
+            "adapt.augment_target.crop_height=24",
+            "a crop of 24 x 0 pixels .* is too small; the models need 32",
+        ),
+        ("data.target.prepare.height=16", "data.target.prepare.height: .*greater than or equal to 32"),
+        ("data.target.prepare.width=4096", "prepare wants 96 x 4096 pixels .* of the camera's 96 x 512"),
+        ("data.source.dataset.splits.val.labels=false", "data.source.dataset has no labels for split val"),
+        ("data.source.dataset.splits={train: {images: 1, seed: 1}}", "need train and val of a source"),
+        ("data.target.dataset.splits={train: {images: 1, seed: 1}}", "need train and test of the target"),
+        (
+            "runtime.devices=3",
+            "pretrain.batch_size 4 does not divide by runtime.devices 3 times accumulate 1",
+        ),
     ],
 )
 def test_mistakes_are_named(override, message):
@@ -125,3 +138,25 @@ def test_model_names_are_those_of_the_registry() -> None:
 def test_a_wrong_model_name_is_told_before_anything_is_downloaded(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_params(ROOT / "params.yaml", [override])
+
+
+def test_sources_of_several_sizes_need_crops():
+    tree = read_tree(ROOT / "params.yaml")
+    tree["data"]["more"] = {**tree["data"]["source"], "folder": "more_sources/more"}
+    tree["data"]["more"]["prepare"] = {"height": 128, "width": 192}
+    tree["sources"]["more"] = 1.0
+    parse_params(tree)
+    tree["warmup"]["augment_source"]["crop_width"] = 0
+    with pytest.raises(
+        ConfigError, match="warmup.augment_source.crop_width is 0 .*widths of 192 and 256 pixels"
+    ):
+        parse_params(tree)
+    tree["warmup"]["iterations"] = 0
+    parse_params(tree)
+
+
+def test_a_folder_cut_to_nothing():
+    shares = "crop_top: 0.5, crop_bottom: 0.5"
+    text = f"data.target.dataset={{kind: folder, path: x, splits: {{train: [a], test: [b]}}, {shares}}}"
+    with pytest.raises(ConfigError, match="crop_top and crop_bottom leave nothing"):
+        load_params(ROOT / "params.yaml", [text])

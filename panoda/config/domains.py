@@ -54,11 +54,11 @@ class DomainParams(Section):
     @model_validator(mode="after")
     def _enlarged(self) -> DomainParams:
         if isinstance(self.dataset, CityDataset):
-            camera, prepare = self.dataset.camera, self.prepare
-            if max(prepare.height / camera.height, prepare.width / camera.width) > MAX_ENLARGEMENT:
+            camera, wanted = self.dataset.camera, self.prepare
+            if max(wanted.height / camera.height, wanted.width / camera.width) > MAX_ENLARGEMENT:
                 raise ValueError(
-                    f"prepare makes {prepare.height} x {prepare.width} pixels (height x width) of the camera's "
-                    f"{camera.height} x {camera.width}; more than {MAX_ENLARGEMENT:g} times as many show nothing new"
+                    f"prepare wants {wanted.height} x {wanted.width} pixels (height x width) of the camera's "
+                    f"{camera.height} x {camera.width}; at most {MAX_ENLARGEMENT:g} times as many make sense"
                 )
         return self
 

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 def trained_stages(params: Params) -> dict[str, MethodParams]:
     """Name -> section of the stages that take steps."""
-    found = {"pretrain": params.pretrain, "warmup": params.warmup, "adapt": params.adapt}
+    found: dict[str, Trained] = {
+        "pretrain": params.pretrain,
+        "warmup": params.warmup,
+        "adapt": params.adapt,
+    }
     return {name: section for name, section in found.items() if section.iterations}
 
 
@@ -36,7 +40,7 @@ def check_crops(params: Params) -> None:
             if len(sizes) > 1 and not getattr(augment, f"crop_{side}"):
                 raise ValueError(
                     f"{name}.crop_{side} is 0 (the whole image), but the sources are prepared at {side}s of "
-                    f"{' and '.join(map(str, sizes))} pixels, which make no batch; set it, or prepare them alike"
+                    f"{' and '.join(map(str, sizes))} pixels, which make no batch; set it or make them equal"
                 )
 
 
@@ -49,5 +53,5 @@ def check_devices(params: Params) -> None:
         if section.batch_size % (devices * section.accumulate):
             raise ValueError(
                 f"{name}.batch_size {section.batch_size} does not divide by runtime.devices {devices} times "
-                f"{name}.accumulate {section.accumulate}; set it to a multiple of {devices * section.accumulate}"
+                f"accumulate {section.accumulate}; set it to a multiple of {devices * section.accumulate}"
             )

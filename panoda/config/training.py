@@ -39,7 +39,8 @@ class ModelParams(Section):
     blocks: tuple[Count, ...] | None = None
     """Encoder blocks or maps handed to the decoder, from 0; null = the usual ones."""
     wrap: bool = False
-    """Plain ViTs on full panoramas: position embeddings close around the circle."""
+    """Plain ViTs: position embeddings close around the circle. Every image must then be a whole one: sources
+    and target full panoramas, no crops, random scales or sliding windows."""
     auxiliary_weights: tuple[NonNegative, ...] | None = None
     """Loss weights of the decoder's auxiliary heads, one per head; null = as published, [] = none."""
     drop_path: Probability = 0.1
@@ -97,9 +98,9 @@ class AugmentParams(Section):
     """Joint image and label augmentation."""
 
     crop_height: Count = 0
-    """Crop height in pixels; 0 = whole image."""
+    """Crop height in pixels, at least 32; 0 = whole image."""
     crop_width: Count = 0
-    """Crop width in pixels; 0 = whole image."""
+    """Crop width in pixels, at least 32; 0 = whole image."""
     scale: Range = (1.0, 1.0)
     """Random resize factor range before cropping."""
     hflip: Probability = 0.5

@@ -261,8 +261,8 @@ def _views(
     """
     if _wraps(model) and not wrap:
         raise ValueError(
-            "the model closes its input around the circle (model.wrap), but these images are no full circles; "
-            "predict whole panoramas with it, or train a model with wrap: false"
+            "the model closes its input around the circle (model.wrap), but this is no full circle; predict "
+            "whole panoramas with it, or train a model with wrap: false"
         )
     height, width = images.shape[-2:]
     cell = math.lcm(4, _stride(model))

@@ -7,16 +7,24 @@ and models know.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from panoda.config import AnyDataset, ConfigError, DeclaredDataset, ModelParams, Params
 from panoda.config.pairs import augmentations, trained_stages
+<<<<<<< HEAD:panoda/pipeline/runnable.py
 from panoda.data.formats.declaration import read_declaration
 from panoda.data.formats.encoding import space_of
+=======
+from panoda.data.declaration import Declaration, read_declaration
+from panoda.data.encoding import space_of
+>>>>>>> training:panoda/runnable.py
 from panoda.labels import get_label_space, remap_table
 from panoda.stages.weights import build_model
+
+Given = tuple[str, tuple[int, int, int, int]]
+"""Dotted name of an augmentation, and the shape of what it gives the model at once."""
 
 
 def check_runnable(params: Params) -> None:
@@ -29,8 +37,8 @@ def check_runnable(params: Params) -> None:
             are no full circles, or a model that cannot be built or does not take its batches.
     """
     for role, domain in params.data.domains.items():
+        space = _native_space(domain.dataset)
         try:
-            space = _native_space(domain.dataset)
             if space is not None:
                 remap_table(space, params.label_space)
         except ValueError as error:
@@ -43,16 +51,25 @@ def check_runnable(params: Params) -> None:
 def _native_space(dataset: AnyDataset) -> str | None:
     if not isinstance(dataset, DeclaredDataset):
         return dataset.label_space
-    labels = read_declaration(dataset.declaration).labels
-    wanted = labels is not None and any(dataset.labelled(split) for split in dataset.splits)
-    return space_of(labels, dataset.declaration) if labels is not None and wanted else None
+    declaration = _declaration(dataset)
+    if declaration is None or declaration.labels is None or not any(map(dataset.labelled, dataset.splits)):
+        return None
+    return space_of(declaration.labels, dataset.declaration)
 
 
 def _full_circle(dataset: AnyDataset) -> bool:
     if not isinstance(dataset, DeclaredDataset):
         return dataset.full_circle
-    declaration = read_declaration(dataset.declaration)
-    return declaration.projection == "erp" and declaration.fov_x_deg >= 360
+    declaration = _declaration(dataset)
+    return declaration is None or declaration.projection == "erp" and declaration.fov_x_deg >= 360
+
+
+def _declaration(dataset: DeclaredDataset) -> Declaration | None:
+    """What is declared; None where the file is missing or wrong: stage download, the only reader, says so."""
+    try:
+        return read_declaration(dataset.declaration)
+    except ValueError:
+        return None
 
 
 def _check_circles(params: Params) -> None:
@@ -65,13 +82,13 @@ def _check_circles(params: Params) -> None:
         widths = {one.width for one in prepared}
         if augment.scale != (1.0, 1.0) or augment.crop_width and widths != {augment.crop_width}:
             raise ConfigError(
-                f"{why} {name} cuts or scales them; set its crop_width: 0 and scale: [1.0, 1.0], or wrap: false"
+                f"{why} {name} cuts or scales them; set crop_width: 0 and scale: [1.0, 1.0], or wrap: false"
             )
     if params.evaluate.sliding is not None:
         raise ConfigError(f"{why} evaluate.sliding predicts parts; set it to null, or wrap: false")
 
 
-def _batches(params: Params) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+def _batches(params: Params) -> Iterator[Given]:
     """Name and shape of what the model is given at once in every training stage."""
     stages = trained_stages(params)
     devices = 1 if params.runtime.devices == "auto" else params.runtime.devices
@@ -82,16 +99,14 @@ def _batches(params: Params) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
             yield name, (section.batch_size // section.accumulate // devices, 3, *size)
 
 
-def _check_model(model: ModelParams, num_classes: int, batches: list[tuple[str, tuple[int, ...]]]) -> None:
+def _check_model(model: ModelParams, num_classes: int, batches: Sequence[Given]) -> None:
     try:
         _try(model, num_classes, batches, "meta")
     except Exception:  # some networks cannot be built without values: with them they say what is wrong
         _try(model, num_classes, batches, "cpu")
 
 
-def _try(
-    model: ModelParams, num_classes: int, batches: list[tuple[str, tuple[int, ...]]], device: str
-) -> None:
+def _try(model: ModelParams, num_classes: int, batches: Sequence[Given], device: str) -> None:
     with torch.random.fork_rng(devices=()), torch.device(device), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -99,12 +114,11 @@ def _try(
         except ValueError as error:
             raise ConfigError(f"model: {error}") from error
         for shape, name in {shape: name for name, shape in reversed(batches)}.items():
-            count, _, height, width = shape
             try:
                 net(torch.zeros(shape), return_auxiliary=True)
             except (ValueError, RuntimeError) as error:
                 raise ConfigError(
-                    f"{name}: the model {model.encoder} with decoder {model.decoder} does not take batches of "
-                    f"{count} images of {height} x {width} pixels (batch_size, divided by accumulate and "
-                    f"devices; crop_height, crop_width): {error}"
+                    f"{name}: {model.encoder} with decoder {model.decoder} does not train on {shape[0]} "
+                    f"images of {shape[2]} x {shape[3]} pixels at once (crop_height x crop_width; batch_size "
+                    f"divided by accumulate and runtime.devices): {error}"
                 ) from error

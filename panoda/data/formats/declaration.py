@@ -138,6 +138,8 @@ class Declaration(Section):
     def _check(self) -> Declaration:
         if self.projection == "erp" and self.lat_top_deg <= self.lat_bottom_deg:
             raise ValueError("lat_top_deg must lie above lat_bottom_deg")
+        if self.projection == "pinhole" and self.fov_x_deg >= 180:
+            raise ValueError(f"fov_x_deg is {self.fov_x_deg:g}; a pinhole camera sees less than 180 degrees")
         if self.crop_top + self.crop_bottom >= 1:
             raise ValueError("crop_top and crop_bottom leave nothing of the images")
         for name, split in self.splits.items():

@@ -1,0 +1,52 @@
+"""Random parameters from preprocess to evaluate: refused with a clear message, or every stage runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_parameters import ALONE, checked, differences, draw, run, smallest
+
+from panoda.config import ConfigError, Params, parse_params
+from panoda.pipeline import flatten
+
+SEEDS = (0,)
+"""Seeds whose trees once failed in a stage, and a few whose trees run and change much."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_tree_is_refused_or_runs(seed: int, tmp_path: Path) -> None:
+    try:
+        params = checked(draw(seed))
+    except ConfigError as error:
+        assert any(f"{section}." in f"{error}." for section in Params.model_fields), error
+        return
+    run(params, tmp_path)
+    scores = json.loads((tmp_path / "evaluate/metrics.json").read_text(encoding="utf-8"))
+    assert {"source_only", "warmup", "round1"} <= set(scores)
+
+
+def test_the_smallest_city_is_valid_and_every_parameter_is_drawn() -> None:
+    usual = flatten(parse_params(smallest()).model_dump(mode="json"))
+    changed = {line.partition("=")[0] for seed in range(300) for line in differences(draw(seed), smallest())}
+    left = {
+        key
+        for key in usual
+        if not any(
+            key == name or f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}.") for name in changed
+        )
+        and not set(key.split(".")) & set(ALONE)
+    }
+    # A source without labels is refused where it is drawn.
+    assert left == {f"data.source.dataset.splits.{split}.labels" for split in ("train", "val")}
