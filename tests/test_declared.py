@@ -20,20 +20,12 @@ from miniature import SIZE, picture, save, values
 from PIL import Image
 
 from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
-<<<<<<< HEAD
 from panoda.data.formats.dataset import ADAPTERS, list_items, raw_label_space
-from panoda.data.formats.declaration import built_in, read_declaration
+from panoda.data.formats.declaration import Declaration, built_in, read_declaration
 from panoda.data.formats.declared import files_of
 from panoda.data.formats.encoding import encoding_of
 from panoda.data.formats.scan import scan_split, unused_labels
 from panoda.data.loading.prepared import PreparedSplit
-=======
-from panoda.data.dataset import ADAPTERS, DataError, list_items, raw_label_space
-from panoda.data.declaration import Declaration, built_in, read_declaration
-from panoda.data.encoding import encoding_of
-from panoda.data.prepared import PreparedSplit
-from panoda.data.scan import scan_split, unused_labels
->>>>>>> training
 from panoda.labels import remap_table
 from panoda.report.words import DECLARED
 from panoda.stages.download import download
@@ -491,14 +483,11 @@ def test_a_list_names_what_it_leaves_out(tmp_path, caplog):
     dataset = own(
         tmp_path, lists("image,label,split\nshots/1.JPG,masks/1.png,all\nshots/2.JPG,,All\n")(tmp_path)
     )
-<<<<<<< HEAD
     download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
     assert caplog.messages == [
         f"left out: images that no pattern or list names (2): {tmp_path}/data/masks/2.png, "
         f"{tmp_path}/data/shots/2.JPG"
     ]
-=======
-    assert not capsys.readouterr().out
 
 
 def test_a_pinhole_camera_sees_less_than_half_of_the_world():
@@ -506,4 +495,3 @@ def test_a_pinhole_camera_sees_less_than_half_of_the_world():
     with pytest.raises(ValueError, match="fov_x_deg is 200; a pinhole camera sees less than 180 degrees"):
         Declaration.model_validate(tree)
     assert Declaration.model_validate({**tree, "projection": "erp"}).fov_x_deg == 200
->>>>>>> training

@@ -11,7 +11,7 @@ import torch
 from random_parameters import ALONE, checked, differences, draw, run, smallest
 
 from panoda.config import ConfigError, Params, parse_params
-from panoda.pipeline import flatten
+from panoda.pipeline.table import flatten
 
 SEEDS = (0,)
 """Seeds whose trees once failed in a stage, and a few whose trees run and change much."""

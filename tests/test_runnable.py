@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from panoda.runnable import check_runnable
 
 from panoda.config import ConfigError, load_params
-from panoda.inference import predict_logits
+from panoda.inference.prediction import predict_logits
 from panoda.models import create_model
+from panoda.pipeline.runnable import check_runnable
 
 ROOT = Path(__file__).parents[1]
 VIT = ["model.encoder=vit:vit_tiny_patch16_224", "model.decoder=fcn"]

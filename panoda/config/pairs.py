@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def trained_stages(params: Params) -> dict[str, MethodParams]:
     """Name -> section of the stages that take steps."""
-    found: dict[str, Trained] = {
+    found: dict[str, MethodParams] = {
         "pretrain": params.pretrain,
         "warmup": params.warmup,
         "adapt": params.adapt,

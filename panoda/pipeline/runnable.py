@@ -13,13 +13,8 @@ import torch
 
 from panoda.config import AnyDataset, ConfigError, DeclaredDataset, ModelParams, Params
 from panoda.config.pairs import augmentations, trained_stages
-<<<<<<< HEAD:panoda/pipeline/runnable.py
-from panoda.data.formats.declaration import read_declaration
+from panoda.data.formats.declaration import Declaration, read_declaration
 from panoda.data.formats.encoding import space_of
-=======
-from panoda.data.declaration import Declaration, read_declaration
-from panoda.data.encoding import space_of
->>>>>>> training:panoda/runnable.py
 from panoda.labels import get_label_space, remap_table
 from panoda.stages.weights import build_model
 
