@@ -17,7 +17,7 @@ from xml.parsers import expat
 from PIL import ExifTags, Image
 
 from panoda.data.formats.dataset import RawItem
-from panoda.data.formats.pixels import UNREADABLE
+from panoda.data.formats.pixels import UNREADABLE, open_image
 
 NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
 SAME_ASPECT = 0.01
@@ -77,7 +77,7 @@ class FileFacts:
 def read_facts(path: Path) -> FileFacts | None:
     """What the metadata of an image file says; None when it cannot be opened as an image."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             # Of a PNG without EXIF before its pixels, Pillow would decode the pixels to look behind them.
             behind = image.format == "PNG" and "exif" not in image.info
             exif = Image.Exif() if behind else image.getexif()

@@ -60,15 +60,9 @@ def open_stored(path: Path, *, label: bool) -> Stored:
     Raises:
         DataError: missing or unreadable file, one that is too large, or pixels that would be read wrong.
     """
-    limit = max_pixels()
-    # Pillow's own limit is lower than what stitched panoramas have, and one for the whole process.
-    Image.MAX_IMAGE_PIXELS = limit
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
-        with opened as image:
-            if image.width * image.height > limit:
+        with open_image(path) as image:
+            if image.width * image.height > max_pixels():
                 raise DataError(_too_large(path, f"{image.height} x {image.width} pixels (height x width)"))
             problem = _refusal(image, label=label) or (_lossy(image, path) if label else None)
             if problem:
@@ -87,6 +81,15 @@ def open_stored(path: Path, *, label: bool) -> Stored:
         raise DataError(_too_large(path, claimed[0] if claimed else "more")) from error
     except UNREADABLE as error:
         raise DataError(f"{path}: not a readable image ({error}); replace or remove the file") from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open a file without reading its pixels; Pillow's errors, also for more than twice ``max_pixels``."""
+    # Pillow's own limit is lower than what stitched panoramas have, and one for the whole process.
+    Image.MAX_IMAGE_PIXELS = max_pixels()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def max_pixels() -> int:

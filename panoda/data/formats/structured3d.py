@@ -16,13 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 
 from panoda.config import Structured3DDataset
 from panoda.data.formats.browse import LeftOut, left_out, warn_left_out
 from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.formats.listing import ListedItem, Listing, read_listing, write_listing
-from panoda.data.formats.pixels import UNREADABLE
+from panoda.data.formats.pixels import UNREADABLE, open_image
 from panoda.data.formats.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.system.errors import DataError
@@ -144,7 +143,7 @@ def scan_scene(folder: Path, scene: str, light: str, *, split: str) -> list[List
 def _problem(path: Path) -> str | None:
     """Why a PNG cannot be used: Pillow checks the checksums of its parts without decoding it."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.verify()
     except FileNotFoundError:
         return "missing"
