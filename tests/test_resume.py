@@ -101,3 +101,13 @@ def test_a_point_of_other_components_is_an_error(tmp_path):
     save_resume(tmp_path, step=4, components=_parts(), extra={})
     with pytest.raises(ValueError, match=r"holds \['model', 'scaler'\], this stage needs \['teacher'\]"):
         load_resume(tmp_path, {"teacher": torch.nn.Linear(2, 2)})
+
+
+def test_a_point_whose_weights_are_not_finite_is_passed_over(tmp_path, caplog):
+    parts = _parts()
+    save_resume(tmp_path, step=4, components=parts, extra={})
+    name, model = next((n, p) for n, p in parts.items() if isinstance(p, torch.nn.Module))
+    next(model.parameters()).data.view(-1)[0] = float("nan")
+    save_resume(tmp_path, step=8, components=parts, extra={})
+    assert load_resume(tmp_path, _parts())[0] == 4
+    assert f"({name}: 1 of" in caplog.text and "NaN or infinite" in caplog.text

@@ -89,7 +89,7 @@ def find_weights(content: Mapping[str, Any], *, part: str | None = None, encoder
         left += [_counted(other, len(sets[other])) for other in sets if other != outer and other]
         rest = [key for key in tensors if not any(p and key.startswith(p) for p in roots.values())]
         left += rest if outer else []
-        tensors = dict(sets[outer])
+        tensors = _below(tensors, roots[outer])
     if wanted:
         raise CheckpointError(
             f"it has no part {wanted!r}; leave --part out, or name one of {_names(content)}"
