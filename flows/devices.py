@@ -33,10 +33,7 @@ def take_devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.
     runtime = params.runtime
     set_threads(runtime.threads)
     set_deterministic(runtime.deterministic)
-    if stage.on_gpu:  # else no model is computed with, and importing them takes seconds
-        from panoda.models.deform.choice import use_deform
-
-        use_deform(runtime.deform)
+    if stage.on_gpu:
         keep_freed_memory()
     if runtime.compile:  # what is compiled is code: not torch's own place, which any user could have made
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own_folder() / "inductor"))

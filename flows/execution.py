@@ -104,7 +104,6 @@ def stage_run(name: str, job: Job, *, role: str | None = None, **sections: Any) 
             checkpoint_minutes=params.runtime.checkpoint_minutes,
             on_oom=params.runtime.on_oom,
             compile=params.runtime.compile,
-            deform=params.runtime.deform,
             deterministic=params.runtime.deterministic,
             devices=devices,
             shard=params.runtime.shard == "fsdp",

@@ -138,7 +138,6 @@ class Compute:
     device: str
     precision: str
     threads: int
-    deform: str
     deterministic: bool
     inference_batch: int
 
@@ -212,7 +211,6 @@ def make(order: Order, folder: str, number: int) -> None:
 
 @cache
 def _context(compute: Compute) -> RunContext:
-    from panoda.models.deform.choice import use_deform
     from panoda.system.context import (
         RunContext,
         resolve_device,
@@ -225,7 +223,6 @@ def _context(compute: Compute) -> RunContext:
     logging.getLogger("prefect.task_runs").propagate = False
     set_threads(compute.threads)
     set_deterministic(compute.deterministic)
-    use_deform(compute.deform)
     keep_freed_memory()
     device = resolve_device(compute.device)
     return RunContext(

@@ -246,7 +246,6 @@ def run(params: Params, root: Path) -> None:
         on_oom=runtime.on_oom,
         keep_checkpoints=runtime.keep_checkpoints,
         checkpoint_minutes=runtime.checkpoint_minutes,
-        deform=runtime.deform,
         shard=runtime.shard == "fsdp",
     )
 

@@ -37,7 +37,6 @@ from flows.server import POOL, set_up_limits
 from flows.temporary_server import temporary_server
 from panoda.config import PseudoLabelParams, load_params
 from panoda.config.scenarios import open_scenario
-from panoda.models.deform.choice import use_deform
 from panoda.pipeline.table import get_stage
 from panoda.system.locks import gpu_lock_path, is_locked
 from panoda.tracking import connect
@@ -86,15 +85,6 @@ def test_a_run_by_hand_has_its_own_folder_and_record(project: Path, store: str) 
     assert tracked.data.tags["origin"] == "hand" and tracked.data.tags["scenario"] == "city_small"
     assert [d.dataset.name for d in tracked.inputs.dataset_inputs] == ["target_train"]
     assert tracked.data.metrics == {"kept_share": 0.5}
-
-
-def test_the_deformable_convolution_is_the_one_of_the_parameters(project: Path) -> None:
-    for named, expected in (("auto", "auto"), ("plain", "plain")):
-        with stage_run("pseudo_labels", Job(overrides=[f"runtime.deform={named}"])) as run:
-            assert run.context.deform == expected
-            # The switch gives back what was set before.
-            assert use_deform(expected) == expected
-            run.finish({})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from panoda.models.deform import sampling, traced
+from panoda.models.deform import ops, sampling, traced
 from panoda.models.deform.ops import deform_conv2d
 from panoda.models.deform.sampling import bag, gather
 from panoda.models.deform.sampling_geometry import Geometry
@@ -229,3 +229,26 @@ def test_traced_samples_are_those_of_the_operators(
             rtol=0,
             atol=2e-6,
         )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_way_through_torchvision_gives_the_same_numbers(name: str) -> None:
+    """What CUDA takes, computed here on the CPU; in bfloat16 too, sampled in float32."""
+    (x, offset, weight, bias, mask), geometry = _inputs(name, reach=0.7)
+    shape = Geometry(tuple(weight.shape[2:]), *geometry.values())
+    ours = deform_conv2d(x, offset, weight, bias, mask=mask, **geometry)
+    torch.testing.assert_close(ops._by_torchvision(x, offset, mask, weight, bias, shape), ours)
+    half = ops._by_torchvision(x.bfloat16(), offset, mask, weight, bias, shape)
+    torch.testing.assert_close(half, deform_conv2d(x.bfloat16(), offset, weight, bias, mask=mask, **geometry))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CASES)
+def test_a_gpu_gives_the_numbers_of_a_cpu(name: str) -> None:
+    inputs, geometry = _inputs(name, reach=0.7)
+    on_gpu = [tensor.cuda() for tensor in inputs]
+    ours, _ = _both(inputs, geometry)
+    theirs, _ = _both(on_gpu, geometry)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(two.cpu(), one, rtol=1e-4, atol=1e-4)

@@ -91,9 +91,6 @@ class RuntimeParams(Section):
     compile: bool = False
     """Compile models for training with torch.compile: a step costs less, the first ones minutes; needs a
     C++ compiler. docs/benchmarks.md says where it pays."""
-    deform: Literal["plain", "fused", "auto"] = "plain"
-    """Deformable convolution on a GPU: PyTorch operators, fused Triton kernels, or at every shape the faster
-    of the two, once both gave the same numbers. A CPU always takes plain."""
     deterministic: bool = False
     """The same bits every time on the same device, at a price; an error where an operator cannot."""
 

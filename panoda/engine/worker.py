@@ -25,7 +25,6 @@ import torch
 from panoda.engine.distributed import process_group
 from panoda.engine.messages import pack_error, pack_image, receive, send, unpack_call
 from panoda.engine.preemption import sigterm_ends
-from panoda.models.deform.choice import use_deform
 from panoda.system.context import MetricLogger, NullLogger, RunContext, set_deterministic
 from panoda.system.machine import keep_freed_memory
 
@@ -47,7 +46,6 @@ def _work(path: Path) -> None:
         function, keywords, told = unpack_call(job["call"])
         context = _own(told, link, path.parent)
         set_deterministic(context.deterministic)
-        use_deform(context.deform)
         with process_group(context.device) as (rank, world):
             result = function(**keywords, context=replace(context, rank=rank, world=world))
         if rank == 0:

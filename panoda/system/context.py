@@ -69,7 +69,6 @@ class RunContext:
         on_oom: When a training step runs out of memory: fail, or accumulate over more micro-batches.
         micro_batches: So many at least, with ``accumulate``: memory ran out with fewer.
         compile: Compile what is trained with torch.compile.
-        deform: Which deformable convolution, for the processes that this one starts.
         deterministic: torch's deterministic mode, for those too.
         devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
         rank: Number of this process among those that train one model, from 0; the first one writes.
@@ -94,7 +93,6 @@ class RunContext:
     on_oom: Literal["fail", "accumulate"] = "fail"
     micro_batches: int = 1
     compile: bool = False
-    deform: str = "plain"
     deterministic: bool = False
     devices: int = 1
     rank: int = 0

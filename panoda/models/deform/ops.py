@@ -1,8 +1,8 @@
 """Deformable convolution: bilinear samples at learned positions, times a weight.
 
 Source: Deformable ConvNets v2 (Zhu et al. 2019). The semantics are those of
-``torchvision.ops.deform_conv2d``, which is several times slower on a CPU and serves the tests as an
-oracle. ``panoda.models.deform.choice.use_deform`` says which implementation runs.
+``torchvision.ops.deform_conv2d``, which computes on CUDA; on a CPU, where it is several times slower, in
+deterministic mode and for exports it is ours (``plain``), and torchvision's serves the tests as an oracle.
 
 Convention: an offset channel pair is (y, x) in pixels of the input, y first; tap k = ky * kw + kx;
 channels 2 * (g * K + k) and the next hold the pair of offset group g, tap k. A sample outside the
@@ -12,13 +12,12 @@ image is zero and fades out bilinearly over the last pixel.
 from __future__ import annotations
 
 import torch
+import torchvision
 from torch import Tensor
 
 from panoda.models.deform import plain
-from panoda.models.deform.choice import choice_for
-from panoda.models.deform.fused import deform_fused
 from panoda.models.deform.sampling_geometry import Geometry
-from panoda.models.encoders.layers import without_autocast
+from panoda.models.encoders.layers import exporting, without_autocast
 
 Pair = int | tuple[int, int]
 
@@ -56,16 +55,32 @@ def deform_conv2d(
     kernel = (weight.shape[2], weight.shape[3])
     geometry = Geometry(kernel, _pair(stride), _pair(padding), _pair(dilation))
     groups = _checked_groups(x, offset, weight, mask, geometry)
-    choice = choice_for(x)
-    if choice == "plain":
-        return plain.forward(x, offset, mask, weight, bias, groups, geometry.packed())
+    if x.is_cuda and not torch.are_deterministic_algorithms_enabled() and not exporting():
+        return _by_torchvision(x, offset, mask, weight, bias, geometry)
+    return plain.forward(x, offset, mask, weight, bias, groups, geometry.packed())
+
+
+def _by_torchvision(
+    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """torchvision's CUDA kernel, in float32; its backward pass is non-deterministic."""
     device = x.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with without_autocast(x):
         exact = torch.promote_types(x.dtype, torch.float32)
-        factor = None if mask is None else mask.to(exact)
-        numbers = geometry.packed()
-        return deform_fused(x, offset.to(exact), factor, weight.to(product), bias, groups, numbers, choice)
+        values = (each if each is None else each.to(exact) for each in (x, offset, weight, bias, mask))
+        image, positions, kernel, added, factor = values
+        out = torchvision.ops.deform_conv2d(
+            image,
+            positions,
+            kernel,
+            added,
+            stride=geometry.stride,
+            padding=geometry.padding,
+            dilation=geometry.dilation,
+            mask=factor,
+        )
+    return out.to(product)
 
 
 def _checked_groups(

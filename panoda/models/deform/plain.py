@@ -1,7 +1,6 @@
 """The deformable convolution in two steps: all samples as columns, then one matrix product.
 
-On every device, with every type, deterministic on a CPU. ``backward`` is for callers below autograd
-(``panoda.models.deform.fused``); it samples again instead of keeping the columns.
+On every device, with every type, deterministic on a CPU.
 """
 
 from __future__ import annotations
@@ -39,38 +38,6 @@ def forward(
         return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
     # (N, Ho * Wo, G * K * C/G)
     return linear(columns, _by_group(weight, groups), bias).transpose(1, 2).unflatten(2, size).contiguous()
-
-
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    groups: int,
-    geometry: Sequence[int],
-    *,
-    with_x: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (empty unless ``with_x``; in float32), offset, mask (empty without one) and weight."""
-    few, columns = _columns(x, offset, mask, groups, geometry)
-    columns, grad = columns.to(weight.dtype), grad.to(weight.dtype).flatten(2)  # (N, D, Ho * Wo)
-    if few:
-        grad_columns = torch.matmul(weight.flatten(1).T, grad)
-        grad_weight = torch.bmm(grad, columns.transpose(1, 2)).sum(0).reshape(weight.shape)
-        gradients = torch.ops.panoda.deform_gather_backward
-    else:
-        by_pixel = grad.transpose(1, 2)
-        grad_columns = torch.matmul(by_pixel, _by_group(weight, groups))
-        by_group = torch.matmul(by_pixel.flatten(0, 1).T, columns.flatten(0, 1))
-        by_tap = by_group.reshape(weight.shape[0], groups, -1, weight.shape[1] // groups)
-        grad_weight = by_tap.transpose(2, 3).reshape(weight.shape)
-        gradients = torch.ops.panoda.deform_bag_backward
-    inputs = _exact(x, offset, mask)
-    grad_x, grad_offset, grad_mask = gradients(
-        grad_columns.to(inputs[0].dtype), *inputs, groups, list(geometry), with_x
-    )
-    return grad_x, grad_offset, grad_mask, grad_weight.contiguous()
 
 
 def _columns(
