@@ -25,6 +25,10 @@ _LONGEST_FOLDER = 60
 """Bytes of a temporary folder that leave room for the names of sockets; a path may have 103 (macOS)."""
 
 
+SPINS = 10_000
+"""Turns that a waiting thread of OpenMP spins before it sleeps."""
+
+
 def cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -64,6 +68,16 @@ def keep_freed_memory() -> bool:
         return False
     set_option = ctypes.CDLL(None).mallopt
     return all([set_option(option, value) for option, value in _KEEP.items()])
+
+
+def wait_shortly(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have OpenMP's threads sleep after a short spin at barriers, here if torch is not loaded, and in processes to come.
+
+    By itself a thread spins for milliseconds, on the core that the thread it waits for needs when another
+    process is busy (``benchmarks/busy.py``). Whoever has set one of OpenMP's variables has decided otherwise.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
+        environment["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def loopback_past_proxies(environment: MutableMapping[str, str] = os.environ) -> None:
