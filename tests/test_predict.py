@@ -118,7 +118,7 @@ def test_working_height_and_wrap(tmp_path, checkpoint, monkeypatch):
         asked.append((height, wrap))
         return torch.zeros(image.shape[1:], dtype=torch.uint8)
 
-    monkeypatch.setattr("panoda.deployment.predict.predict_image", spy)
+    monkeypatch.setattr("panoda.deployment.model.predict_image", spy)
     files = [picture(tmp_path / "pano.png", (600, 1200)), picture(tmp_path / "photo.png", (60, 80))]
     predict_files(checkpoint, files, tmp_path / "out")
     predict_files(checkpoint, files, tmp_path / "out", height=96, wrap=True)
@@ -136,7 +136,7 @@ def test_card_says_how_large_pixels_were_in_training(tmp_path, checkpoint, monke
         asked.append(height)
         return torch.zeros(image.shape[1:], dtype=torch.uint8)
 
-    monkeypatch.setattr("panoda.deployment.predict.predict_image", spy)
+    monkeypatch.setattr("panoda.deployment.model.predict_image", spy)
     files = [picture(tmp_path / "full.png", (600, 1200)), picture(tmp_path / "photo.png", (300, 400))]
     predict_files(tmp_path / "model.safetensors", files, tmp_path / "out")
     assert asked == [256, 96]  # a full sphere 512 pixels around is 256 high; others take the prepared height
@@ -178,7 +178,7 @@ def test_a_crop_is_predicted_at_the_resolution_of_the_whole_panorama(
         asked.append((height, wrap))
         return torch.zeros(image.shape[1:], dtype=torch.uint8)
 
-    monkeypatch.setattr("panoda.deployment.predict.predict_image", spy)
+    monkeypatch.setattr("panoda.deployment.model.predict_image", spy)
     arguments = ["panoda", "predict", *map(str, files), "--checkpoint", str(tmp_path / "m.safetensors")]
     for options in ([], ["--projection", "pinhole"], ["--no-wrap"]):
         monkeypatch.setattr(sys, "argv", [*arguments, "--out", str(tmp_path / "out"), *options])

@@ -5,30 +5,23 @@ A file that cannot be read is skipped and named in the result; everything else i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name, read_rgb
-from panoda.deployment.exported import is_exported, load_exported
-from panoda.deployment.view import Asked, View, pixels_per_radian, view_of, width_at
-from panoda.inference.prediction import MIN_SIDE, predict_image
+from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
+from panoda.deployment.model import Prediction, load
+from panoda.deployment.view import Asked, View
+from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.sliding import Sliding
-from panoda.labels import LabelSpace
-from panoda.models.core.checkpoint import load_model
 from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, staged_file
 from panoda.system.progress import track
 
-DEFAULT_HEIGHT = 512
-"""Working height when neither the caller nor the checkpoint says one."""
-OVERLAY_SHARE = 0.5
 ASSUMED = ("projection", "fov_x_deg", "wrapped", "taken_for")
 """Columns of class_shares.csv: what the image was taken for."""
 
@@ -92,10 +85,7 @@ def predict_files(
         raise ValueError("pinhole images are no circles: leave out --wrap, or give --projection erp")
     if height is not None and height < MIN_SIDE:
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
-    loaded = load_exported(checkpoint) if is_exported(checkpoint) else load_model(checkpoint, device=device)
-    model, card = loaded
-    space = card.space
-    trained: dict[str, Any] = card.params.get("prepared") or {}
+    model = load(checkpoint, device=device)
     names = _output_names(images)
     written: list[Path] = []
     rows: list[dict[str, object]] = []
@@ -106,28 +96,19 @@ def predict_files(
             folder.mkdir(parents=True, exist_ok=True)
         for path in track(images, "predicting", enabled=progress):
             try:
-                rgb = _read(path)
+                found = model.predict(
+                    path, height=height, projection=projection, wrap=wrap, sliding=sliding, dtype=dtype
+                )
             except DataError as error:
                 failures.append((path, str(error)))
                 continue
-            view = view_of(path, *rgb.shape[:2], projection=projection, wrap=wrap, trained=trained)
-            if getattr(model, "wraps", False) and not view.wrap:
-                view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
             if say is not None:
-                say(f"{path}: {view}")
-            label = predict_image(
-                model,
-                torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
-                height=_working_height(trained, rgb.shape, asked=height, view=view),
-                wrap=view.wrap,
-                sliding=sliding,
-                dtype=dtype,
-            ).numpy()
-            written.append(_write(out, names[path], rgb, label, space))
-            rows.append({"image": str(path), "label": names[path], **_assumed(view), **_shares(label, space)})
+                say(f"{path}: {found.view}")
+            written.append(_write(out, names[path], found))
+            rows.append({"image": str(path), "label": names[path], **_assumed(found.view), **found.shares()})
         shares = out / "class_shares.csv"
         with staged_file(shares) as aside:
-            columns = ["image", "label", *ASSUMED, *space.names]
+            columns = ["image", "label", *ASSUMED, *model.space.names]
             pd.DataFrame(rows, columns=columns).to_csv(aside, index=False, float_format="%.6f")
     return PredictResult(labels=written, shares=shares, failures=failures)
 
@@ -151,33 +132,6 @@ def _check_arguments(images: Sequence[Path]) -> None:
         )
 
 
-def _read(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    rgb = np.asarray(read_rgb(path))
-    if min(rgb.shape[:2]) < MIN_SIDE:
-        raise DataError(
-            f"{path}: too small: {rgb.shape[0]} x {rgb.shape[1]} pixels (height x width), "
-            f"expected at least {MIN_SIDE} x {MIN_SIDE}"
-        )
-    return rgb
-
-
-def _working_height(
-    trained: Mapping[str, Any], shape: tuple[int, ...], *, asked: int | None, view: View
-) -> int:
-    height, width = shape[:2]
-    wanted = asked
-    if wanted is None:
-        resolution = pixels_per_radian(trained)
-        across = None if resolution is None else width_at(view, resolution)
-        if across is not None:
-            # Pixels of the angular size seen in training, whatever part of the sphere the image shows.
-            wanted = round(across * height / width)
-        else:
-            wanted = int(trained.get("height", DEFAULT_HEIGHT))
-    return max(MIN_SIDE, min(wanted, height))
-
-
 def _assumed(view: View) -> dict[str, object]:
     return dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))
 
@@ -195,18 +149,12 @@ def _output_names(images: Sequence[Path]) -> dict[Path, str]:
     return names
 
 
-def _write(out: Path, name: str, rgb: np.ndarray, label: np.ndarray, space: LabelSpace) -> Path:
+def _write(out: Path, name: str, found: Prediction) -> Path:
     path = out / "labels" / f"{name}.png"
-    image = Image.fromarray(label)
-    image.putpalette(space.colour_table().tobytes())
+    image = Image.fromarray(found.label)
+    image.putpalette(found.space.colour_table().tobytes())
     with staged_file(path) as aside:
         image.save(aside, format="PNG")
     with staged_file(out / "overlays" / f"{name}.jpg") as aside:
-        overlay = Image.blend(Image.fromarray(rgb), Image.fromarray(space.colourise(label)), OVERLAY_SHARE)
-        overlay.save(aside, format="JPEG", quality=90)
+        found.overlay().save(aside, format="JPEG", quality=90)
     return path
-
-
-def _shares(label: np.ndarray, space: LabelSpace) -> dict[str, float]:
-    counts = np.bincount(label.ravel(), minlength=space.num_classes)
-    return {name: counts[i] / label.size for i, name in enumerate(space.names)}

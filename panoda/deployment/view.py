@@ -55,7 +55,7 @@ class View:
 
 
 def view_of(
-    path: Path,
+    path: Path | None,
     height: int,
     width: int,
     *,
@@ -63,17 +63,17 @@ def view_of(
     wrap: bool | None = None,
     trained: Mapping[str, Any] | None = None,
 ) -> View:
-    """What the image at ``path`` is taken for.
+    """What an image is taken for.
 
     Args:
-        path: Image file.
+        path: Its file, or None: no metadata.
         height: Pixels, upright.
         width: Pixels, upright.
         projection: As the user says; auto = decide.
         wrap: As the user says; None = full circles alone.
         trained: ``params["prepared"]`` of the model's card: the images it was trained on.
     """
-    facts = read_facts(path) or FileFacts(height, width)
+    facts = (None if path is None else read_facts(path)) or FileFacts(height, width)
     known = None if projection == "pinhole" else _from_area(facts)
     if wrap:
         found = known if known and known.wrap else View("erp", 360.0, True, "--wrap")

@@ -202,3 +202,12 @@ def labelled_split(folder: Path) -> PreparedSplit:
             f"{folder}: no pixel has a label of {split.label_space}; check the raw labels and label_space"
         )
     return split
+
+
+def open_split(folder: str | Path) -> PreparedSplit:
+    """The prepared split in a folder, such as data/prepared/source/train.
+
+    Raises:
+        DataError: no such split, or one that is damaged.
+    """
+    return PreparedSplit(Path(folder).expanduser())
