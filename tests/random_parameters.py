@@ -65,7 +65,7 @@ MODELS = (
 class Drawn:
     """Random values of a model's fields, near those of a base tree."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: str) -> None:
         """A stream of its own for every seed; some change little, some most of the tree."""
         self.random = random.Random(seed)
         self.share = self.random.choice((0.02, 0.05, 0.1, 0.2, 0.4))
@@ -186,9 +186,9 @@ def smallest() -> dict[str, Any]:
     return tree
 
 
-def draw(seed: int) -> dict[str, Any]:
-    """The tree of a seed; now and then with a further source of its own."""
-    drawn, base = Drawn(seed), smallest()
+def draw(seed: int, attempt: int = 0) -> dict[str, Any]:
+    """A tree of a seed; now and then with a further source of its own."""
+    drawn, base = Drawn(f"{seed}/{attempt}"), smallest()
     if drawn.random.random() < 0.3:
         base["model"] |= drawn.random.choice(MODELS)
     if drawn.random.random() < 0.2:  # panoramas everywhere, uncut
@@ -231,11 +231,20 @@ def pictures(dataset: CityDataset, raw: Path) -> None:
         (folder / "meta.csv").write_text("\n".join(["id,look", *(f"{name},blocks" for name in names)]) + "\n")
 
 
-def checked(tree: dict[str, Any]) -> Params:
-    """What every flow does with parameters before its stage; ConfigError when they are refused."""
-    params = parse_params(tree)
-    check_runnable(params)
-    return params
+def accepted(seed: int, attempts: int = 20) -> Params:
+    """The first of a seed's trees that is not refused by what every flow does before its stage.
+
+    Raises:
+        ConfigError: all were; what the last one is refused for.
+    """
+    for attempt in range(attempts):
+        try:
+            params = parse_params(draw(seed, attempt))
+            check_runnable(params)
+            return params
+        except ConfigError as error:
+            refused = error
+    raise refused
 
 
 def run(params: Params, root: Path) -> None:
@@ -344,27 +353,22 @@ def differences(tree: Any, base: Any, where: str = "") -> list[str]:
 
 
 def search(first: int, count: int) -> None:
-    """Print the seeds that neither run nor are refused."""
+    """Print the seeds whose tree is accepted and does not run."""
     torch.set_num_threads(1)
-    ran = refused = 0
+    failed = 0
     for seed in range(first, first + count):
-        tree, begin = draw(seed), time.process_time()
+        begin = time.process_time()
+        params = accepted(seed)
         try:
-            params = checked(tree)
-        except ConfigError as error:
-            refused += 1
-            print(seed, "refused:", str(error).replace("\n", " ")[:150], flush=True)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            try:
+            with tempfile.TemporaryDirectory() as folder:
                 run(params, Path(folder))
-                ran += 1
-            except Exception as error:
-                print(f"{seed} FAILED: {type(error).__name__}: {error}", flush=True)
-                print("".join(traceback.format_tb(error.__traceback__)[-3:]), flush=True)
-                print("   ", "; ".join(differences(tree, smallest())), flush=True)
+        except Exception as error:
+            failed += 1
+            print(f"{seed} FAILED: {type(error).__name__}: {error}")
+            print("".join(traceback.format_tb(error.__traceback__)[-3:]))
+            print("   ", "; ".join(differences(params.model_dump(mode="json"), smallest())))
         print(seed, f"{time.process_time() - begin:.1f} s", flush=True)
-    print(f"{ran} ran, {refused} were refused, {count - ran - refused} failed")
+    print(f"{failed} of {count} failed")
 
 
 if __name__ == "__main__":

@@ -251,6 +251,13 @@ def test_adapt_with_everything_on(world, tmp_path):
     assert not _same_weights(tmp_path / "out/model.safetensors", world.checkpoint)
 
 
+def test_target_crops_are_mixed_on_their_part_of_the_sphere(world, tmp_path):
+    crop = AugmentParams(crop_height=32, crop_width=40, scale=(0.7, 1.5), yaw_roll=True)
+    params = adapt_params(augment_target=crop, class_mix=1.0, erp_warp=1.0)
+    metrics = _adapt(world, tmp_path / "out", params)
+    assert metrics["loss/target_ce"] > 0 and metrics["loss/mpa_target"] > 0
+
+
 def test_the_control_does_not_see_the_target(world, tmp_path):
     params = adapt_params(
         target_weight=0.0,
