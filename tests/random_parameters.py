@@ -22,7 +22,15 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from small_data import blocks
 
-from panoda.config import CityDataset, ConfigError, DomainParams, Params, load_params, parse_params
+from panoda.config import (
+    CityDataset,
+    ConfigError,
+    DomainParams,
+    Params,
+    load_params,
+    params_model,
+    parse_params,
+)
 from panoda.pipeline.runnable import check_runnable
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
@@ -43,7 +51,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "iterations": tuple(range(STEPS + 1)),
 }
 """What only its meaning tells: names, and how long a test may take. Everything else has a type."""
-ALONE = ("scenario", "path", "kind", "folder", "weights", "tracking", "looks", "seed", "device")
+ALONE = ("scenario", "path", "kind", "folder", "weights", "tracking", "looks", "seed", "device", "method")
 """Kept as they are: names of places, how a picture of the city looks, and where to compute."""
 
 
@@ -207,7 +215,7 @@ def draw(seed: int, attempt: int = 0) -> dict[str, Any]:
         }
         base["data"]["more"]["dataset"] = {**base["data"]["more"]["dataset"], "splits": labelled}
         base["sources"]["more"] = 1.0
-    tree = drawn.section(Params, base)
+    tree = drawn.section(params_model(), base)
     if "more" in base["data"]:
         tree["data"] = {**tree["data"], "more": drawn.section(DomainParams, base["data"]["more"])}
         tree["sources"] = {**tree["sources"], "more": tree["sources"].get("more", 1.0)}
