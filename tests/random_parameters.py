@@ -27,10 +27,10 @@ from panoda.config import (
     ConfigError,
     DomainParams,
     Params,
-    load_params,
     params_model,
     parse_params,
 )
+from panoda.config.scenarios import load_scenario
 from panoda.pipeline.runnable import check_runnable
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
@@ -168,7 +168,7 @@ def _section_of(annotation: Any, base: Any) -> type[BaseModel] | None:
 
 def smallest() -> dict[str, Any]:
     """The smallest city: a few small images, the stages of the demo, two steps of each."""
-    tree = load_params(ROOT / "scenarios/city_small.yaml").model_dump(mode="json")
+    tree = load_scenario("city_small", folder=ROOT / "scenarios").model_dump(mode="json")
     for role, size in (("source", (48, 96)), ("target", (32, 128))):
         domain = tree["data"][role]
         domain["dataset"]["camera"] |= {"height": size[0], "width": size[1]}
@@ -183,13 +183,14 @@ def smallest() -> dict[str, Any]:
         }
         domain["dataset"]["images_per_world"] = 3
     for stage in ("pretrain", "warmup", "adapt"):
-        tree[stage] |= {"iterations": STEPS, "batch_size": 2, "log_every": 1}
+        tree[stage] |= {"iterations": STEPS, "batch_size": 2}
     for stage, name in AUGMENTED[:3]:
         tree[stage][name] |= {"crop_height": 32, "crop_width": 64}
     tree["pretrain"]["validate_every"] = 1
     tree["adapt"]["mpa"]["refresh_every"] = 1
     for stage in ("pseudo_labels", "prototypes", "evaluate"):
-        tree[stage] |= {"batch_size": 2, "scales": [1.0]}
+        tree[stage]["scales"] = [1.0]
+    tree["runtime"] |= {"log_every": 1, "inference_batch": 2}
     tree["evaluate"]["pictures"] = 1
     return tree
 
@@ -263,6 +264,10 @@ def run(params: Params, root: Path) -> None:
         on_oom=runtime.on_oom,
         keep_checkpoints=runtime.keep_checkpoints,
         checkpoint_minutes=runtime.checkpoint_minutes,
+        log_every=runtime.log_every,
+        checkpoint_every=runtime.checkpoint_every,
+        inference_batch=runtime.inference_batch,
+        piece_images=runtime.piece_images,
         shard=runtime.shard == "fsdp",
     )
 
