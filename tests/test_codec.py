@@ -88,7 +88,8 @@ def test_the_raw_layout_has_not_changed(tmp_path):
     run_prepare([pinhole_item(*write_pair(tmp_path, "a"))], tmp_path / "out")
     folder = tmp_path / "out/train"
     metadata = json.loads(pq.read_metadata(folder / "index.parquet").metadata[b"panoda"])
-    assert set(metadata) == {"format", "label_space", "height", "width", "has_labels", "shards"}
+    space = {"label_space", "class_names", "palette", "raw_label_space", "remap"}
+    assert set(metadata) == space | {"format", "height", "width", "has_labels", "shards"}
     assert metadata["format"] == 1
     schema = pa.ipc.open_file(folder / "shard-00000.arrow").schema
     assert schema.names == ["image", "label"]

@@ -159,8 +159,9 @@ def test_pointer_follows_the_folder(tmp_path, monkeypatch):
     ],
 )
 def test_folder_errors(tmp_path, changes, match):
-    dataset = FolderDataset(**{"kind": "folder", "path": str(panoramas(tmp_path))} | changes)
-    with pytest.raises(DataError, match=match):
+    section = {"kind": "folder", "path": str(panoramas(tmp_path))} | changes
+    with pytest.raises(ValueError, match=match):
+        dataset = FolderDataset(**section)
         download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
     assert not (tmp_path / "raw").exists()
 
