@@ -196,9 +196,9 @@ def test_labels_do_not_depend_on_supersampling_or_exposure(world):
 
 
 def test_sizes_that_are_no_multiple_of_a_tile(world):
-    camera = CameraParams(projection="erp", height=19, width=37, lat_top_deg=30, lat_bottom_deg=-60)
+    camera = CameraParams(projection="erp", height=35, width=37, lat_top_deg=30, lat_bottom_deg=-60)
     image, label = render(world, camera, _pose(world))
-    assert image.shape == (19, 37, 3) and label.shape == (19, 37)
+    assert image.shape == (35, 37, 3) and label.shape == (35, 37)
 
 
 def test_noise_is_seeded(world):

@@ -39,7 +39,7 @@ def test_a_method_a_decoder_and_a_stage_as_the_page_adds_them(tmp_path: Path) ->
     table = project.folder / "panoda/pipeline/table.py"
     last = '        Stage(\n            "report",'
     assert last in table.read_text()
-    table.write_text(table.read_text().replace(last, entry + last))
+    table.write_text(table.read_text().replace(last, f"{entry.rstrip()},\n{last}"))
     project.run("python", "-m", "panoda.pipeline.write")
 
     project.set("model.decoder", "linear_decoder")
