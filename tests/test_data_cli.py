@@ -220,7 +220,7 @@ def test_the_worked_example_of_the_page(project):
     params = parse_params({**tree, "label_space": "cs13"})
     for role, domain in params.data.domains.items():
         download(role=role, dataset=domain.dataset, out=Path("raw", role), progress=False)
-        small = domain.model_copy(update={"prepare": PrepareParams(height=16, width=16)})
+        small = domain.model_copy(update={"prepare": PrepareParams(height=32, width=32)})
         out, context = Path("prepared", role), RunContext()
         preprocess(
             role=role, raw=Path("raw", role), out=out, domain=small, label_space="cs13", context=context
