@@ -54,6 +54,9 @@ format: setup ## reformat and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+pipeline: setup ## write dvc.yaml, prefect.yaml and the flows from the table of stages
+	$(BIN)/python -m panoda.pipeline.write
+
 server: setup ## Prefect server, worker and MLflow UI on 127.0.0.1 (ctrl-C stops them)
 	$(BIN)/python -m flows.server
 
@@ -66,4 +69,4 @@ lock: ## compile requirements.lock anew
 clean: ## remove hand-made runs and resume state (DVC outputs stay)
 	rm -rf runs .panoda/state
 
-.PHONY: help setup scm demo test lint format server benchmark lock clean
+.PHONY: help setup scm demo test lint format pipeline server benchmark lock clean

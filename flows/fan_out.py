@@ -2,7 +2,7 @@
 
 Every piece is a Prefect task with retries; Dask gives the pieces of a lost worker to another one. Workers
 write to the folder of the stage's resume state, so the project has to lie on a file system that all of them
-share, under one path. docs/running.md says how to start a cluster, why it is Dask and whom it has to trust:
+share, under one path. docs/cluster.md says how to start a cluster, why it is Dask and whom it has to trust:
 work travels by Dask's own transport, and who reaches a scheduler can run anything on its workers.
 """
 

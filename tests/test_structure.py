@@ -90,6 +90,16 @@ def test_imports_point_one_way(path: Path) -> None:
             )
 
 
+def test_the_page_draws_the_levels() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    lines = [line for line in page.split("```")[1].splitlines() if line[:1].strip()]
+    drawn = [set(line.split("  ")[0].split(", ")) for line in lines if not line.startswith("flows")]
+    # The rooms of models/ share its line; data/ itself and __main__ hold nothing.
+    left_out = {room for rooms in LEVELS for room in rooms if room.startswith("models/")}
+    levels = [set(rooms) - left_out - {"data", "__main__"} for rooms in reversed(LEVELS)]
+    assert drawn == [rooms for rooms in levels if rooms]
+
+
 @pytest.mark.parametrize("tool", ["mlflow", "prefect", "dvc"])
 def test_tools_are_imported_in_one_place(tool: str) -> None:
     users = {
