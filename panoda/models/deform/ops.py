@@ -63,7 +63,7 @@ def deform_conv2d(
 def _by_torchvision(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """torchvision's CUDA kernel, in float32; its backward pass is non-deterministic."""
+    """The CUDA kernel of torchvision, in float32; its backward pass is non-deterministic."""
     device = x.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     with without_autocast(x):
