@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
@@ -25,7 +25,7 @@ def method_params(stage: str) -> Any:
     """The type of a stage's section: the parameters of its methods, told apart by ``method``."""
     methods = [importlib.import_module(f"panoda.methods.{name}").METHOD for name in METHODS]
     kinds = tuple(method.params for method in methods if method.stage == stage)
-    return Annotated[Union[kinds], Field(discriminator="method")] if len(kinds) > 1 else kinds[0]
+    return Annotated[kinds, Field(discriminator="method")] if len(kinds) > 1 else kinds[0]
 
 
 @cache
