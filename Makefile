@@ -42,8 +42,13 @@ demo: setup ## set up and run the whole pipeline on the embedded city
 	$(BIN)/dvc repro
 	@$(BIN)/panoda summary
 
-test: setup ## set up and run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test: setup ## set up and run the tests of daily work
+	$(PYTEST) -m "not slow"
+
+test-slow: setup ## the other tests: many processes, whole pipelines, exports
+	$(PYTEST) -m slow
 
 lint: setup ## style, formatting and types
 	$(BIN)/ruff check .
@@ -69,4 +74,4 @@ lock: ## compile requirements.lock anew
 clean: ## remove hand-made runs and resume state (DVC outputs stay)
 	rm -rf runs .panoda/state
 
-.PHONY: help setup scm demo test lint format pipeline server benchmark lock clean
+.PHONY: test-slow help setup scm demo test lint format pipeline server benchmark lock clean

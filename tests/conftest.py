@@ -1,18 +1,23 @@
-"""The order of the tests: files that take long begin, so that no core waits for one of them at the end."""
+"""Which tests are slow, and the order of the tests: long files begin, so that no core waits for one at the end."""
 
 import pytest
 
-LONG = (
-    *("distributed", "interruption", "fan_out", "export", "kill", "flows"),
-    *("standin_gpu", "stages", "pairs"),
+SLOW = (
+    *("bench", "benchmark", "distributed", "export", "fan_out", "imaginary_gpu", "interruption", "kill"),
+    *("pairs", "pipeline", "pod", "scaling", "walk"),
 )
-"""Files of more than some 20 seconds, without those whose tests are marked ``pipeline``."""
+"""Files that start many processes or train many models: `make test-slow` runs them, `make test` leaves them out."""
+LONG = ("flows", "stages", "accumulation", "averaging", "random_parameters", "config_scenarios", "predict")
+"""Files of `make test` that take longest."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole files keep their order; a stable sort moves the long ones to the front."""
-    files: dict[str, bool] = {}
+    """Mark the slow files; whole files keep their order, and a stable sort moves the long ones to the front."""
     for item in items:
-        name = item.path.stem.removeprefix("test_")
-        files[name] = files.get(name, name in LONG) or item.get_closest_marker("pipeline") is not None
-    items.sort(key=lambda item: not files[item.path.stem.removeprefix("test_")])
+        if _name(item) in SLOW:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: _name(item) not in (*SLOW, *LONG))
+
+
+def _name(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_")
