@@ -74,4 +74,4 @@ lock: ## compile requirements.lock anew
 clean: ## remove hand-made runs and resume state (DVC outputs stay)
 	rm -rf runs .panoda/state
 
-.PHONY: test-slow help setup scm demo test lint format pipeline server benchmark lock clean
+.PHONY: help setup scm demo test test-slow lint format pipeline server benchmark lock clean

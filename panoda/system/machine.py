@@ -71,7 +71,7 @@ def keep_freed_memory() -> bool:
 
 
 def wait_shortly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have OpenMP's threads sleep after a short spin at barriers: here, before torch is loaded, and in processes to come.
+    """Have OpenMP's threads sleep after a short spin at barriers: before torch is loaded, and in processes to come.
 
     By itself a thread spins for milliseconds, on the core that the thread it waits for needs when another
     process is busy (``benchmarks/busy.py``). Whoever has set one of OpenMP's variables has decided otherwise.
