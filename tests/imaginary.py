@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 
 from panoda.data.loader import Batch
 from panoda.training.context import RunContext
-from panoda.training.distributed import Team
 from panoda.training.guard import StepGuard
 from panoda.training.optim import build_optimizer
 from panoda.training.spikes import LossSpikes
@@ -96,9 +95,7 @@ class ImaginaryDevice:
             scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
             # As on a GPU: values are looked at later, together.
             guard = StepGuard(lag=True, scaler=scaler, spikes=LossSpikes())
-            take = Stepper(
-                task, optimizer, scaler, Team(context), guard, context, seed=0, clip_norm=1.0, name="pretrain"
-            )
+            take = Stepper(task, optimizer, scaler, guard, context, seed=0, clip_norm=1.0, name="pretrain")
             take(0, batch)
             return take(1, batch)
 

@@ -20,7 +20,6 @@ from panoda.models.discriminator import Discriminator
 from panoda.training.accumulation import split
 from panoda.training.alignment import AlignmentTask
 from panoda.training.context import RunContext, set_deterministic
-from panoda.training.distributed import Team
 from panoda.training.failures import NotDeterministic, OutOfMemory, is_out_of_memory
 from panoda.training.guard import StepGuard
 from panoda.training.self_training import SelfTrainingTask
@@ -100,9 +99,7 @@ def _stepper(task: Any, parts: int = 1, **context: Any) -> Stepper:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     guard = StepGuard(lag=False, scaler=scaler, spikes=LossSpikes())
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=0.1)
-    return Stepper(
-        task, optimizer, scaler, Team(how), guard, how, seed=7, clip_norm=0.0, name="adapt", parts=parts
-    )
+    return Stepper(task, optimizer, scaler, guard, how, seed=7, clip_norm=0.0, name="adapt", parts=parts)
 
 
 TASKS: dict[str, Callable[[], Any]] = {

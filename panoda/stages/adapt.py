@@ -37,9 +37,9 @@ from panoda.training.context import RunContext
 from panoda.training.distributed import result_directory
 from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState
+from panoda.training.parallel import full_model, parallelise, shard
 from panoda.training.seeds import stream_seed
 from panoda.training.self_training import SelfTrainingTask, Warp
-from panoda.training.sharding import shard, whole
 
 
 @on_devices
@@ -86,13 +86,13 @@ def adapt(
     task = _task(net, bank, source, target, params, seed, context)
     state = LoopState()
     if params.iterations:
-        shard(net, context)
+        parallelise(net, context)
         if task.teacher is not None:
             shard(task.teacher.module, context)
         state = run_training(
             task, params, seed=stream_seed(seed, "adapt"), context=context, description="adapt"
         )
-    result = whole(task.result(), context) if params.iterations else net
+    result = full_model(task.result(), context) if params.iterations else net
     card = make_card(
         result,
         label_space=space.name,

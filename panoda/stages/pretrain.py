@@ -31,11 +31,11 @@ from panoda.stages.common import (
 from panoda.stages.weights import build_model, read_stage_weights
 from panoda.training.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
 from panoda.training.context import RunContext
-from panoda.training.distributed import broadcast, meet, result_directory
+from panoda.training.distributed import barrier, broadcast, result_directory
 from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState
+from panoda.training.parallel import full_model, parallelise, shard
 from panoda.training.seeds import stream_seed
-from panoda.training.sharding import shard, whole
 from panoda.training.supervised import SupervisedTask
 from panoda.training.validation import validate_split
 
@@ -111,7 +111,7 @@ def pretrain(
         },
     )
     keeper = _Keeper(net, vals, params, card, context, out)
-    shard(net, context)
+    parallelise(net, context)
     if average is not None:
         shard(average.averaged.module, context)
     state = run_training(
@@ -223,7 +223,7 @@ class _Keeper:
         self.path = folder / ("best.safetensors" if context.state_dir else f".{out.name}.best.safetensors")
 
     def __call__(self, state: LoopState) -> dict[str, float]:
-        net = whole(self.net, self.context)
+        net = full_model(self.net, self.context)
         values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(net).items()}
         miou = sum(values.values()) / len(values)
         better = self.params.select == "last" or miou > state.best or not self.path.exists()
@@ -231,7 +231,7 @@ class _Keeper:
             state.best = miou
             if self.context.main:
                 save_model(self.path, net, self.card)
-            meet(self.context)
+            barrier(self.context)
         return values
 
     def result(self) -> tuple[Segmenter, dict[str, float]]:
@@ -242,7 +242,7 @@ class _Keeper:
         self, average: WeightAverage, single: Segmenter, metrics: dict[str, float]
     ) -> tuple[Segmenter, dict[str, float]]:
         """The averaged weights if they are better on source val (select: last takes them anyway)."""
-        averaged = whole(average.model, self.context)
+        averaged = full_model(average.model, self.context)
         own = self._metrics(averaged)
         mious = [{k: v for k, v in values.items() if k.startswith("miou/")} for values in (own, metrics)]
         better = sum(mious[0].values()) > sum(mious[1].values())

@@ -29,8 +29,8 @@ from panoda.training.context import RunContext
 from panoda.training.distributed import result_directory
 from panoda.training.launch import on_devices
 from panoda.training.loop import LoopState
+from panoda.training.parallel import full_model, parallelise
 from panoda.training.seeds import stream_seed
-from panoda.training.sharding import shard, whole
 
 
 @on_devices
@@ -68,7 +68,7 @@ def warmup(
     state = LoopState()
     if params.iterations:
         state = _align(net, source, target, params, seed, context)
-        net = whole(net, context)
+        net = full_model(net, context)
     card = make_card(
         net,
         label_space=space.name,
@@ -110,7 +110,7 @@ def _align(
         colour_transfer=params.colour_transfer,
         device=context.device,
     )
-    shard(net, context)
+    parallelise(net, context)
     return run_training(
         task, params, seed=stream_seed(seed, "warmup"), context=context, description="warm-up"
     )
