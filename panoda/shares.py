@@ -41,7 +41,8 @@ class BatchShard:
     reductions: Reductions | None = None
 
 
-_current: ContextVar[BatchShard] = ContextVar("batch_shard", default=BatchShard())
+_FULL = BatchShard()
+_current: ContextVar[BatchShard] = ContextVar("batch_shard", default=_FULL)
 
 
 @contextmanager

@@ -32,12 +32,7 @@ ON_THE_HOST = {"n_averaged"}
 
 
 class ImaginaryDevice:
-    """What is moved to it has no values.
-
-    Attributes:
-        device: ``cpu`` or ``cuda:0``; tensors say so of themselves.
-        mode: Torch's mode in which such tensors are computed with.
-    """
+    """What is moved to it has no values; tensors say of themselves that they are on ``device``."""
 
     def __init__(self, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
         self.device = device
@@ -66,18 +61,15 @@ class ImaginaryDevice:
 
     def batch(self) -> Batch:
         """Two labelled images."""
-        return Batch(
-            image=self.tensor(torch.zeros(2, 3, *SIZE, dtype=torch.uint8)),
-            label=self.tensor(torch.zeros(2, *SIZE, dtype=torch.int64)),
-            valid=self.tensor(torch.ones(2, *SIZE, dtype=torch.bool)),
-            ids=["a", "b"],
-            indices=torch.arange(2),
-        )
+        shapes = {"image": ((2, 3, *SIZE), torch.uint8), "label": ((2, *SIZE), torch.int64)}
+        shapes["valid"] = ((2, *SIZE), torch.bool)
+        values = {key: self.tensor(torch.zeros(shape, dtype=kind)) for key, (shape, kind) in shapes.items()}
+        return Batch(**values, ids=["a", "b"], indices=torch.arange(2))
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Compute with what is there; what the host draws and decides by itself is computed for real."""
-        with self.mode, _HostIsReal(self):
+        with self.mode, _HostIsReal():
             yield
 
     def take_steps(self, task: Any, batch: Any, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -123,10 +115,6 @@ def _type(value: Tensor) -> str:
 
 
 class _HostIsReal(TorchDispatchMode):
-    def __init__(self, place: ImaginaryDevice) -> None:
-        super().__init__()
-        self.place = place
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves = tree_leaves((args, kwargs or {}))
         _refuse_to_wait(func, args, kwargs or {})

@@ -1,9 +1,9 @@
 """Gradient accumulation: a batch is computed in micro-batches, one after the other, and stepped on once.
 
-Micro-batches are shards of the batch (``panoda.shares``) as those of several processes are. What losses divide
-by, and what else they reduce over the batch, is not known while the first one is computed; so a dry run
-without gradients comes first where a loss reduces anything (two with hard pixel mining, whose choice of
-pixels decides what it divides by). Activations of one micro-batch are held at a time.
+Micro-batches are shards of the batch (``panoda.shares``) as those of several processes are. What losses
+divide by is not known while the first one is computed; so a dry run without gradients comes first where a
+loss reduces anything over the batch (two with hard pixel mining, whose choice of pixels decides what it
+divides by). Activations of one micro-batch are held at a time.
 
 The result is the gradient of the full batch, to rounding. Batch norms alone differ: each micro-batch is
 normalised by its own statistics, and the running ones move once for each.

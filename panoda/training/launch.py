@@ -194,7 +194,7 @@ def _work(
     logging.basicConfig(level=logging.WARNING if rank == 0 else logging.ERROR, format="%(message)s")
     torch.set_num_threads(threads)
     keep_freed_memory()
-    code = 1
+    code = 0
     try:
         context = keywords["context"]
         set_deterministic(context.deterministic)
@@ -210,11 +210,10 @@ def _work(
             result = function(**{**keywords, "context": context})
         if rank == 0:
             link.send(("result", {name: float(value) for name, value in result.items()}))
-        code = 0
     except BaseException as error:
         code = EXIT_CODE if isinstance(error, Preempted) else 1
         link.send(("error", time.monotonic(), _portable(error, f"in process {rank} of {context.world}")))
-    finally:
+    if code:
         sys.stderr.flush()
         # At once: leaving the group in order would wait for the others, who wait for this process.
         os._exit(code)
@@ -225,10 +224,7 @@ class _PipeLogger(NullLogger):
 
     def __init__(self, link: Connection) -> None:
         for name in ("log_metrics", "log_image", "log_figure", "log_artifact"):
-            setattr(self, name, functools.partial(self._send, link, name))
-
-    def _send(self, link: Connection, name: str, *values: Any) -> None:
-        link.send((name, *values))
+            setattr(self, name, lambda *values, name=name: link.send((name, *values)))
 
 
 def _portable(error: BaseException, where: str) -> BaseException:

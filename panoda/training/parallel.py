@@ -174,9 +174,9 @@ class _FullState:
             own = self._part.state_dict()
             self._part.load_state_dict({k: _sharded_as(own.get(k), v) for k, v in state_dict.items()})
             return
-        own = dict(enumerate(p for group in self._part.param_groups for p in group["params"]))
+        parameters = [p for group in self._part.param_groups for p in group["params"]]
         states = {
-            i: {k: _sharded_as(own[i], v) for k, v in state.items()}
+            i: {k: _sharded_as(parameters[i], v) for k, v in state.items()}
             for i, state in state_dict["state"].items()
         }
         self._part.load_state_dict({**state_dict, "state": states})
