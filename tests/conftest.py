@@ -4,7 +4,7 @@ import pytest
 
 LONG = (
     *("distributed", "interruption", "models_deform_triton", "fan_out", "export", "kill", "flows"),
-    *("standin_gpu", "stages", "pairs"),
+    *("stages", "pairs"),
 )
 """Files of more than some 20 seconds, without those whose tests are marked ``pipeline``."""
 
