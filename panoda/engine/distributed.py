@@ -72,11 +72,8 @@ def gather(value: T, context: RunContext) -> list[T]:
 
 def mean(values: Mapping[str, Tensor], context: RunContext) -> dict[str, float]:
     """Means over processes of named scalars; waits for the device."""
-    if context.world == 1:
-        return {k: float(v) for k, v in values.items()}
-    row = torch.stack([v.detach().double().cpu() for v in values.values()])
-    dist.all_reduce(row)
-    return dict(zip(values, (row / context.world).tolist(), strict=True))
+    found = gather({name: float(value) for name, value in values.items()}, context)
+    return {name: sum(one[name] for one in found) / len(found) for name in values}
 
 
 def agree(context: RunContext, *questions: bool) -> tuple[bool, ...]:

@@ -68,18 +68,22 @@ def _shard(models: Iterable[nn.Module], context: RunContext) -> None:
 
 
 def parallel_losses(task: Task, context: RunContext) -> Losses:
-    """The task's losses; gradients of ``loss/total``, the only one that has any, are means over processes."""
-    losses = _TaskLosses(task, context)
+    """The task's losses; gradients of ``loss/total`` are means over processes."""
+
+    def losses(step: int, batch: Any) -> dict[str, Tensor]:
+        with context.autocast():
+            return task.losses(step, batch)
+
     if context.world == 1:
         return losses
     for part in task.components().values():
         if isinstance(part, torch.optim.Optimizer):  # the discriminator's
             part.register_step_pre_hook(_average_gradients)
-    if _is_sharded(task.trained):  # FSDP averages by itself
+    if context.shard:  # FSDP averages by itself
         return losses
     # Of channels-last convolutions; DistributedDataParallel copies their gradients.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(losses, find_unused_parameters=True)
+    return DistributedDataParallel(_Losses(task.trained, losses), find_unused_parameters=True)
 
 
 def full_model(model: Segmenter, context: RunContext) -> Segmenter:
@@ -104,16 +108,15 @@ def sample_for_full_batch(model: nn.Module) -> None:
                 module.__class__ = full
 
 
-class _TaskLosses(nn.Module):
-    """The losses of a task as the forward pass of a module."""
+class _Losses(nn.Module):
+    """Losses as the forward pass of a module; ``loss/total`` alone has gradients."""
 
-    def __init__(self, task: Task, context: RunContext) -> None:
+    def __init__(self, trained: nn.Module, losses: Losses) -> None:
         super().__init__()
-        self.trained, self._task, self._context = task.trained, task, context
+        self.trained, self._losses = trained, losses
 
     def forward(self, step: int, batch: Any) -> dict[str, Tensor]:
-        with self._context.autocast():
-            values = self._task.losses(step, batch)
+        values = self._losses(step, batch)
         return {k: v if k == "loss/total" else v.detach() for k, v in values.items()}
 
 
