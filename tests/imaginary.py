@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from panoda.data.loading.loader import Batch
-from panoda.engine.distributed import Team
 from panoda.engine.guard import StepGuard
 from panoda.engine.optim import build_optimizer
 from panoda.engine.spikes import LossSpikes
@@ -33,12 +32,7 @@ ON_THE_HOST = {"n_averaged"}
 
 
 class ImaginaryDevice:
-    """What is moved to it has no values.
-
-    Attributes:
-        device: ``cpu`` or ``cuda:0``; tensors say so of themselves.
-        mode: Torch's mode in which such tensors are computed with.
-    """
+    """What is moved to it has no values; tensors say of themselves that they are on ``device``."""
 
     def __init__(self, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
         self.device = device
@@ -81,7 +75,7 @@ class ImaginaryDevice:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Compute with what is there; what the host draws and decides by itself is computed for real."""
-        with self.mode, _HostIsReal(self):
+        with self.mode, _HostIsReal():
             yield
 
     def take_steps(self, task: Any, batch: Any, *, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -99,9 +93,7 @@ class ImaginaryDevice:
             scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
             # As on a GPU: values are looked at later, together.
             guard = StepGuard(lag=True, scaler=scaler, spikes=LossSpikes())
-            take = Stepper(
-                task, optimizer, scaler, Team(context), guard, context, seed=0, clip_norm=1.0, name="pretrain"
-            )
+            take = Stepper(task, optimizer, scaler, guard, context, seed=0, clip_norm=1.0, name="pretrain")
             take(0, batch)
             return take(1, batch)
 
@@ -129,10 +121,6 @@ def _type(value: Tensor) -> str:
 
 
 class _HostIsReal(TorchDispatchMode):
-    def __init__(self, place: ImaginaryDevice) -> None:
-        super().__init__()
-        self.place = place
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         leaves = tree_leaves((args, kwargs or {}))
         _refuse_to_wait(func, args, kwargs or {})

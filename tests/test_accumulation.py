@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from panoda.config import AugmentParams, OptimParams
 from panoda.engine.accumulation import split
-from panoda.engine.distributed import Team
 from panoda.engine.failures import NotDeterministic, OutOfMemory, is_out_of_memory
 from panoda.engine.guard import StepGuard
 from panoda.engine.spikes import LossSpikes
@@ -100,9 +99,7 @@ def _stepper(task: Any, parts: int = 1, **context: Any) -> Stepper:
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     guard = StepGuard(lag=False, scaler=scaler, spikes=LossSpikes())
     optimizer = torch.optim.SGD(task.trained.parameters(), lr=0.1)
-    return Stepper(
-        task, optimizer, scaler, Team(how), guard, how, seed=7, clip_norm=0.0, name="adapt", parts=parts
-    )
+    return Stepper(task, optimizer, scaler, guard, how, seed=7, clip_norm=0.0, name="adapt", parts=parts)
 
 
 TASKS: dict[str, Callable[[], Any]] = {

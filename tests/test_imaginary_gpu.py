@@ -1,33 +1,131 @@
-"""Every model and every prediction on an imagined GPU: types and devices go together under autocast."""
+"""An imagined GPU: types and devices go together, and a training step reads nothing back from it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from imaginary import ImaginaryDevice
+from imaginary import SIZE, HostWaitsError, ImaginaryDevice
 from test_pairs import PAIRS
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
+from panoda.config.scenarios import load_scenario
 from panoda.inference.prediction import predict_features, predict_logits
+from panoda.methods.alignment import AlignmentTask
+from panoda.methods.mpa import MPATask
+from panoda.methods.parts.adversarial import Adversary
+from panoda.methods.parts.discriminator import Discriminator
+from panoda.methods.parts.prototypes import PrototypeBank
+from panoda.methods.parts.sphere_warp import warp_onto_sphere
+from panoda.methods.supervised import SupervisedTask
 from panoda.models import create_model
-from panoda.models.core.segmenter import Segmenter
 
-GPU = torch.device("cuda", 0)
+CLASSES = 5
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 OFFSETS = r"offset|modulator|blocks\.\d\.mlp\d?\.(depthwise|pointwise)"
 TYPES = pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16], ids=str)
+PLACES = [(CPU, None), (GPU, None), (GPU, torch.bfloat16), (GPU, torch.float16)]
+SOURCE: Any = SimpleNamespace(projection="pinhole", fov_x_deg=90.0, width=SIZE[1])
+TARGET: Any = SimpleNamespace(
+    projection="erp", full_circle=True, height=SIZE[0], width=SIZE[1], lat_top_deg=35.0, lat_bottom_deg=-35.0
+)
+everywhere = pytest.mark.parametrize(("device", "dtype"), PLACES, ids=str)
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> ImaginaryDevice:
-    return ImaginaryDevice(GPU, monkeypatch)
+def device() -> torch.device:
+    return GPU
 
 
-def _model(place: ImaginaryDevice, encoder: str, decoder: str, *, wrap: bool = False) -> Segmenter:
-    model = create_model(encoder, decoder=decoder, num_classes=5, wrap=wrap)
-    place.module(model)
-    return model
+@pytest.fixture
+def place(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> ImaginaryDevice:
+    return ImaginaryDevice(device, monkeypatch)
+
+
+def _model() -> Any:
+    torch.manual_seed(0)
+    return create_model("trans4pass_nano", num_classes=CLASSES)
+
+
+@everywhere
+@pytest.mark.parametrize("scenario", ["city", "cs2dp"])
+def test_an_adaptation_step_reads_nothing_back(
+    scenario: str, place: ImaginaryDevice, dtype: torch.dtype | None
+) -> None:
+    """With everything that the recipe of the scenario switches on: teacher, mixing, prototypes, adversary."""
+    params = load_scenario(scenario, folder=Path(__file__).parents[1] / "scenarios").adapt
+    model = _model()
+    params = params.model_copy(update={"erp_warp": 1.0})
+    means = torch.zeros(CLASSES, model.feature_channels)
+    bank = PrototypeBank(means, torch.ones(CLASSES, dtype=torch.bool), ema_momentum=0.5)
+    adversary = Adversary(Discriminator(CLASSES), lr=1e-4) if params.adversarial_weight else None
+    task = MPATask(
+        model,
+        bank,
+        None,
+        None,
+        params=params,
+        weight=place.tensor(torch.ones(CLASSES)),
+        adversary=adversary,
+        warp=warp_onto_sphere(SOURCE, TARGET),
+        device=place.device,
+    )
+    values = place.take_steps(task, (place.batch(), place.batch()), dtype=dtype)
+    assert {"loss/total", "loss/mpa_source", "loss/mpa_target", "grad_norm"} <= set(values)
+    assert all(isinstance(value, FakeTensor) for value in values.values())
+
+
+@everywhere
+@pytest.mark.parametrize("ohem", [None, (0.7, 0.1)])
+def test_a_supervised_step_reads_nothing_back(
+    ohem: tuple[float, float] | None, place: ImaginaryDevice, dtype: torch.dtype | None
+) -> None:
+    task = SupervisedTask(_model(), None, weight=None, ohem=ohem, device=place.device)
+    values = place.take_steps(task, place.batch(), dtype=dtype)
+    assert isinstance(values["loss/total"], FakeTensor)
+
+
+@everywhere
+def test_a_warmup_step_reads_nothing_back(place: ImaginaryDevice, dtype: torch.dtype | None) -> None:
+    task = AlignmentTask(
+        _model(),
+        Adversary(Discriminator(CLASSES), lr=1e-4),
+        None,
+        None,
+        weight=None,
+        adversarial_weight=0.001,
+        colour_transfer=0.5,
+        device=place.device,
+    )
+    values = place.take_steps(task, (place.batch(), place.batch()), dtype=dtype)
+    assert isinstance(values["loss/discriminator"], FakeTensor)
+
+
+@pytest.mark.parametrize(
+    ("then", "error"),
+    [
+        (lambda loss: loss > 10 or 1, DataDependentOutputException),
+        (lambda loss: loss.cpu(), HostWaitsError),
+        (lambda loss: torch.tensor([1.0, 2.0], device=loss.device), HostWaitsError),
+        (lambda loss: loss[None] + torch.ones(1), RuntimeError),
+        (lambda loss: loss[None] @ loss[None].half(), RuntimeError),
+    ],
+    ids=["reads", "fetches", "sends", "mixes devices", "mixes types"],
+)
+def test_the_proof_can_fail(
+    then: Callable[[Tensor], object], error: type[Exception], place: ImaginaryDevice
+) -> None:
+    task = SupervisedTask(_model(), None, weight=None, ohem=None, device=place.device)
+    losses = task.losses
+    task.losses = lambda step, batch: then(losses(step, batch)["loss/total"])
+    with pytest.raises(error):
+        place.take_steps(task, place.batch())
 
 
 @TYPES
@@ -35,7 +133,8 @@ def _model(place: ImaginaryDevice, encoder: str, decoder: str, *, wrap: bool = F
 def test_every_pair_predicts_on_a_gpu(
     encoder: str, decoder: str, dtype: torch.dtype | None, place: ImaginaryDevice
 ) -> None:
-    model = _model(place, encoder, decoder)
+    model = create_model(encoder, decoder=decoder, num_classes=5)
+    place.module(model)
     images = place.tensor(torch.zeros(1, 3, 64, 128, dtype=torch.uint8))
     with place.active():
         for wrap in (True, False):
@@ -60,7 +159,8 @@ def test_every_pair_predicts_on_a_gpu(
 def test_mirrored_and_sliding_predictions_on_a_gpu(
     sliding: tuple[int, int] | None, dtype: torch.dtype | None, place: ImaginaryDevice
 ) -> None:
-    model = _model(place, "trans4pass_nano", "dmlp")
+    model = _model()
+    place.module(model)
     images = place.tensor(torch.zeros(2, 3, 64, 128, dtype=torch.uint8))
     with place.active():
         logits = predict_logits(

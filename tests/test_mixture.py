@@ -132,9 +132,7 @@ def test_yaw_roll_turns_only_panoramas(mixture):
 
 def test_only_pinhole_samples_are_warped(mixture, data):
     target = PreparedSplit(data / "target/test")
-    warp = warp_onto_sphere(
-        mixture, target, MPAParams(iterations=1, batch_size=1, optim=OptimParams(lr=1), erp_warp=1.0)
-    )
+    warp = warp_onto_sphere(mixture, target)
     assert warp is not None
     image, label = torch.rand(2, 3, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
     rows, columns = (torch.arange(side).expand(2, -1) + 0.5 for side in (HEIGHT, WIDTH))
@@ -144,12 +142,7 @@ def test_only_pinhole_samples_are_warped(mixture, data):
     assert flat.sum() == 16 * 16 and flat[:, flat.any(dim=0)].any(dim=1).sum() == 16  # a square, unwarped
     assert (ids[0] == 0).sum() != 16 * 16
     only = Mixture({"panoramas": mixture.parts["panoramas"]}, {"panoramas": 1.0})
-    assert (
-        warp_onto_sphere(
-            only, target, MPAParams(iterations=1, batch_size=1, optim=OptimParams(lr=1), erp_warp=1)
-        )
-        is None
-    )
+    assert warp_onto_sphere(only, target) is None
 
 
 def test_sources_that_do_not_fit(data, tmp_path):

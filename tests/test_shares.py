@@ -13,7 +13,7 @@ from panoda.engine.losses import cross_entropy, ohem_cross_entropy
 from panoda.methods.mpa import mpa_loss
 from panoda.methods.parts.mixing import class_mix_mask, colour_transfer, photometric, place
 from panoda.methods.parts.prototypes import PrototypeBank
-from panoda.system.shares import Share, denominator, rows, taking
+from panoda.system.shares import BatchShard, batch_shard, denominator, rows
 
 K, B = 5, 4
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def in_two_shares(compute: Callable[[slice], T]) -> list[T]:
     meeting = Meeting()
 
     def one(number: int) -> T:
-        with taking(Share(number, 2, meeting.of(number))):
+        with batch_shard(BatchShard(number, 2, meeting.of(number))):
             return compute(slice(2 * number, 2 * number + 2))
 
     with ThreadPoolExecutor(2) as pool:
@@ -119,7 +119,7 @@ def test_random_numbers_are_those_of_the_batch(batch):
     whole = draws(image, label, reference)
     for number in range(2):
         own = slice(2 * number, 2 * number + 2)
-        with taking(Share(number, 2)):
+        with batch_shard(BatchShard(number, 2)):
             parts = draws(image[own], label[own], reference[own])
         for one, all_of in zip(parts[:-1], whole[:-1], strict=True):
             assert torch.equal(one, all_of[own])
@@ -131,7 +131,7 @@ def test_rows_along_another_dimension():
     torch.manual_seed(1)
     whole = torch.rand(3, 4)
     torch.manual_seed(1)
-    with taking(Share(1, 2)):
+    with batch_shard(BatchShard(1, 2)):
         assert torch.equal(rows(lambda n: torch.rand(3, n), 2, dim=1), whole[:, 2:])
 
 

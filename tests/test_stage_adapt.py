@@ -8,12 +8,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from panoda.config import OptimParams
 from panoda.data.loading.transforms import JointTransform
-from panoda.methods.mpa import MPAParams
 from panoda.methods.parts.sphere_warp import warp_onto_sphere
-
-WARP = MPAParams(iterations=1, batch_size=1, optim=OptimParams(lr=1.0), erp_warp=1.0)
 
 
 @dataclass
@@ -49,7 +45,7 @@ def _laid(onto: dict, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     image = torch.rand(1, 3, 64, 256, generator=torch.Generator().manual_seed(9))
     label = torch.arange(64)[None, :, None].expand(1, 64, 256)
     torch.manual_seed(seed)
-    return warp_onto_sphere(SOURCE, TARGET, WARP)(image, label, {}, onto)
+    return warp_onto_sphere(SOURCE, TARGET)(image, label, {}, onto)
 
 
 @pytest.mark.parametrize("mirrored", [0.0, 1.0])
@@ -92,7 +88,7 @@ def test_padding_shows_nothing_of_the_source():
 
 
 def test_half_precision_does_not_move_the_warp():
-    warp = warp_onto_sphere(SOURCE, TARGET, WARP)
+    warp = warp_onto_sphere(SOURCE, TARGET)
     image = torch.linspace(0, 1, 256).expand(1, 3, 64, 256)
     label = torch.arange(64)[None, :, None].expand(1, 64, 256)
     onto = {"rows": torch.arange(64)[None] + 0.5, "columns": torch.arange(512)[None] + 0.5}

@@ -6,17 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from panoda.engine.distributed import meet
+from panoda.engine.distributed import barrier
 from panoda.engine.launch import on_devices
-from panoda.engine.messages import launchable
 from panoda.methods.supervised import SupervisedParams
 from panoda.system.context import RunContext
 
@@ -101,7 +98,6 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
     )
 
 
-@launchable
 def train_both(*, roots: dict[str, Path], name: str, context: RunContext) -> dict[str, float]:
     """``train`` of every model; several processes keep the weights of the vision transformer in parts."""
     found = {}
@@ -112,28 +108,6 @@ def train_both(*, roots: dict[str, Path], name: str, context: RunContext) -> dic
     return found
 
 
-@launchable
-def pretrain_on_standin(*, source: Path, out: Path, context: RunContext) -> dict[str, float]:
-    """A step on GPUs that are none (``standin``), gloo in the place of NCCL; alone on the CPU."""
-    from standin import standin_gpu
-
-    from panoda.config import ModelParams, OptimParams
-    from panoda.methods.supervised import SupervisedParams
-    from panoda.stages.pretrain import pretrain
-
-    optim = OptimParams(name="sgd", lr=0.02, clip_norm=5.0)
-    with standin_gpu() if context.world > 1 else nullcontext(context.device) as device:
-        return pretrain(
-            source_train=source / "train",
-            source_val=source / "val",
-            out=out,
-            model=ModelParams(drop_path=0.2),
-            params=SupervisedParams(iterations=1, batch_size=4, optim=optim),
-            seed=0,
-            context=replace(context, device=device),
-        )
-
-
 class _Prefixed(Numbers):
     def __init__(self, logger: Any, prefix: str) -> None:
         self.logger, self.prefix = logger, prefix
@@ -142,32 +116,15 @@ class _Prefixed(Numbers):
         self.logger.log_metrics({f"{self.prefix}/{k}": v for k, v in metrics.items()}, step)
 
 
-@launchable
-def fail_alone(*, context: RunContext) -> dict[str, float]:
-    """The second process finds something wrong while the first waits for it."""
-    if context.rank == 1:
-        raise ValueError("this image is broken")
-    dist.all_reduce(torch.zeros(1))
-    return {}
-
-
-@launchable
-def vanish(*, context: RunContext) -> dict[str, float]:
-    """The second process is killed while the first waits for it."""
-    if context.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    meet(context)
-    return {}
-
-
-@launchable
-def vanish_from_work(*, folder: Path, context: RunContext) -> dict[str, float]:
-    """The second process is killed while the first computes alone."""
+def vanish(*, folder: Path, context: RunContext) -> dict[str, float]:
+    """The second process is killed while the first waits for it and the third computes alone."""
     (folder / str(context.rank)).touch()
     if context.rank == 1:
-        while not (folder / "0").exists():
+        while not (folder / "2").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
+    if context.rank == 0:
+        barrier(context)
     time.sleep(60)
     return {}
 
@@ -203,15 +160,12 @@ class Endless:
         return {"model": self.trained}
 
 
-@launchable
-def linger(*, folder: Path, steps: int, context: RunContext, accumulate: int = 1) -> dict[str, float]:
-    """Train for ``steps`` steps."""
-    state, task = _train(Endless(folder, context.rank, context.world), steps, context, accumulate)
-    weights = {f"weight{i}": v for i, v in enumerate(task.trained.weight.detach().flatten().tolist())}
-    return {"steps": float(len(state.history)), **weights}
+def linger(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
+    """Train for ``steps`` steps; returns the weights."""
+    _, task = _train(Endless(folder, context.rank, context.world), steps, context)
+    return {f"weight{i}": v for i, v in enumerate(task.trained.weight.detach().flatten().tolist())}
 
 
-@launchable
 def spike(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
     """Losses of the first process stand out at steps 61 and 66, of the second at 62 and 67."""
     task = Endless(folder, context.rank, context.world)
@@ -221,23 +175,23 @@ def spike(*, folder: Path, steps: int, context: RunContext) -> dict[str, float]:
 
 
 @on_devices
-def hungry(*, folder: Path, params: SupervisedParams, least: int, context: RunContext) -> dict[str, float]:
-    """From its sixth step on the second process has memory for ``least`` samples only; saves every step."""
+def hungry(*, folder: Path, params: SupervisedParams, context: RunContext) -> dict[str, float]:
+    """The second process has memory for one sample from its sixth step on, for none from its eighth on."""
     task = Endless(folder, context.rank, context.world)
     task.pause, plain = 0.0, task.losses
 
     def losses(step: int, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        if step >= 5 and context.rank == 1 and len(batch) > least:
+        if context.rank == 1 and len(batch) > (1 if step < 7 else 0) and step >= 5:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return plain(step, batch)
 
     task.losses = losses  # type: ignore[method-assign]
-    state, _ = _train(task, params.iterations, context, params.accumulate, checkpoint_every=1)
-    return {f"step{int(row['step'])}": row.get("micro_batches", 1.0) for row in state.history}
+    _train(task, params.iterations, context, checkpoint_every=1)
+    return {}
 
 
 def _train(
-    task: Endless, steps: int, context: RunContext, accumulate: int = 1, *, checkpoint_every: int = 10**6
+    task: Endless, steps: int, context: RunContext, *, checkpoint_every: int = 10**6
 ) -> tuple[Any, Endless]:
     from panoda.engine.loop import run_loop
 
@@ -253,6 +207,5 @@ def _train(
         log_every=1,
         context=context,
         description="linger",
-        accumulate=accumulate,
     )
     return state, task

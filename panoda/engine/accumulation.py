@@ -1,15 +1,12 @@
 """Gradient accumulation: a batch is computed in micro-batches, one after the other, and stepped on once.
 
-Micro-batches are shares (``panoda.system.shares``) as those of several processes are, only not computed at the same
-time: what losses divide by, and what else they sum over the batch, is not known while the first one is
-computed. So the losses are first computed without gradients to note these values, and then with gradients.
-That is one more forward pass (two with hard pixel mining, whose choice of pixels decides what it divides by);
-activations of one micro-batch are held at a time.
+Micro-batches are shards of the batch (``panoda.system.shares``) as those of several processes are. What losses
+divide by is not known while the first one is computed; so a dry run without gradients comes first where a
+loss reduces anything over the batch (two with hard pixel mining, whose choice of pixels decides what it
+divides by). Activations of one micro-batch are held at a time.
 
-What comes out, to rounding, is the gradient of the whole batch: every loss of this package, class means of
-prototypes and stochastic depth included. Batch norms alone differ: each micro-batch is normalised by its own
-statistics, and the running ones move once for each. The adversarial loss is a mean over outputs, of which
-every micro-batch has equally many; the discriminator steps once, on the whole batch.
+The result is the gradient of the full batch, to rounding. Batch norms alone differ: each micro-batch is
+normalised by its own statistics, and the running ones move once for each.
 """
 
 from __future__ import annotations
@@ -20,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from panoda.system.shares import Exchange, Share, taking
+from panoda.system.shares import BatchShard, Reductions, batch_shard
 
-Losses = Callable[[Any], dict[str, Tensor]]
+Losses = Callable[[int, Any], dict[str, Tensor]]
 
 
 def split(batch: Any, parts: int) -> list[Any]:
@@ -69,121 +67,114 @@ def finer(size: int, parts: int) -> int | None:
 
 def accumulate(
     losses: Losses,
-    backward: Callable[[Tensor, bool], None],
+    scale: Callable[[Tensor], Tensor],
+    step: int,
     batch: Any,
     *,
     parts: int,
-    share: Share,
+    shard: BatchShard,
     modules: Iterable[nn.Module],
     seed: int,
 ) -> dict[str, Tensor]:
     """Gradients of a batch, in micro-batches.
 
     Args:
-        losses: Batch -> named losses; ``loss/total`` is minimised.
-        backward: Takes a loss to differentiate, and whether it is the step's last one.
-        batch: This process's share of the batch.
+        losses: Step and batch -> named losses; ``loss/total`` is minimised. A DistributedDataParallel
+            module averages gradients over processes in the last backward pass.
+        scale: Of a loss before its backward pass.
+        step: From 0.
+        batch: This process's shard of the batch.
         parts: Micro-batches.
-        share: Of this process.
+        shard: Of this process.
         modules: Those whose buffers the losses change: the model, prototypes.
-        seed: torch's, for every micro-batch: each draws for the whole batch and takes its rows.
+        seed: torch's, for every micro-batch: each samples for the full batch and takes its rows.
 
     Returns:
-        The losses of this process's share of the batch, detached.
+        The losses of this process's shard of the batch, detached.
     """
     micro = split(batch, parts)
-    norms, sums = _buffers(modules)
-    exchange = _Rehearsed(share.exchange, parts)
+    reductions = DryRunReductions(shard.reductions)
 
-    def compute(part: int) -> dict[str, Tensor]:
+    # Outside of DistributedDataParallel's forward pass nothing is exchanged.
+    local = losses.module if isinstance(losses, DistributedDataParallel) else losses
+
+    def compute(part: int, losses: Losses = local) -> dict[str, Tensor]:
         torch.manual_seed(seed)
-        exchange.begin(part)
-        with taking(Share(share.part * parts + part, share.parts * parts, exchange)):
-            return losses(micro[part])
+        reductions.calls = 0
+        with batch_shard(BatchShard(shard.index * parts + part, shard.count * parts, reductions)):
+            return losses(step, micro[part])
 
-    again = True
-    with torch.no_grad(), _put_back([*norms, *sums]):
-        while again:
+    norms, sums = _buffers(modules)
+    with torch.no_grad(), restored([*norms, *sums]):
+        while reductions.dry:
             for part in range(parts):
                 compute(part)
-            again = exchange.close()
+                if not reductions.calls:  # nothing is reduced: micro-batches do not depend on each other
+                    break
+            reductions.finish_dry_run()
     total: dict[str, Tensor] = {}
     for part in range(parts):
         last = part == parts - 1
-        # Every micro-batch adds the sums of the whole batch, which must count once.
-        with _put_back([] if last else sums):
-            values = compute(part)
-        backward(values["loss/total"] / parts, last)
+        # Every micro-batch adds the sums of the full batch, which must count once.
+        with restored([] if last else sums):
+            values = compute(part, losses if last else local)
+        scale(values["loss/total"] / parts).backward()
         for name, value in values.items():
             mean = value.detach() / parts
             total[name] = total[name] + mean if name in total else mean
     return total
 
 
-class _Rehearsed:
-    """Exchange between micro-batches: values noted in a rehearsal, put together and handed out afterwards."""
+class DryRunReductions:
+    """Reductions over micro-batches: recorded in dry runs, reduced at their end and then handed out.
 
-    def __init__(self, outer: Exchange | None, parts: int) -> None:
-        self._outer, self._parts = outer, parts
-        self._noted: list[list[Tensor]] = []  # call -> value of every micro-batch
-        self._gathers: list[bool] = []  # call -> it gathers
-        self._known: list[Tensor] = []  # call -> what it gives
-        self._call, self._rehearsals, self._open = 0, 0, True
+    Attributes:
+        dry: The next pass is a dry run.
+        calls: Reductions so far in this micro-batch.
+    """
 
-    def begin(self, part: int) -> None:
-        """Micro-batch ``part`` is computed next."""
-        self._call = 0
-        if self._open and part == 0:
-            self._gathers = []
+    def __init__(self, outer: Reductions | None) -> None:
+        """``outer`` reduces over processes."""
+        self.dry, self.calls = True, 0
+        self._outer = outer
+        self._recorded: list[tuple[bool, list[Tensor]]] = []  # call -> it gathers, value of every micro-batch
+        self._results: list[Tensor] = []
 
-    def close(self) -> bool:
-        """Put the values of a rehearsal together; True when another one is needed.
+    def finish_dry_run(self) -> None:
+        """Reduce what was recorded; another dry run follows the first if values were gathered.
 
-        Values that are summed after others were gathered may depend on these.
+        What is summed after that may depend on them.
         """
-        self._known = []
-        for values, gathered in zip(self._noted, self._gathers, strict=True):
-            value = torch.cat(values) if gathered else torch.stack(values).sum(dim=0)
-            if self._outer is not None:
-                value = self._outer.gather(value) if gathered else self._outer.sum(value)
-            self._known.append(value)
-        self._rehearsals += 1
-        self._noted = []
-        self._open = self._rehearsals < 2 and any(self._gathers)
-        return self._open
+        first = not self._results
+        self._results = [self._reduced(gathers, values) for gathers, values in self._recorded]
+        self.dry = first and any(gathers for gathers, _ in self._recorded)
+        self._recorded = []
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum over micro-batches."""
-        return self._take(value, gathers=False)
+        return self._next(value, gathers=False)
 
     def gather(self, value: Tensor) -> Tensor:
         """Values of all micro-batches."""
-        return self._take(value, gathers=True)
+        return self._next(value, gathers=True)
 
-    def _take(self, value: Tensor, *, gathers: bool) -> Tensor:
-        call = self._call
-        self._call += 1
-        if self._open:
-            if call == len(self._noted):
-                self._noted.append([])
-                self._gathers.append(gathers)
-            self._noted[call].append(value.clone())
-        return self._known[call].clone() if call < len(self._known) else value.clone()
+    def _next(self, value: Tensor, *, gathers: bool) -> Tensor:
+        call, self.calls = self.calls, self.calls + 1
+        if self.dry:
+            if call == len(self._recorded):
+                self._recorded.append((gathers, []))
+            self._recorded[call][1].append(value)
+        return self._results[call] if self._results else value
 
-
-def _buffers(modules: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
-    """Running statistics of batch norms, which every micro-batch moves, and all other buffers."""
-    norms: list[Tensor] = []
-    others: list[Tensor] = []
-    for module in modules:
-        for part in module.modules():
-            is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
-            (norms if is_norm else others).extend(part.buffers(recurse=False))
-    return norms, others
+    def _reduced(self, gathers: bool, values: list[Tensor]) -> Tensor:
+        value = torch.cat(values) if gathers else torch.stack(values).sum(dim=0)
+        if self._outer is None:
+            return value
+        return self._outer.gather(value) if gathers else self._outer.sum(value)
 
 
 @contextmanager
-def _put_back(buffers: list[Tensor]) -> Iterator[None]:
+def restored(buffers: list[Tensor]) -> Iterator[None]:
     """Buffers are afterwards what they were."""
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -192,3 +183,13 @@ def _put_back(buffers: list[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
+
+
+def _buffers(modules: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+    """Running statistics of batch norms, which every micro-batch moves, and all other buffers."""
+    norms: list[Tensor] = []
+    others: list[Tensor] = []
+    for part in (part for module in modules for part in module.modules()):
+        is_norm = isinstance(part, nn.modules.batchnorm._BatchNorm)
+        (norms if is_norm else others).extend(part.buffers(recurse=False))
+    return norms, others

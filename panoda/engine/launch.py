@@ -1,50 +1,47 @@
-"""Starting a training stage in several processes with torchrun, and being their link to the outside.
+"""Training stages in several processes: started here, one per GPU or share of the CPU's cores.
 
-The process that was asked for the stage stays what it is: it holds the locks, the MLflow run and the record.
-The workers (``panoda.engine.worker``) compute. Each is connected to it by a socket:
-
-- the first one sends what is to be logged, and the stage's result;
-- whoever fails sends its error, which is raised here as if the stage had run here; the others are ended;
-- a request to stop (SIGTERM, ctrl-C) is passed on: they finish the step in hand, save, and all end;
-- when this process ends, however it does, the workers see the socket close and end, too.
+The process that was asked for the stage keeps the locks, the MLflow run and the record. The workers compute,
+and send what is to be logged, the result and errors through a pipe each. A request to stop is passed on to
+them; when this process ends, however it does, they end too.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import logging
+import math
+import multiprocessing
 import os
-import secrets
-import socket
-import subprocess
+import pickle
+import signal
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, Listener, wait
-from multiprocessing.context import AuthenticationError
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, ParamSpec
+from types import ModuleType
+from typing import Any, ParamSpec
 
 import torch
 
 from panoda.engine.accumulation import finer
+from panoda.engine.distributed import process_group
 from panoda.engine.failures import OutOfMemory
-from panoda.engine.messages import launchable, pack_call, receive, send, unpack_error, unpack_image
-from panoda.engine.preemption import Preempted, StopRequest, stop_requests
-from panoda.system.context import RunContext, check_shares
-from panoda.system.machine import room_for_sockets
+from panoda.engine.preemption import EXIT_CODE, STOPPED, Preempted, sigterm_ends, stop_requests
+from panoda.system.context import NullLogger, RunContext, check_shares, set_deterministic
+from panoda.system.machine import keep_freed_memory
 
 P = ParamSpec("P")
 Metrics = dict[str, float]
 log = logging.getLogger("panoda")
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
-"""For the others to say why they end, after the first has failed."""
+"""For the others to end by themselves, after the first has failed."""
 
 
 def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
@@ -74,176 +71,191 @@ def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
                 log.warning("%s; going on from the last resume point with %d micro-batches", error, more)
                 context = replace(context, micro_batches=more)
 
-    return launchable(run)
+    return run
 
 
-def launch(function: Callable[..., Metrics], keywords: dict[str, Any], context: RunContext) -> Metrics:
+def launch(function: Callable[..., Metrics], keywords: Mapping[str, Any], context: RunContext) -> Metrics:
     """Call ``function`` in ``context.devices`` processes; returns what the first one returns.
 
     Args:
-        function: Importable by name and marked by ``launchable``; takes ``context``, which it gets with its
-            own rank and device.
-        keywords: Its other arguments (``panoda.engine.messages`` says which types).
+        function: Importable by name; takes ``context``, which it gets with its own rank and device.
+        keywords: Its other arguments, which pickle.
         context: Of this process; its logger receives what the first process logs.
 
     Raises:
         Exception: whatever a worker raised first, with the worker's traceback as a note.
         Preempted: asked to stop; everything is saved.
-        ChildProcessError: the workers ended without a word, such as after SIGKILL.
+        ChildProcessError: a worker ended without an error, such as after SIGKILL.
     """
-    call = pack_call(function, {k: v for k, v in keywords.items() if k != "context"}, context)
-    cores = max(1, torch.get_num_threads() // context.devices)
     if context.device.type == "cuda":
         torch.cuda.empty_cache()  # the first worker has the same GPU
-    room_for_sockets()
+    told = replace(context, logger=NullLogger(), fan_out=None, world=context.devices)
+    threads = max(1, torch.get_num_threads() // context.devices)
     with tempfile.TemporaryDirectory(prefix="panoda-") as folder:
-        address, key = str(Path(folder, "socket")), secrets.token_bytes(32)
-        path = Path(folder, "job")
-        # The folder is this user's alone, and so is the key.
-        job = {"address": address, "key": key.hex(), "threads": cores, "call": call}
-        path.write_text(json.dumps(job), encoding="utf-8")
-        with (
-            Listener(address, "AF_UNIX", backlog=context.devices, authkey=key) as listener,
-            _torchrun(context.devices, path, cores) as process,
-        ):
-            return _Conversation(context, process, listener).result()
+        workers = _Workers(context)
+        try:
+            workers.start(threads, Path(folder, "rendezvous"), function, {**keywords, "context": told})
+            return workers.result()
+        finally:
+            workers.end()
+
+
+class _Workers:
+    """The processes of one call, as seen from the one that started them."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._count, self._logger = context.devices, context.logger
+        self._processes: list[Any] = []
+        self._links: list[Connection] = []
+        self._errors: list[tuple[float, BaseException]] = []
+        self._results: list[Metrics] = []
+        self._lost = ""
+
+    def start(self, threads: int, *job: Any) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        with _clean_start(threads):
+            for rank in range(self._count):
+                here, there = spawn.Pipe(duplex=False)
+                process = spawn.Process(target=_work, args=(rank, there, threads, *job))
+                process.start()
+                there.close()
+                self._processes.append(process)
+                self._links.append(here)
+
+    def result(self) -> Metrics:
+        until, told = math.inf, False
+        with stop_requests() as stop:
+            while alive := [process for process in self._processes if process.is_alive()]:
+                wait([*self._links, *(process.sentinel for process in alive)], POLL_SECONDS)
+                self._listen()
+                if stop and not told:
+                    told = True
+                    for process in alive:
+                        process.terminate()
+                if until == math.inf and self._failed():
+                    until = time.monotonic() + GRACE_SECONDS
+                if time.monotonic() > until:
+                    self.end()
+        self._listen()
+        if self._errors:
+            raise min(self._errors, key=lambda pair: pair[0])[1]
+        if self._failed():
+            if stop:
+                raise Preempted(STOPPED)
+            raise ChildProcessError(
+                f"{self._lost}; the last resume point is kept. Was it killed for its memory?"
+            )
+        return self._results[0]
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def _failed(self) -> bool:
+        """Whether a process has ended with an error; the first time notes which one."""
+        codes = {rank: process.exitcode for rank, process in enumerate(self._processes) if process.exitcode}
+        if codes and not self._lost:
+            rank, code = min(codes.items(), key=lambda pair: pair[1])  # signals are negative
+            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+            self._lost = f"process {rank} of {self._count} {how}"
+        return bool(codes)
+
+    def _listen(self) -> None:
+        for link in list(self._links):
+            try:
+                while link.poll():
+                    self._take(*link.recv())
+            except (EOFError, OSError):  # it ended, perhaps in the middle of a message
+                self._links.remove(link)
+
+    def _take(self, kind: str, *values: Any) -> None:
+        if kind == "result":
+            self._results.extend(values)
+        elif kind == "error":
+            # After a process has vanished the others' errors are of broken connections to it.
+            if all((process.exitcode or 0) >= 0 for process in self._processes):
+                self._errors.append((values[0], values[1]))
+        else:
+            getattr(self._logger, kind)(*values)
+
+
+def _work(
+    rank: int,
+    link: Connection,
+    threads: int,
+    rendezvous: Path,
+    function: Callable[..., Metrics],
+    keywords: Mapping[str, Any],
+) -> None:
+    """What a worker does. SIGTERM ends it at once until it has joined the others."""
+    os.setsid()  # ctrl-C comes to the process that started this one, which tells all
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(level=logging.WARNING if rank == 0 else logging.ERROR, format="%(message)s")
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    code = 0
+    try:
+        context = keywords["context"]
+        set_deterministic(context.deterministic)
+        if context.deform != "plain":
+            from panoda.models.deform.choice import use_deform
+
+            use_deform(context.deform)
+        device = torch.device("cuda", rank) if context.device.type == "cuda" else context.device
+        logger = _PipeLogger(link) if rank == 0 else NullLogger()
+        bar = context.progress and rank == 0
+        context = replace(context, rank=rank, device=device, logger=logger, progress=bar)
+        with process_group(context, rendezvous), sigterm_ends():
+            result = function(**{**keywords, "context": context})
+        if rank == 0:
+            link.send(("result", {name: float(value) for name, value in result.items()}))
+    except BaseException as error:
+        code = EXIT_CODE if isinstance(error, Preempted) else 1
+        link.send(("error", time.monotonic(), _portable(error, f"in process {rank} of {context.world}")))
+    if code:
+        sys.stderr.flush()
+        # At once: leaving the group in order would wait for the others, who wait for this process.
+        os._exit(code)
+
+
+class _PipeLogger(NullLogger):
+    """Hands every call on to the logger of the process that started this one."""
+
+    def __init__(self, link: Connection) -> None:
+        for name in ("log_metrics", "log_image", "log_figure", "log_artifact"):
+            setattr(self, name, lambda *values, name=name: link.send((name, *values)))
+
+
+def _portable(error: BaseException, where: str) -> BaseException:
+    """The error as it can be pickled, with its traceback as a note."""
+    try:
+        found = pickle.loads(pickle.dumps(error))
+    except Exception:
+        found = RuntimeError(f"{type(error).__name__}: {error}")
+    found.add_note(f"{where}:\n{''.join(traceback.format_exception(error))}")
+    return found
+
+
+def _end_with_parent() -> None:
+    """With the process that started this one the lock of the GPU goes."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager
-def _torchrun(count: int, job: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    process = subprocess.Popen(
-        [*command, "-m", "panoda.engine.worker", str(job)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-        start_new_session=True,  # ctrl-C comes to the process that started them, which tells them
-    )
+def _clean_start(threads: int) -> Iterator[None]:
+    """Processes started inside do not import the program that started this one, and need no guard in it."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    before = dict(os.environ)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # torch's C++ warns of broken connections, and that DistributedDataParallel looks for unused parameters.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        yield process
+        yield
     finally:
-        if process.poll() is None:
-            process.terminate()
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@dataclass
-class _Conversation:
-    """What is said between this process and the workers."""
-
-    context: RunContext
-    process: subprocess.Popen[str]
-    listener: Listener
-    links: list[Connection] = field(default_factory=list)
-    errors: list[tuple[float, BaseException]] = field(default_factory=list)
-    results: list[Metrics] = field(default_factory=list)
-    last_words: list[str] = field(default_factory=list)
-    over: bool = False
-
-    def result(self) -> Metrics:
-        threads = [threading.Thread(target=task, daemon=True) for task in (self._welcome, self._overhear)]
-        for thread in threads:
-            thread.start()
-        try:
-            with stop_requests() as stop:
-                self._listen(stop)
-        finally:
-            self._say_goodbye(threads[0])
-            for link in self.links:
-                link.close()
-        # torchrun ends the others with SIGTERM when one was killed: that alone is no request to stop.
-        asked = bool(stop) or len(self.errors) == self.context.devices
-        causes = [pair for pair in self.errors if not _is_consequence(pair[1], asked)]
-        if causes:
-            raise min(causes, key=lambda pair: pair[0])[1]
-        if not self.results:
-            stop.obey("what was saved last")
-        if self.errors or not self.results:
-            tail = "\n".join(self.last_words[-15:])
-            raise ChildProcessError(
-                f"a process of {self.context.devices} ended without a word; the last resume point is kept. "
-                f"Was it killed for its memory? torchrun says:\n{tail}"
-            ) from (self.errors[0][1] if self.errors else None)
-        return self.results[0]
-
-    def _listen(self, stop: StopRequest) -> None:
-        """Until all is said or, after an error, for a moment more."""
-        until, told = float("inf"), False
-        while time.monotonic() < until:
-            links = list(self.links)
-            if stop and not told and len(links) == self.context.devices:
-                told = self._tell_all("stop")
-            ready = wait(links, POLL_SECONDS)
-            if not links:
-                time.sleep(POLL_SECONDS)
-            for link in ready:
-                assert isinstance(link, Connection)
-                self._hear(link)
-            if self.errors:
-                until = min(until, time.monotonic() + GRACE_SECONDS)
-            if not ready and self.process.poll() is not None:
-                return
-
-    def _tell_all(self, word: str) -> bool:
-        for link in list(self.links):
-            with suppress(OSError):  # it ends by itself
-                send(link, word)
-        return True
-
-    def _hear(self, link: Connection) -> None:
-        try:
-            kind, values = receive(link)
-        except (EOFError, ConnectionError):
-            self.links.remove(link)
-            return
-        if kind == "result":
-            self.results.append(values["metrics"])
-        elif kind == "error":
-            error = unpack_error(values["error"], f"in process {values['rank']} of {self.context.devices}")
-            self.errors.append((values["at"], error))
-        else:
-            self._log(kind, values)
-
-    def _log(self, kind: str, values: Mapping[str, Any]) -> None:
-        logger = self.context.logger
-        if kind == "metrics":
-            logger.log_metrics(values["metrics"], values["step"])
-        elif kind == "image":
-            logger.log_image(values["key"], unpack_image(values["image"]), values["step"])
-        elif kind == "artifact":
-            logger.log_artifact(Path(values["path"]))
-
-    def _welcome(self) -> None:
-        while len(self.links) < self.context.devices and not self.over:
-            # A worker that ends while it introduces itself is missed elsewhere.
-            with suppress(OSError, EOFError, AuthenticationError):
-                self.links.append(self.listener.accept())
-
-    def _say_goodbye(self, welcome: threading.Thread) -> None:
-        """End the thread that waits for workers: left behind, it would meet those of the next launch."""
-        self.over = True
-        if welcome.is_alive():
-            with suppress(OSError), socket.socket(socket.AF_UNIX) as last:
-                last.connect(self.listener.address)
-            welcome.join(GRACE_SECONDS)
-
-    def _overhear(self) -> None:
-        """Pass on what workers write to stderr, and keep the end of it."""
-        stream: IO[str] | None = self.process.stderr
-        for line in stream or ():
-            self.last_words.append(line.rstrip())
-            del self.last_words[:-50]
-            if not self.errors and not self.results:
-                sys.stderr.write(line)
-
-
-def _is_consequence(error: BaseException, asked: bool) -> bool:
-    """The others' end, seen from inside an exchange, or their being ended; not what was wrong."""
-    if isinstance(error, Preempted):
-        return not asked
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "connection"))
+        sys.modules["__main__"] = main
+        os.environ.clear()
+        os.environ.update(before)

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from panoda.engine.distributed import Team, gather
+from panoda.engine.distributed import agree, barrier, gather, mean
 from panoda.engine.guard import StepGuard, TrainingDiverged
+from panoda.engine.parallel import full_states
 from panoda.engine.preemption import stop_requests
 from panoda.engine.resume_points import Stateful, load_resume, save_resume
-from panoda.engine.sharding import take_part, whole_states
 from panoda.engine.spikes import LossSpikes
 from panoda.engine.step import Stepper
 from panoda.engine.task import Task
@@ -96,15 +96,13 @@ def run_loop(
         "scaler": scaler,
         "spikes": spikes,
     }
-    components = whole_states(parts)
+    components = full_states(parts)
     state, extra = _resumed(components, spikes, context)
     guard = StepGuard(lag=context.device.type == "cuda", scaler=scaler, spikes=spikes)
-    team = Team(context)
     take_step = Stepper(
         task,
         optimizer,
         scaler,
-        team,
         guard,
         context,
         seed=seed,
@@ -126,11 +124,7 @@ def run_loop(
         points.save()
         return True
 
-    with (
-        progress_bar(enabled=context.progress) as bar,
-        stop_requests() as stop,
-        team.training(task.trained, optimizer, components, state.step),
-    ):
+    with progress_bar(enabled=context.progress) as bar, stop_requests() as stop:
         line = bar.add_task(description, total=num_steps, completed=state.step)
         for row in state.history:  # a killed process may not have sent them; who has some skips them
             context.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
@@ -144,20 +138,22 @@ def run_loop(
             last = state.step == num_steps
             if state.step % log_every == 0 or last:
                 guard.check()
-                row = {**team.mean(values), "lr": float(max(scheduler.get_last_lr())), **batches.pace()}
+                row = {**mean(values, context), "lr": float(max(scheduler.get_last_lr())), **batches.pace()}
                 if take_step.parts > 1:
                     row["micro_batches"] = float(take_step.parts)
                 _record(state, row, context)
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
-            asked, late = team.agree(stop, points.overdue())
+            asked, late = agree(context, bool(stop), points.overdue())
             if state.step % checkpoint_every == 0 or last or late or asked:
                 points.save()
-            asked.obey(f"step {state.step} of {num_steps}")
-            if validate_when_due():
+            if asked:
+                stop.obey(f"step {state.step} of {num_steps}")
+            if validate_when_due():  # and saved
                 batches.restart()
+                if agree(context, bool(stop))[0]:
+                    stop.obey(f"step {state.step} of {num_steps}")
             bar.update(line, completed=state.step)
-            asked.obey(f"step {state.step} of {num_steps}")
     _to_the_first(spikes, context)
     return state
 
@@ -198,14 +194,11 @@ class _ResumePoints:
         return 0 < self._context.checkpoint_minutes * 60 <= time.monotonic() - self._saved
 
     def save(self) -> None:
-        """Save one; of several processes the first does, and the others bring their shards."""
+        """Save one; of several processes the first does, and the others wait for it."""
         state, context = self._state, self._context
         self._saved = time.monotonic()
         self._guard.check()
         _to_the_first(state.spikes, context)
-        if context.state_dir is not None and not context.main:
-            take_part(self._components)
-            return
         extra = {
             "history": state.history,
             "best": state.best,
@@ -218,7 +211,9 @@ class _ResumePoints:
             components=self._components,
             extra=extra,
             keep=context.keep_checkpoints,
+            write=context.main,
         )
+        barrier(context)
 
 
 def _to_the_first(spikes: LossSpikes, context: RunContext) -> None:

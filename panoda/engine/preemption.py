@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 log = logging.getLogger("panoda")
 EXIT_CODE = 75
@@ -32,6 +33,10 @@ class Preempted(SystemExit):
         """``message`` says what was saved."""
         super().__init__(EXIT_CODE)
         self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which would take the code for the message."""
+        return type(self), (self.message,), self.__dict__
 
     def __str__(self) -> str:
         """The message, not the code."""
@@ -65,21 +70,20 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def obey(self, done: str) -> None:
-        """End here if there was a signal.
+        """End here: there was a signal, to this process or to another that trains the same model.
 
         Args:
             done: What is done and saved, such as ``step 40 of 320``.
 
         Raises:
-            Preempted: there was one.
+            Preempted: always.
         """
-        if self:
-            _Ending.since = time.monotonic()
-            _Ending.message = (
-                f"{self.name}: stopped after {done}; run it again with the same parameters, inputs and code "
-                "to go on"
-            )
-            raise Preempted(_Ending.message)
+        _Ending.since = time.monotonic()
+        _Ending.message = (
+            f"{self.name or 'SIGTERM'}: stopped after {done}; run it again with the same parameters, inputs "
+            "and code to go on"
+        )
+        raise Preempted(_Ending.message)
 
 
 @contextmanager

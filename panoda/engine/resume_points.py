@@ -48,6 +48,7 @@ def save_resume(
     components: dict[str, Stateful],
     extra: dict[str, Any],
     keep: int = 2,
+    write: bool = True,
 ) -> None:
     """Write a resume point: ``step`` optimiser steps are done.
 
@@ -58,6 +59,7 @@ def save_resume(
         extra: Plain values (numbers, strings, lists and dicts of them).
         keep: Points kept, this one included. Later ones are from a run that this one does not go on from
             (they were damaged) and are removed.
+        write: False in processes that only take part in collecting the states of sharded components.
 
     Raises:
         OSError: disk full; the earlier resume points are kept.
@@ -65,6 +67,8 @@ def save_resume(
     if folder is None:
         return
     state = {"step": step, "components": {k: v.state_dict() for k, v in components.items()}, "extra": extra}
+    if not write:
+        return
     # Through memory: torch.save to a file hides a full disk behind a RuntimeError about positions.
     buffer = io.BytesIO()
     torch.save(state, buffer)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from panoda.engine.accumulation import accumulate, batch_size, finer
-from panoda.engine.distributed import Team
+from panoda.engine.accumulation import Losses, accumulate, batch_size, finer
+from panoda.engine.distributed import own_shard
 from panoda.engine.failures import explained, is_out_of_memory
 from panoda.engine.guard import StepGuard
 from panoda.engine.optim import gradient_norm
+from panoda.engine.parallel import parallel_losses, sample_for_full_batch
 from panoda.engine.seeds import stream_seed
 from panoda.engine.task import Task
 from panoda.system.context import RunContext
+from panoda.system.shares import batch_shard
 
 log = logging.getLogger("panoda")
 
@@ -32,25 +32,29 @@ class Stepper:
         task: What is trained.
         optimizer: Over ``task.trained``.
         scaler: Of half precision.
-        team: The processes that train together.
         guard: Looks at losses and gradient norms.
         context: Device, precision, what to do without memory.
         seed: Of the run; a step draws from (seed, step) alone.
         clip_norm: Gradient-norm limit; 0 = off.
         name: Of the stage, for messages.
         parts: Micro-batches of a batch; more after memory ran out, if ``context.on_oom`` says so.
+        losses: Those of the task, in parallel with other processes.
     """
 
     task: Task
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    team: Team
     guard: StepGuard
     context: RunContext
     seed: int
     clip_norm: float
     name: str
     parts: int = 1
+    losses: Losses = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Join the other processes."""
+        self.losses = parallel_losses(self.task, self.context)
 
     def __call__(self, step: int, batch: Any) -> dict[str, Tensor]:
         """Take step ``step`` (from 0); returns its losses, gradient norm and what ``after_step`` adds.
@@ -80,64 +84,35 @@ class Stepper:
         if self.context.on_oom == "fail" or self.context.world > 1:
             return self._gradients(step, batch)
         while True:
-            with self._as_before() as undo:
-                try:
-                    return self._gradients(step, batch)
-                except (RuntimeError, MemoryError) as error:
-                    more = finer(batch_size(batch), self.parts)
-                    if not is_out_of_memory(error) or more is None:
-                        raise
-                    log.warning("%s; going on with %d micro-batches", self._what(step, batch), more)
-                    undo()
+            before = [(b, b.clone()) for module in self._modules() for b in module.buffers()]
+            try:
+                return self._gradients(step, batch)
+            except (RuntimeError, MemoryError) as error:
+                more = finer(batch_size(batch), self.parts)
+                if not is_out_of_memory(error) or more is None:
+                    raise
+                log.warning("%s; going on with %d micro-batches", self._what(step, batch), more)
             # Out here the error is gone, and with it what its frames held on the device.
+            for buffer, value in before:
+                buffer.copy_(value)
+            self.optimizer.zero_grad(set_to_none=True)
             self.parts = more
             gc.collect()
             if self.context.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    @contextmanager
-    def _as_before(self) -> Iterator[Any]:
-        """Yields what undoes the traces of an attempt: gradients, and buffers that the losses move."""
-        buffers = [b for module in self._modules() for b in module.buffers()]
-        before = [buffer.clone() for buffer in buffers]
-
-        def undo() -> None:
-            self.optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, value in zip(buffers, before, strict=True):
-                    buffer.copy_(value)
-
-        yield undo
-
     def _gradients(self, step: int, batch: Any) -> dict[str, Tensor]:
-        seed = stream_seed(self.seed, "step", step)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.parts == 1:
-            torch.manual_seed(seed)
-            with self.context.autocast(), self.team.share():
-                values = self.task.losses(step, batch)
-            self.team.backward(self.scaler.scale(values["loss/total"]))
-            return values
-
-        def losses(micro: Any) -> dict[str, Tensor]:
-            with self.context.autocast():
-                return self.task.losses(step, micro)
-
-        def backward(loss: Tensor, last: bool) -> None:
-            # Gradients are exchanged with other processes once, when they are complete.
-            scaled = self.scaler.scale(loss)
-            self.team.backward(scaled) if last else scaled.backward()
-
-        with self.team.whole_draws(self.task.trained):
-            return accumulate(
-                losses,
-                backward,
-                batch,
-                parts=self.parts,
-                share=self.team.own_share,
-                modules=self._modules(),
-                seed=seed,
-            )
+        seed, shard = stream_seed(self.seed, "step", step), own_shard(self.context)
+        if self.parts > 1:
+            sample_for_full_batch(self.task.trained)
+            options: dict[str, Any] = {"parts": self.parts, "modules": self._modules(), "seed": seed}
+            return accumulate(self.losses, self.scaler.scale, step, batch, shard=shard, **options)
+        torch.manual_seed(seed)
+        with batch_shard(shard):
+            values = self.losses(step, batch)
+        self.scaler.scale(values["loss/total"]).backward()
+        return values
 
     def _modules(self) -> list[nn.Module]:
         return [part for part in self.task.components().values() if isinstance(part, nn.Module)]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from panoda.engine.sharding import over_own_parts
 
 
 class Teacher(AveragedModel):
@@ -22,17 +21,18 @@ class Teacher(AveragedModel):
     def __init__(self, model: nn.Module, *, momentum: float) -> None:
         """Copy ``model``; an update keeps ``momentum`` of the average."""
         super().__init__(model, use_buffers=True)
-        self._average = over_own_parts(get_ema_multi_avg_fn(momentum))
+        self._average = get_ema_multi_avg_fn(momentum)
         self.eval()
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights in; the first update copies them."""
-        groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
         for own, new in zip(_tensors(self.module), _tensors(model), strict=True):
-            averaged, current = groups[own.dtype]
-            averaged.append(own.detach())
-            current.append(new.detach())
+            own, new = own.detach(), new.detach()
+            averaged, current = groups[own.dtype, type(own)]  # sharded weights are tensors of their own type
+            averaged.append(own)
+            current.append(new)
         first = int(self.n_averaged) == 0
         for averaged, current in groups.values():
             if first:

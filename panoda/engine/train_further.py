@@ -12,8 +12,8 @@ from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.distributed import result_directory
 from panoda.engine.loop import LoopState
 from panoda.engine.method import Setup, get_method
+from panoda.engine.parallel import full_model, parallelise
 from panoda.engine.seeds import stream_seed
-from panoda.engine.sharding import shard, whole
 from panoda.engine.training import prepared_size, run_training, save_training_result, section_dict
 from panoda.models.core.checkpoint import load_model, make_card
 from panoda.system.context import RunContext
@@ -59,10 +59,9 @@ def train_further(
         task = get_method(params.method).task(
             Setup(stage, model, params, seed, context, source, target, pseudo_labels, prototypes)
         )
-        for net in (model, *task.followers()):
-            shard(net, context)
+        parallelise(task, context)
         state = run_training(task, params, seed=own, context=context, description=stage)
-        model = whole(task.result(), context)
+        model = full_model(task.result(), context)
     card = make_card(
         model,
         label_space=space,

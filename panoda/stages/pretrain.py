@@ -14,12 +14,12 @@ from panoda.config import ModelParams, SourceTrainingParams
 from panoda.data.loading.mixture import Mixture, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.averaging import WeightAverage
-from panoda.engine.distributed import broadcast, meet, result_directory
+from panoda.engine.distributed import barrier, broadcast, result_directory
 from panoda.engine.launch import on_devices
 from panoda.engine.loop import LoopState
 from panoda.engine.method import Setup, get_method
+from panoda.engine.parallel import full_model, parallelise
 from panoda.engine.seeds import stream_seed
-from panoda.engine.sharding import shard, whole
 from panoda.engine.training import (
     prepared_size,
     run_training,
@@ -99,8 +99,7 @@ def pretrain(
         },
     )
     keeper = _Keeper(net, vals, params, card, context, out)
-    for each in (net, *task.followers()):
-        shard(each, context)
+    parallelise(task, context)
     state = run_training(
         task,
         params,
@@ -185,7 +184,7 @@ class _Keeper:
         self.path = folder / ("best.safetensors" if context.state_dir else f".{out.name}.best.safetensors")
 
     def __call__(self, state: LoopState) -> dict[str, float]:
-        net = whole(self.net, self.context)
+        net = full_model(self.net, self.context)
         values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(net).items()}
         miou = sum(values.values()) / len(values)
         better = self.params.select == "last" or miou > state.best or not self.path.exists()
@@ -193,7 +192,7 @@ class _Keeper:
             state.best = miou
             if self.context.main:
                 save_model(self.path, net, self.card)
-            meet(self.context)
+            barrier(self.context)
         return values
 
     def result(self) -> tuple[Segmenter, dict[str, float]]:
@@ -204,7 +203,7 @@ class _Keeper:
         self, average: WeightAverage, single: Segmenter, metrics: dict[str, float]
     ) -> tuple[Segmenter, dict[str, float]]:
         """The averaged weights if they are better on source val (select: last takes them anyway)."""
-        averaged = whole(average.model, self.context)
+        averaged = full_model(average.model, self.context)
         own = self._metrics(averaged)
         mious = [{k: v for k, v in values.items() if k.startswith("miou/")} for values in (own, metrics)]
         better = sum(mious[0].values()) > sum(mious[1].values())

@@ -1,14 +1,13 @@
-"""The share of a step's batch that is computed here and now, when the batch is split.
+"""The shard of a batch that is computed here, where processes or micro-batches split it.
 
-Several processes (or several micro-batches) compute one step together. What a loss divides by and what is
-drawn at random must then not depend on the split:
+What a loss divides by and what is sampled must not depend on the split:
 
-- every share divides by the mean over shares of its denominator, so that the mean over shares of a loss, and
-  of its gradient, is the loss of the whole batch;
-- random numbers of a batch are drawn for the whole batch, and each share takes its rows.
+- every shard divides by the mean over shards of its denominator, so the mean over shards of a loss, and of
+  its gradient, is the loss of the full batch;
+- stochastic operations sample as for the full batch, and each shard takes its rows.
 
-Shares are of equal size and follow each other: share p of P holds images p * n to (p + 1) * n. Outside
-``taking`` there is one share, and everything here leaves values as they are.
+Shards have one size: shard p of P holds images p * n to (p + 1) * n. Outside ``batch_shard`` the batch is
+whole, and everything here leaves values as they are.
 """
 
 from __future__ import annotations
@@ -23,92 +22,81 @@ import torch
 from torch import Tensor
 
 
-class Exchange(Protocol):
-    """How shares that are computed at the same time see each other's values (no gradients pass)."""
+class Reductions(Protocol):
+    """How a shard gets the values of all shards; no gradients pass."""
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum over shares; a new tensor."""
+        """Sum over shards."""
 
     def gather(self, value: Tensor) -> Tensor:
-        """Values of all shares one after the other, along dimension 0; all have one shape."""
+        """Values of all shards, concatenated along dimension 0; all have one shape."""
 
 
 @dataclass(frozen=True)
-class Share:
-    """Part ``part`` of ``parts`` equal ones of a batch.
+class BatchShard:
+    """Shard ``index`` of ``count``; without ``reductions`` the values of the others are not needed."""
 
-    Attributes:
-        part: Position, from 0.
-        parts: Number of shares.
-        exchange: Where the others' values come from; None = they are not needed.
-    """
-
-    part: int = 0
-    parts: int = 1
-    exchange: Exchange | None = None
+    index: int = 0
+    count: int = 1
+    reductions: Reductions | None = None
 
 
-_WHOLE = Share()
-_current: ContextVar[Share] = ContextVar("share", default=_WHOLE)
+_FULL = BatchShard()
+_current: ContextVar[BatchShard] = ContextVar("batch_shard", default=_FULL)
 
 
 @contextmanager
-def taking(share: Share) -> Iterator[None]:
-    """Everything inside computes ``share``."""
-    token = _current.set(share)
+def batch_shard(shard: BatchShard) -> Iterator[None]:
+    """Losses and samples inside are those of ``shard``."""
+    token = _current.set(shard)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def current() -> Share:
-    """The share being computed."""
-    return _current.get()
-
-
 def rows(draw: Callable[[int], Tensor], count: int, *, dim: int = 0) -> Tensor:
-    """Random rows of this share's ``count`` images, the ones they would get in the whole batch.
+    """Random rows of this shard's ``count`` images, the ones they would get in the full batch.
 
     Args:
         draw: Number of images -> random tensor with that size along ``dim``.
-        count: Images of this share.
+        count: Images of this shard.
         dim: Dimension of the images.
 
     Example:
         >>> def draw(count: int) -> Tensor:
         ...     return torch.rand(count, generator=torch.Generator().manual_seed(0))
-        >>> whole = rows(draw, 4)
-        >>> with taking(Share(part=1, parts=2)):
+        >>> full = rows(draw, 4)
+        >>> with batch_shard(BatchShard(index=1, count=2)):
         ...     second = rows(draw, 2)
-        >>> bool((second == whole[2:]).all())
+        >>> bool((second == full[2:]).all())
         True
     """
-    share = _current.get()
-    if share.parts == 1:
+    shard = _current.get()
+    if shard.count == 1:
         return draw(count)
-    return draw(count * share.parts).narrow(dim, count * share.part, count)
+    return draw(count * shard.count).narrow(dim, count * shard.index, count)
 
 
 def summed(value: Tensor) -> Tensor:
-    """Sum of ``value`` over all shares; no gradients pass."""
-    exchange = _current.get().exchange
-    return value if exchange is None else exchange.sum(value.detach())
+    """Sum of ``value`` over all shards; no gradients pass."""
+    reductions = _current.get().reductions
+    return value if reductions is None else reductions.sum(value.detach())
 
 
 def gathered(value: Tensor) -> Tensor:
-    """``value`` of all shares, one after the other along dimension 0; no gradients pass."""
-    exchange = _current.get().exchange
-    return value if exchange is None else exchange.gather(value.detach())
+    """``value`` of all shards, concatenated along dimension 0; no gradients pass."""
+    reductions = _current.get().reductions
+    return value if reductions is None else reductions.gather(value.detach())
 
 
 def denominator(value: Tensor) -> Tensor:
-    """What a loss divides by: the mean over shares of ``value``, and 1 where that is 0.
+    """What a loss divides by: the mean over shards of ``value``, and 1 where that is 0.
 
     Args:
-        value: Scalar, not negative: labelled pixels of this share, or the sum of their weights.
+        value: Scalar, not negative: labelled pixels of this shard, or the sum of their weights.
     """
-    share = _current.get()
-    mean = value if share.exchange is None else share.exchange.sum(value.detach().float()) / share.parts
+    shard = _current.get()
+    mean = value if shard.reductions is None else summed(value.float()) / shard.count
     # Not a tiny denominator: its reciprocal times a gradient scale is infinite, and times zero NaN.
     return torch.where(mean > 0, mean, torch.ones_like(mean))

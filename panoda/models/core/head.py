@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
@@ -118,9 +119,9 @@ class ConvBlock(nn.Module):
         """BatchNorm and ReLU on what the convolution gave.
 
         BatchNorm has no variance of a single value per channel (a map pooled to 1x1 in a batch of one),
-        so its running statistics stand in for those of the batch.
+        so its running statistics stand in for those of the batch. Several processes have more than one.
         """
-        single = x.shape[0] * x.shape[2] * x.shape[3] == 1 and not isinstance(self.norm, nn.SyncBatchNorm)
+        single = x.shape[0] * x.shape[2] * x.shape[3] == 1 and not dist.is_initialized()
         if self.training and single:
             norm = self.norm
             x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
