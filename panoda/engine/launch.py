@@ -199,9 +199,6 @@ def _work(
         context = keywords["context"]
         set_deterministic(context.deterministic)
         if context.deform != "plain":
-            from panoda.models.deform.choice import use_deform
-
-            use_deform(context.deform)
         device = torch.device("cuda", rank) if context.device.type == "cuda" else context.device
         logger = _PipeLogger(link) if rank == 0 else NullLogger()
         bar = context.progress and rank == 0
