@@ -198,7 +198,6 @@ def _work(
     try:
         context = keywords["context"]
         set_deterministic(context.deterministic)
-        if context.deform != "plain":
         device = torch.device("cuda", rank) if context.device.type == "cuda" else context.device
         logger = _PipeLogger(link) if rank == 0 else NullLogger()
         bar = context.progress and rank == 0
