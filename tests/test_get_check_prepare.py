@@ -17,9 +17,9 @@ from http_server import Served, serve
 from miniature import SIZE, picture, save
 from typer.testing import CliRunner
 
+import panoda.data.check.check as check
 from panoda.cli import main as cli
 from panoda.config import DomainParams
-from panoda.data.check.check import check
 from panoda.data.formats import declaration as declarations
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download

@@ -109,7 +109,7 @@ class _Workers:
         self._links: list[Connection] = []
         self._errors: list[tuple[float, BaseException]] = []
         self._results: list[Metrics] = []
-        self._lost = ""
+        self._ended_here: set[int] = set()
 
     def start(self, threads: int, *job: Any) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -137,29 +137,35 @@ class _Workers:
                 if time.monotonic() > until:
                     self.end()
         self._listen()
-        if self._errors:
+        # Now that all have ended: after a process has vanished the others' errors are of broken connections to it.
+        vanished = "" if stop else self._vanished()
+        if self._errors and not vanished:
             raise min(self._errors, key=lambda pair: pair[0])[1]
-        if self._failed():
-            if stop:
-                raise Preempted(STOPPED)
-            raise ChildProcessError(
-                f"{self._lost}; the last resume point is kept. Was it killed for its memory?"
-            )
+        if stop and self._failed():
+            raise Preempted(STOPPED)
+        if vanished or self._failed():
+            how = vanished or "a process ended without a word"
+            raise ChildProcessError(f"{how}; the last resume point is kept. Was it killed for its memory?")
         return self._results[0]
 
     def end(self) -> None:
-        for process in self._processes:
+        for rank, process in enumerate(self._processes):
+            if process.is_alive():
+                self._ended_here.add(rank)
             process.kill()
             process.join()
 
     def _failed(self) -> bool:
-        """Whether a process has ended with an error; the first time notes which one."""
-        codes = {rank: process.exitcode for rank, process in enumerate(self._processes) if process.exitcode}
-        if codes and not self._lost:
-            rank, code = min(codes.items(), key=lambda pair: pair[1])  # signals are negative
-            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-            self._lost = f"process {rank} of {self._count} {how}"
-        return bool(codes)
+        """Whether a process has ended with an error."""
+        return any(process.exitcode for process in self._processes)
+
+    def _vanished(self) -> str:
+        """Which process ended by a signal that was not sent here; "" if none did."""
+        for rank, process in enumerate(self._processes):
+            code = process.exitcode or 0
+            if code < 0 and rank not in self._ended_here:
+                return f"process {rank} of {self._count} ended by {signal.Signals(-code).name}"
+        return ""
 
     def _listen(self) -> None:
         for link in list(self._links):
@@ -173,9 +179,7 @@ class _Workers:
         if kind == "result":
             self._results.extend(values)
         elif kind == "error":
-            # After a process has vanished the others' errors are of broken connections to it.
-            if all((process.exitcode or 0) >= 0 for process in self._processes):
-                self._errors.append((values[0], values[1]))
+            self._errors.append((values[0], values[1]))
         else:
             getattr(self._logger, kind)(*values)
 
