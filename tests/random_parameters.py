@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -166,9 +167,14 @@ def _section_of(annotation: Any, base: Any) -> type[BaseModel] | None:
     return None
 
 
+@cache
+def _scenario() -> Params:
+    return load_scenario("city_small", folder=ROOT / "scenarios")
+
+
 def smallest() -> dict[str, Any]:
     """The smallest city: a few small images, the stages of the demo, two steps of each."""
-    tree = load_scenario("city_small", folder=ROOT / "scenarios").model_dump(mode="json")
+    tree = _scenario().model_dump(mode="json")
     for role, size in (("source", (48, 96)), ("target", (32, 128))):
         domain = tree["data"][role]
         domain["dataset"]["camera"] |= {"height": size[0], "width": size[1]}

@@ -266,9 +266,7 @@ def test_values_that_do_not_fit_are_refused(name: str) -> None:
 
 
 def test_unknown_names_and_weights_without_heads_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match="unknown decoder 'unet'; known: dmlp, dmlpv2, fcn, segformer"
-    ):
+    with pytest.raises(ValueError, match="unknown decoder 'unet'; known: dmlp, dmlpv2, fcn, segformer"):
         build("unet")
     with pytest.raises(ValueError, match=r"dmlp has no auxiliary heads to weight with \(0.4,\); .* upernet"):
         build("dmlp", auxiliary_weights=(0.4,))

@@ -16,8 +16,8 @@ from random_parameters import ALONE, accepted, differences, draw, run, smallest
 from panoda.config import parse_params
 from panoda.pipeline.table import flatten
 
-SEEDS = (0,)
-"""Seeds whose trees once failed in a stage, and a few whose trees run and change much."""
+SEEDS = (2, 15, 17, 21, 23, 25)
+"""Among them: two sources, whole circles that wrap, target crops on the sphere, both half precisions."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_every_stage_runs_with_what_is_not_refused(seed: int, tmp_path: Path) ->
 
 def test_the_smallest_city_is_valid_and_every_parameter_is_drawn() -> None:
     usual = flatten(parse_params(smallest()).model_dump(mode="json"))
-    changed = {line.partition("=")[0] for seed in range(300) for line in differences(draw(seed), smallest())}
+    changed = {line.partition("=")[0] for seed in range(200) for line in differences(draw(seed), smallest())}
     left = {
         key
         for key in usual
