@@ -13,6 +13,7 @@ from small_data import prepared
 from test_predict import checkpoint  # noqa: F401
 
 import panoda
+from panoda.cli.main import _checkpoint
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
@@ -43,3 +44,12 @@ def test_prepared_splits_and_label_spaces(tmp_path: Path) -> None:
     split = panoda.open_split(prepared(tmp_path / "data", {"train": 2}, erp=True) / "train")
     assert len(split) > 0 and split[0]["image"].shape[0] == 3
     assert panoda.get_label_space("cs19").names[0] == "road"
+
+
+def test_predict_takes_the_last_round_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("adapt", "rounds/round2/adapt", "rounds/round10/adapt"):
+        file = Path("outputs", name, "model.safetensors")
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert _checkpoint(None, None) == Path("outputs/rounds/round10/adapt/model.safetensors")

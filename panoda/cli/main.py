@@ -281,8 +281,9 @@ def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
         if not path.is_file():
             raise ValueError(f"{path}: this run has no model; name a run of pretrain, warmup or adapt")
         return path
-    later = sorted(Path(STAGES["rounds"].out).glob("round*/adapt/model.safetensors"))
-    path = later[-1] if later else Path(STAGES["adapt"].out) / "model.safetensors"
+    later = list(Path(STAGES["rounds"].out).glob("round*/adapt/model.safetensors"))
+    first = Path(STAGES["adapt"].out) / "model.safetensors"
+    path = max(later, key=lambda file: int(file.parts[-3].removeprefix("round")), default=first)
     if not path.is_file():
         raise ValueError(f"{path}: no adapted model yet; run `dvc repro`, or give --run or --checkpoint")
     return path
