@@ -1,5 +1,5 @@
 """``python -m panoda``: the command line."""
 
-from panoda.cli.main import main
+from panoda.cli import main
 
 main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typer.testing import CliRunner
 
-from panoda.cli import main as cli
+from panoda.cli import app as cli
 
 
 def panoda(*arguments: str) -> tuple[int, str]:

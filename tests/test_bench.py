@@ -14,7 +14,7 @@ from benchmarks.mpa_step import OurStep, reference_step
 from benchmarks.problem import Sizes, models, pictures
 from benchmarks.reference.labels import logits_of
 from benchmarks.timing import Settings, count_flops, interleaved, markdown
-from panoda.cli.main import app
+from panoda.cli.app import app
 from panoda.inference.prediction import predict_logits
 
 SIZES = Sizes((64, 96), (48, 128), 2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from raw_data import write_pair
 
-from panoda.cli.main import _expand
+from panoda.cli.app import _expand
 from panoda.config import CamVidDataset, FolderDataset
 from panoda.data.formats import browse
 from panoda.data.formats.browse import images_below, left_out, walk

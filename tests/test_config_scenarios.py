@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from panoda.cli import main as cli
+from panoda.cli import app as cli
 from panoda.config import ConfigError, load_params
 from panoda.config.scenarios import Scenario, load_scenario, open_scenario, scenario_files
 from panoda.pipeline.table import flatten

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from panoda.cli import main as cli
+from panoda.cli import app as cli
 from panoda.system.reporting import paragraph, report
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from panoda.cli.main import app
+from panoda.cli.app import app
 from panoda.cli.models import explain
 from panoda.deployment import export
 from panoda.deployment.export import export_model, fixed_because

@@ -18,7 +18,7 @@ from miniature import SIZE, picture, save
 from typer.testing import CliRunner
 
 import panoda.data.check.check as check
-from panoda.cli import main as cli
+from panoda.cli import app as cli
 from panoda.config import DomainParams
 from panoda.data.formats import declaration as declarations
 from panoda.data.loading.prepared import PreparedSplit

@@ -161,7 +161,7 @@ MODEL = FROM_WEIGHTS | FROM_PRETRAIN - {"report"}
         ("panoda/models/decoders/upernet.py", set()),  # another decoder than that of params.yaml
         ("panoda/city/looks.py", {"download@source", "download@target"}),
         ("panoda/data/loading/loader.py", FROM_PRETRAIN - {"report"}),
-        ("panoda/cli/main.py", set()),
+        ("panoda/cli/app.py", set()),
         ("panoda/tracking/run.py", set()),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from PIL import ExifTags, Image
 from test_gpano import HALF, packet, save
 
-from panoda.cli.main import main
+from panoda.cli.app import main
 from panoda.deployment.predict import predict_files
 from panoda.inference.prediction import predict_image
 from panoda.labels import LabelSpace, get_label_space

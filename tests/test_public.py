@@ -13,7 +13,7 @@ from small_data import prepared
 from test_predict import checkpoint  # noqa: F401
 
 import panoda
-from panoda.cli.main import _checkpoint
+from panoda.cli.app import _checkpoint
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from panoda.cli import main as cli
+from panoda.cli import app as cli
 
 
 @pytest.fixture

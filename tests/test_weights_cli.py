@@ -576,7 +576,7 @@ def test_list(project: Path) -> None:
 
 def test_starts_without_torch() -> None:
     code = (
-        "import sys; from panoda.cli.main import app\n"
+        "import sys; from panoda.cli.app import app\n"
         "assert not {'torch', 'timm', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
