@@ -35,6 +35,8 @@ def import_closure(module: str, *, registries: bool = False, package: Path = PAC
         if path in found:
             continue
         found[path] = None
+        if path == package / "__init__.py":  # its public names are imported when they are used
+            continue
         names = _mentioned(name, path, registries=registries)
         todo += [(n, p) for n in names if (p := _find(n, package))]
     return tuple(sorted(found))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from panoda.config import load_params, parse_params
+from panoda.config import parse_params
+from panoda.config.scenarios import load_scenario
 from panoda.pipeline.named_files import named_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     own = {"name": "own", "title": "Own", "projection": "pinhole", "fov_x_deg": 60, "labels": labels}
     Path("own").mkdir()
     Path("own/own.yaml").write_text(yaml.safe_dump(own | {"splits": splits}))
-    tree = load_params(ROOT / "scenarios" / "city_small.yaml").model_dump(mode="json")
+    tree = load_scenario("city_small", folder=ROOT / "scenarios").model_dump(mode="json")
     tree["label_space"] = "mine.yaml"
     tree["data"]["source"]["dataset"] = {
         "kind": "declared",

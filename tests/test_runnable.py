@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from panoda.config import ConfigError, load_params
+from panoda.config import ConfigError
+from panoda.config.scenarios import load_scenario, scenario_files
 from panoda.inference.prediction import predict_logits
 from panoda.models import create_model
 from panoda.pipeline.runnable import check_runnable
 
-ROOT = Path(__file__).parents[1]
+FOLDER = Path(__file__).parents[1] / "scenarios"
 VIT = ["model.encoder=vit:vit_tiny_patch16_224", "model.decoder=fcn"]
 # Batch norms of a batch of one that ends as one pixel have nothing to normalise.
 RESNET = [
@@ -32,13 +33,13 @@ CIRCLES = [
 
 
 def check(*overrides: str, scenario: str = "city_small") -> None:
-    check_runnable(load_params(ROOT / "scenarios" / f"{scenario}.yaml", overrides))
+    check_runnable(load_scenario(scenario, overrides, folder=FOLDER))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scenarios").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_scenarios_run(path: Path) -> None:
+@pytest.mark.parametrize("name", scenario_files(FOLDER))
+def test_the_scenarios_run(name: str) -> None:
     state = torch.random.get_rng_state()
-    check_runnable(load_params(path))
+    check_runnable(load_scenario(name, folder=FOLDER))
     assert torch.equal(state, torch.random.get_rng_state())
 
 

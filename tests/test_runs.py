@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from import_closure import import_closure
 
 from panoda.config import load_params
 from panoda.pipeline.runs import (
@@ -17,7 +18,6 @@ from panoda.pipeline.runs import (
     code_digest,
     digest,
     fingerprint,
-    import_closure,
     new_run_folder,
     pipeline_record,
     provenance,
@@ -97,9 +97,22 @@ def test_closure_of_a_missing_module() -> None:
         import_closure("panoda.stages.nothing")
 
 
-def test_code_digest_is_stable_and_differs_between_stages() -> None:
-    assert code_digest("panoda.stages.report") == code_digest("panoda.stages.report")
-    assert code_digest("panoda.stages.report") != code_digest("panoda.stages.evaluate")
+def test_code_digest_covers_names_and_bytes_of_files_and_folders(tmp_path: Path) -> None:
+    for name in ("room/a.py", "room/b.py", "c.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x = 1\n")
+    paths = [Path("room"), Path("c.py")]
+    first = code_digest(paths, root=tmp_path)
+    assert first == code_digest([*paths[::-1], Path("c.py")], root=tmp_path)
+    (tmp_path / "room/__pycache__").mkdir()
+    (tmp_path / "room/__pycache__/a.pyc").write_text("")
+    assert first == code_digest(paths, root=tmp_path)
+    (tmp_path / "room/b.py").rename(tmp_path / "room/d.py")
+    second = code_digest(paths, root=tmp_path)
+    (tmp_path / "c.py").write_text("x = 2\n")
+    assert len({first, second, code_digest(paths, root=tmp_path)}) == 3
+    with pytest.raises(ValueError, match="nowhere: no such file or folder, but the code of a stage"):
+        code_digest([Path("nowhere")], root=tmp_path)
 
 
 def test_fingerprint_changes_with_each_part() -> None:

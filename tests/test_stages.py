@@ -221,7 +221,7 @@ def test_pseudo_labels_keep_the_confident_half(world):
     assert (seen.kept_share >= 0.5).all() and (seen.threshold <= 0.9).all()
     split = PseudoLabelSplit(PreparedSplit(world.target / "train"), folder)
     labels = torch.stack([split[i]["label"] for i in range(len(split))])
-    stored = {name: level for name, _, level in stored_labels(folder, split.prepared)}
+    stored = {name: level for name, _, level in stored_labels(folder, split.prepared, range(len(split)))}
     confidence = torch.stack([torch.from_numpy(stored[name]) for name in split.ids])
     counts = torch.bincount(labels.flatten().long(), minlength=256)[:13]
     assert counts.tolist() == table.kept_pixels.tolist()

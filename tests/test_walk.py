@@ -31,9 +31,9 @@ from data_project import declare, declared, make_project, prepare, problems
 from http_server import serve
 from miniature import SIZE, Labels
 
+import panoda.data.check.check as check
 from panoda.config import AugmentParams, EvaluateParams, ModelParams, OptimParams
 from panoda.data.acquire import fetch_http
-from panoda.data.check.check import check
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.labels import remap_table
 from panoda.methods.alignment import AlignmentParams

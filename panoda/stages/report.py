@@ -11,7 +11,7 @@ import pandas as pd
 from panoda.report.collect import collect
 from panoda.report.figures import confusion_figure
 from panoda.report.html import render
-from panoda.system.context import RunContext
+from panoda.system.context import NullLogger, RunContext
 from panoda.system.files import staged_directory
 
 
@@ -21,7 +21,7 @@ def report(
     params: Mapping[str, Any],
     provenance: Mapping[str, Any],
     out: Path,
-    context: RunContext,
+    context: RunContext | None = None,
 ) -> dict[str, float]:
     """Write ``out/index.html``; confusion matrices also go to the logger, as figures.
 
@@ -31,7 +31,7 @@ def report(
         params: All parameters of the run.
         provenance: Where the run comes from: ``git_commit``, ``git_dirty`` and anything else worth showing.
         out: Folder of the page; replaced as a whole.
-        context: Logger.
+        context: Logger; None keeps no figures.
 
     Returns:
         ``bytes``, the size of the page.
@@ -42,8 +42,9 @@ def report(
     page = render(collect(outputs), params=params, provenance=provenance).encode()
     with staged_directory(out) as folder:
         (folder / "index.html").write_bytes(page)
+    logger = NullLogger() if context is None else context.logger
     for table in sorted((outputs / "evaluate").glob("confusion_*.csv")):
         title = table.stem.removeprefix("confusion_").replace("_", " ")
         frame = pd.read_csv(table, index_col="label")
-        context.logger.log_figure(f"{table.stem}.png", confusion_figure(frame, title=title))
+        logger.log_figure(f"{table.stem}.png", confusion_figure(frame, title=title))
     return {"bytes": float(len(page))}
