@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Mapping
 
-from panoda.system.machine import cores, wait_shortly
+from panoda.system.machine import choose_waiting, cores
 
 WAYS: dict[str, Mapping[str, str]] = {
-    "spinning (OpenMP's own)": {"GOMP_SPINCOUNT": "300000"},
-    "sleeping (OMP_WAIT_POLICY=passive)": {"OMP_WAIT_POLICY": "passive"},
+    "OpenMP's own": {"GOMP_SPINCOUNT": "300000"},
+    "panoda's choice": {},
+    "sleeping always (OMP_WAIT_POLICY=passive)": {"OMP_WAIT_POLICY": "passive"},
 }
 STEPS = 8
 
@@ -32,10 +33,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="processes per row")
     parser.add_argument("--spins", type=int, nargs="*", default=[], help="further numbers of turns to spin")
     arguments = parser.parse_args()
-    ours: dict[str, str] = {}
-    wait_shortly(ours)
-    ways = {**WAYS, f"panoda ({ours})": ours}
-    ways |= {f"spinning {count} turns": {"GOMP_SPINCOUNT": str(count)} for count in arguments.spins}
+    ways = WAYS | {f"spinning {count} turns": {"GOMP_SPINCOUNT": str(count)} for count in arguments.spins}
     found: dict[tuple[str, bool], list[float]] = {}
     for _ in range(arguments.repeats):
         for name, variables in ways.items():
@@ -71,6 +69,7 @@ def _measure(variables: Mapping[str, str], *, busy: bool) -> float:
 
 def step_seconds() -> None:
     """Print the median seconds of training steps of the city's model at the city's sizes."""
+    choose_waiting()
     import torch
 
     from panoda.models import create_model

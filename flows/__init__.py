@@ -8,13 +8,13 @@ import sys
 from importlib.util import find_spec
 
 from flows.proxies import make_usable
-from panoda.system.machine import wait_shortly
+from panoda.system.machine import choose_waiting
 
 # No telemetry. Prefect and MLflow read this before we could tell them otherwise; both understand "true".
 os.environ.setdefault("DO_NOT_TRACK", "true")
 # Read by Prefect, MLflow and every process that is started.
 make_usable()
-wait_shortly()  # read by OpenMP when torch is imported
+choose_waiting()  # read by OpenMP when torch is imported
 
 if sys.argv[0] == "-m":  # python -m flows.<command>, which is not known yet
     from panoda.system.reporting import report

@@ -112,3 +112,19 @@ def test_a_temporary_folder_too_long_for_sockets_is_replaced(
     room_for_sockets()
     assert tempfile.gettempdir() == os.environ["TMPDIR"] == "/tmp"
     assert caplog.messages == [f"temporary files go to /tmp: sockets do not fit into {long}"]
+
+
+def test_threads_sleep_beside_a_busy_process_and_spin_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: None)
+    for others, expected in ((0.0, {}), (1.0, {"GOMP_SPINCOUNT": "300"})):
+        readings = iter((10.0, 10.0 + 0.2 * others))
+        monkeypatch.setattr(machine, "_busy_seconds", readings.__next__)
+        environment: dict[str, str] = {}
+        machine.choose_waiting(environment)
+        assert environment == expected
+    for own in ({"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}):
+        environment = dict(own)
+        machine.choose_waiting(environment)
+        assert environment == own

@@ -27,7 +27,7 @@ from panoda.data.formats.declaration import DOWNLOADS
 from panoda.pipeline.runs import RECORD, clean_state
 from panoda.pipeline.table import STAGES
 from panoda.system.files import expand_user, staged_file
-from panoda.system.machine import loopback_past_proxies, wait_shortly
+from panoda.system.machine import choose_waiting, loopback_past_proxies
 from panoda.system.reporting import paragraph, report
 
 
@@ -71,7 +71,7 @@ app.command("bench")(bench_command)
 
 def main() -> None:
     """Entry point; errors are one paragraph, not a traceback."""
-    wait_shortly()  # read by OpenMP when torch is imported
+    choose_waiting()  # read by OpenMP when torch is imported
     loopback_past_proxies()
     debug = "--debug" in sys.argv
     try:

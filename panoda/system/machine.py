@@ -9,6 +9,7 @@ import platform
 import re
 import resource
 import tempfile
+import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -25,8 +26,8 @@ _LONGEST_FOLDER = 60
 """Bytes of a temporary folder that leave room for the names of sockets; a path may have 103 (macOS)."""
 
 
-SPINS = 10_000
-"""Turns that a waiting thread of OpenMP spins before it sleeps."""
+SPINS_BESIDE_OTHERS = 300
+"""Turns that a waiting thread of OpenMP spins before it sleeps, where other processes want the cores too."""
 
 
 def cores() -> int:
@@ -70,14 +71,33 @@ def keep_freed_memory() -> bool:
     return all([set_option(option, value) for option, value in _KEEP.items()])
 
 
-def wait_shortly(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Have OpenMP's threads sleep after a short spin at barriers: before torch is loaded, and in processes to come.
+def choose_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have OpenMP's threads sleep at barriers if other processes are busy now; called before torch is loaded.
 
-    By itself a thread spins for milliseconds, on the core that the thread it waits for needs when another
-    process is busy (``benchmarks/busy.py``). Whoever has set one of OpenMP's variables has decided otherwise.
+    By itself a waiting thread spins for milliseconds: best on cores of one's own, but beside a busy process it
+    holds the core that the thread it waits for needs (``benchmarks/busy.py``). The number of threads, and with it
+    every bit of a result, stays. Whoever has set one of OpenMP's variables has decided already.
     """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment):
-        environment["GOMP_SPINCOUNT"] = str(SPINS)
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment) and contended():
+        environment["GOMP_SPINCOUNT"] = str(SPINS_BESIDE_OTHERS)
+
+
+def contended(seconds: float = 0.2) -> bool:
+    """Whether other processes leave this one fewer cores than it may use; False where Linux does not tell."""
+    try:
+        start, own = _busy_seconds(), time.process_time()
+        time.sleep(seconds)
+        others = (_busy_seconds() - start - (time.process_time() - own)) / seconds
+    except (OSError, ValueError):
+        return False
+    return (os.cpu_count() or 1) - others < cores() - 0.5
+
+
+def _busy_seconds() -> float:
+    """Seconds that all cores together have worked since the system started: proc_stat(5)."""
+    line = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
+    user, nice, system, _idle, _waiting, interrupts, soft, *_ = map(int, line.split()[1:])
+    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def loopback_past_proxies(environment: MutableMapping[str, str] = os.environ) -> None:
