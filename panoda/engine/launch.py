@@ -229,11 +229,14 @@ class _PipeLogger(NullLogger):
 
 def _portable(error: BaseException, where: str) -> BaseException:
     """The error as it can be pickled, with its traceback as a note."""
+    told = "".join(traceback.format_exception(error))
     try:
-        found = pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        type(error)(*error.args)  # what the other end does with it
+        found = error
     except Exception:
         found = RuntimeError(f"{type(error).__name__}: {error}")
-    found.add_note(f"{where}:\n{''.join(traceback.format_exception(error))}")
+    found.add_note(f"{where}:\n{told}")
     return found
 
 
