@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import stat
 import struct
 import tarfile
@@ -17,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panoda.data.acquire import extract as extraction
 from panoda.data.acquire import unpack as module
 from panoda.data.acquire.unpack import unpack, unpacked_before
 from panoda.system.errors import DataError
@@ -209,14 +209,14 @@ def test_second_entry_of_a_name_and_files_as_folders(tmp_path):
 def test_links_out_of_the_folder(tmp_path, kind, target):
     (tmp_path / "outside").write_text("secret")
     result = unpack(make_tar(tmp_path / "x.tar.gz", {}, special("l", kind, target)), tmp_path / "out")
-    assert reasons(result) == {"l": f"a link out of the folder, to {target}"}
+    assert reasons(result) == {"l": f"a link to {target}, which is no file of the archive"}
     assert tree(tmp_path / "out") == {}
 
 
 def test_zip_link_out_of_the_folder(tmp_path):
     archive = zip_special(tmp_path / "x.zip", "l", stat.S_IFLNK | 0o777, b"/etc/passwd")
     result = unpack(archive, tmp_path / "out")
-    assert reasons(result) == {"l": "a link out of the folder, to /etc/passwd"}
+    assert reasons(result) == {"l": "a link to /etc/passwd, which is no file of the archive"}
     assert tree(tmp_path / "out") == {"good.txt": b"good"}
 
 
@@ -245,7 +245,6 @@ def test_chains_of_links(tmp_path):
     ]
     result = unpack(make_tar(tmp_path / "x.tar", {}, *links, mode="w"), tmp_path / "out")
     assert tree(tmp_path / "out") == {}
-    assert reasons(result)["x"] == "a link to itself"
     assert reasons(result)["lost"] == "a link to nothing, which is no file of the archive"
     assert set(reasons(result)) == {"up", "up/up2", "x", "y", "lost"}
 
@@ -279,33 +278,6 @@ def test_zip_devices(tmp_path, mode):
 # --- bombs ---------------------------------------------------------------------------------------------
 
 
-def test_tightly_packed_entry_is_kept_out(tmp_path):
-    big = bytes(3 << 20)
-    archive = make_zip(tmp_path / "x.zip", {"big": big, "small": bytes(1000), "noise": NOISE})
-    result = unpack(archive, tmp_path / "out", max_ratio=100)
-    assert list(reasons(result)) == ["big"] and "more than 100 to 1" in reasons(result)["big"]
-    assert set(tree(tmp_path / "out")) == {"small", "noise"}
-    assert not unpack(archive, tmp_path / "out2", max_ratio=2000).bad
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_total_limit_and_ratio_of_the_whole(tmp_path, kind):
-    make = make_zip if kind == "zip" else make_tar
-    archive = make(tmp_path / "x", {f"f{i}": bytes(1 << 20) for i in range(8)})
-    with pytest.raises(DataError, match="20 times its size at most"):
-        unpack(archive, tmp_path / "out", max_ratio=20)
-    with pytest.raises(DataError, match="allowed are 5000000"):
-        unpack(archive, tmp_path / "out", max_ratio=5000, max_bytes=5_000_000)
-    assert tree(tmp_path / "out") == {} and not list((tmp_path / "out").glob(".unpacking*"))
-    assert unpack(archive, tmp_path / "out", max_ratio=5000).files == 8
-
-
-def test_too_many_entries(tmp_path):
-    archive = make_zip(tmp_path / "x.zip", {str(i): b"" for i in range(20)})
-    with pytest.raises(DataError, match="more than 10 entries"):
-        unpack(archive, tmp_path / "out", max_entries=10)
-
-
 def test_entry_that_is_longer_than_it_says(tmp_path):
     archive = make_zip(tmp_path / "x.zip", {"liar": bytes(100_000)})
     data = archive.read_bytes()
@@ -327,15 +299,17 @@ def test_sparse_tar_entry(tmp_path):
 def test_disk_too_small(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(1, 1, 1000))
-    with pytest.raises(DataError, match="are free in .*out; make room"):
-        unpack(make_zip(tmp_path / "x.zip", {"a": NOISE}), tmp_path / "out")
+    for make in (make_zip, make_tar):
+        with pytest.raises(DataError, match="are free in .*out; make room"):
+            unpack(make(tmp_path / "x", {"bomb": bytes(20 << 20)}), tmp_path / "out")
+        assert tree(tmp_path / "out") == {} and not list((tmp_path / "out").glob(".unpacking*"))
 
 
 def test_disk_full_while_writing(tmp_path, monkeypatch):
-    def full(entry, path, out):
+    def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(extraction, "_write", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(OSError, match="disk full while writing .*out"):
         unpack(make_zip(tmp_path / "x.zip", {"a": NOISE}), tmp_path / "out")
     assert tree(tmp_path / "out") == {}
@@ -367,7 +341,8 @@ def test_broken_stream_and_encrypted_entries(tmp_path):
     data[6] |= 1  # the flag in the first entry's header, and in the directory
     data[data.index(b"PK\x01\x02") + 8] |= 1
     locked.write_bytes(data)
-    assert reasons(unpack(locked, tmp_path / "out2")) == {"locked": "encrypted"}
+    result = unpack(locked, tmp_path / "out2")
+    assert list(reasons(result)) == ["locked"] and "is encrypted" in reasons(result)["locked"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "gz"])
@@ -380,7 +355,7 @@ def test_cut_off_archive_leaves_nothing(tmp_path, kind):
     for share in (0.3, 0.7):
         short = tmp_path / "short"
         short.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-        with pytest.raises(DataError, match="nothing was unpacked: remove the archive and fetch it again"):
+        with pytest.raises(DataError, match="nothing was unpacked: remove it and fetch it again"):
             unpack(short, tmp_path / "out")
         assert tree(tmp_path / "out") == {}
 
@@ -388,7 +363,7 @@ def test_cut_off_archive_leaves_nothing(tmp_path, kind):
 def test_cut_between_two_tar_entries(tmp_path):
     path = make_tar(tmp_path / "x.tar", {"a": bytes(512), "b": bytes(512)}, mode="w")
     path.write_bytes(path.read_bytes()[:1024])
-    with pytest.raises(DataError, match="damaged or cut off after a"):
+    with pytest.raises(DataError, match="damaged or cut off"):
         unpack(path, tmp_path / "out")
 
 
@@ -397,7 +372,7 @@ def test_damaged_tar_header_is_not_the_end(tmp_path):
     data = bytearray(path.read_bytes())
     data[1024 + 150] ^= 0x55
     path.write_bytes(data)
-    with pytest.raises(DataError, match="damaged or cut off after a"):
+    with pytest.raises(DataError, match="damaged or cut off"):
         unpack(path, tmp_path / "out")
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from panoda.config import AnyDataset, DeclaredDataset
-from panoda.data.acquire.extract import MARKERS
 from panoda.data.acquire.fetch import fetch_files, is_remote, set_aside, verify
-from panoda.data.acquire.unpack import Unpacked, unpack, unpacked_before
+from panoda.data.acquire.unpack import MARKERS, Unpacked, unpack, unpacked_before
 from panoda.data.formats.declaration import (
     Declaration,
     RemoteFile,

@@ -1,7 +1,8 @@
-"""Unpacking archives of strangers: nothing leaves the folder, bad entries are kept out and counted.
+"""Unpacking archives of strangers with tarfile and zipfile: nothing leaves the folder, bad entries are named.
 
 An archive is unpacked into a hidden folder beside its destination and moved there when it is complete; then a
-marker (``.unpacked/NAME.json``) says so.
+marker (``.unpacked/NAME.json``) says so. Entries become plain files: owners, modes and times are not applied,
+and no link is created. (The filter "data" of tarfile makes links, and zipfile takes them for text files.)
 """
 
 from __future__ import annotations
@@ -9,13 +10,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from lzma import LZMAError
 from pathlib import Path
+from typing import Any, Self
 
-from panoda.data.acquire.extract import MARKERS, SMALL_ENTRY, BadEntry, Extraction, extract
 from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, write_json
 from panoda.system.locks import file_lock
+
+MARKERS = ".unpacked"
+"""Folder of the markers, within the destination."""
+_BROKEN = (EOFError, zlib.error, LZMAError, tarfile.TarError, zipfile.BadZipFile)
+
+
+@dataclass(frozen=True)
+class BadEntry:
+    """An entry that was kept out: its name as the archive gives it, and why."""
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -37,31 +57,22 @@ class Unpacked:
     already: bool = False
 
 
-def unpack(
-    archive: Path,
-    folder: Path,
-    *,
-    max_ratio: float = 200.0,
-    max_bytes: int = 1 << 41,
-    max_entries: int = 20_000_000,
-) -> Unpacked:
-    """Unpack a zip or tar (plain, gz, bz2, xz) into ``folder``; what is there stays, same names are replaced.
+def unpack(archive: Path, folder: Path) -> Unpacked:
+    """Unpack a zip or tar (plain or compressed) into ``folder``; files of the same name are replaced.
 
-    Entries that would leave the folder, links to elsewhere, devices, second entries of a name, encrypted or
-    damaged ones (bad CRC) and those packed more tightly than ``max_ratio`` are kept out and listed.
+    Entries that would leave the folder, links to anything but a file of the archive, devices, second entries
+    of a name, and encrypted or damaged ones (bad CRC) are kept out and listed.
 
     Args:
         archive: The file.
         folder: Destination; created.
-        max_ratio: Unpacked to packed size, of an entry above 1 MiB and of the whole archive.
-        max_bytes: Most unpacked bytes of the archive; the free space of the disk limits them as well.
-        max_entries: Most entries.
 
     Returns:
         Counts and the entries kept out; ``already`` when a marker shows that this archive was unpacked here.
 
     Raises:
-        DataError: not an archive, cut off or damaged as a whole, or beyond the limits; nothing is kept of it.
+        DataError: not an archive, cut off, damaged as a whole, or larger than the free space of the disk;
+            nothing is kept of it.
         OSError: disk full.
     """
     if not archive.is_file():
@@ -73,17 +84,14 @@ def unpack(
         staging = folder / f".unpacking-{archive.name}"
         # A process that was killed left it: the lock says that nobody is at work.
         shutil.rmtree(staging, ignore_errors=True)
-        limit = min(max_bytes, int(max_ratio * archive.stat().st_size) + SMALL_ENTRY)
-        out = Extraction(folder=staging, limit=limit, ratio=max_ratio)
         try:
             with explain_disk_full(folder):
                 staging.mkdir()
-                extract(archive, out, max_entries=max_entries)
+                done = _extract(archive, staging)
                 top = sorted(path.name for path in staging.iterdir())
                 _move(staging, folder)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        done = Unpacked(archive=archive.name, files=out.files, bytes=out.bytes, bad=tuple(out.bad))
         write_json(_marker(folder, archive.name), {**asdict(done), "top": top, "packed": _identity(archive)})
         return done
 
@@ -100,9 +108,7 @@ def unpacked_before(archive: Path, folder: Path) -> Unpacked | None:
         if not same or not all((folder / name).exists() for name in value["top"]):
             return None
         bad = tuple(BadEntry(**entry) for entry in value["bad"])
-        return Unpacked(
-            archive=value["archive"], files=value["files"], bytes=value["bytes"], bad=bad, already=True
-        )
+        return Unpacked(value["archive"], value["files"], value["bytes"], bad, already=True)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -126,3 +132,212 @@ def _move(source: Path, folder: Path) -> None:
             raise DataError(f"{target}: in the way of what the archive brings; move it elsewhere")
         else:
             os.replace(path, target)
+
+
+# --- entries of an archive ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of an archive.
+
+    Attributes:
+        name: Not to be trusted.
+        kind: folder, file, link, or why it is kept out.
+        size: Bytes of a file.
+        open: Opens a file, or a link whose content is its target.
+        target: Of another link: a path within the archive, not to be trusted either.
+    """
+
+    name: str
+    kind: str
+    size: int = 0
+    open: Callable[[], Any] | None = None
+    target: str = ""
+
+
+class _TarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged header for the end of the archive; only blocks of zeros are its end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:  # type: ignore[override]
+        """The next entry."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"damaged or cut off: {error}") from error
+
+
+def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
+    while (info := archive.next()) is not None:
+        archive.members = []  # tarfile remembers every entry; a million of them need not be
+        if info.isdir():
+            yield _Entry(info.name, "folder")
+        elif info.issym() or info.islnk():
+            # A symbolic link starts at its own folder, a hard link at the top of the archive.
+            start = os.path.dirname(info.name) if info.issym() else ""
+            yield _Entry(info.name, "link", target=os.path.join(start, info.linkname))
+        elif not info.isreg() or info.issparse():
+            kind = "a sparse file" if info.issparse() else "a device or other special file"
+            yield _Entry(info.name, f"{kind}, not a file")
+        else:
+            yield _Entry(info.name, "file", info.size, partial(archive.extractfile, info))
+    while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+        pass  # the check sum of a compressed archive comes last
+
+
+def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
+    for info in archive.infolist():
+        name = info.orig_filename  # zipfile cuts names at a zero byte
+        mode = stat.S_IFMT(info.external_attr >> 16)
+        if info.is_dir():
+            yield _Entry(name, "folder")
+        elif mode not in (0, stat.S_IFREG, stat.S_IFLNK):
+            yield _Entry(name, "a device or other special file, not a file")
+        else:
+            kind = "link" if mode == stat.S_IFLNK else "file"
+            yield _Entry(name, kind, info.file_size, partial(archive.open, info))
+
+
+# --- into the folder ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Extraction:
+    """What was unpacked so far into an empty folder, and how many bytes there is room for."""
+
+    folder: Path
+    room: int
+    seen: set[str] = field(default_factory=set)
+    links: dict[str, str] = field(default_factory=dict)
+    bad: list[BadEntry] = field(default_factory=list)
+    files: int = 0
+    bytes: int = 0
+
+
+def _extract(archive: Path, folder: Path) -> Unpacked:
+    out = _Extraction(folder, shutil.disk_usage(folder).free)
+    try:
+        with archive.open("rb") as handle:
+            zipped = handle.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+        if zipped:
+            with zipfile.ZipFile(archive) as opened:
+                _require_room(archive, sum(info.file_size for info in opened.infolist()), out)
+                _take_all(archive, _zip_entries(opened), out, broken=(*_BROKEN, RuntimeError))
+        else:
+            with tarfile.open(archive, tarinfo=_TarInfo) as tar:
+                _take_all(archive, _tar_entries(tar), out, broken=())
+    except (*_BROKEN, OSError) as error:
+        # bz2 and gzip raise OSErrors without a number for wrong bytes.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(
+            f"{archive}: not a complete, readable archive ({error}); nothing was unpacked: remove it and "
+            "fetch it again"
+        ) from error
+    _resolve_links(out)
+    return Unpacked(archive.name, out.files, out.bytes, tuple(out.bad))
+
+
+def _take_all(
+    archive: Path, entries: Iterator[_Entry], out: _Extraction, *, broken: tuple[type[Exception], ...]
+) -> None:
+    """Unpack the entries; an error of the kinds ``broken`` damages one entry alone."""
+    for entry in entries:
+        try:
+            reason = _take(archive, entry, out)
+        except broken as error:
+            reason = str(error) or type(error).__name__
+        if reason:
+            out.bad.append(BadEntry(entry.name, reason))
+
+
+def _take(archive: Path, entry: _Entry, out: _Extraction) -> str | None:
+    """Unpack one entry; returns why it is kept out, or None."""
+    name, reason = _safe_name(entry.name)
+    if reason:
+        return reason
+    path = out.folder / name
+    if entry.kind == "folder":
+        return _make_folder(path)
+    if entry.kind not in ("file", "link"):
+        return entry.kind
+    if name in out.seen:
+        return "a second entry of that name"
+    out.seen.add(name)
+    if entry.kind == "link":
+        out.links[name] = entry.target
+        if entry.open is not None:
+            with entry.open() as source:
+                text = source.read(4096).decode("utf-8", "surrogateescape")
+            out.links[name] = os.path.join(os.path.dirname(entry.name), text)
+        return None
+    assert entry.open is not None
+    _require_room(archive, out.bytes + entry.size, out)
+    if reason := _make_folder(path.parent):
+        return reason
+    if path.is_dir():
+        return "in place of a folder of that name"
+    try:
+        with entry.open() as source, path.open("xb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    out.files += 1
+    out.bytes += entry.size
+    return None
+
+
+def _make_folder(path: Path) -> str | None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        return "lies in a folder that is a file"
+    return None
+
+
+def _safe_name(name: str) -> tuple[str, str | None]:
+    """An entry's name below the folder, and why it is refused (or None).
+
+    Backslashes count as separators: some programs write them.
+    """
+    plain = name.replace("\\", "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".")]
+    reasons = {
+        "a name with a zero byte": "\0" in name,
+        "an absolute name": plain.startswith("/") or plain[1:2] == ":",
+        "leaves the folder": ".." in parts,
+        f"{MARKERS} is kept for markers": parts[:1] == [MARKERS],
+        "not a possible file name": any(len(part.encode(errors="replace")) > 255 for part in parts),
+        "a name that is no text": any("\ud800" <= letter <= "\udfff" for letter in name),
+    }
+    return "/".join(parts), next((reason for reason, found in reasons.items() if found), None)
+
+
+def _require_room(archive: Path, total: int, out: _Extraction) -> None:
+    if total > out.room:
+        raise DataError(
+            f"{archive}: unpacks to {total / 1e9:.2f} GB or more, but only {out.room / 1e9:.2f} GB are free "
+            f"in {out.folder.parent}; make room or choose a folder on another disk"
+        )
+
+
+def _resolve_links(out: _Extraction) -> None:
+    """Links to files of the archive become those files, also by way of other links; others are kept out."""
+    found = True
+    while found:
+        found = False
+        for name, target in list(out.links.items()):
+            source, reason = _safe_name(os.path.normpath(target.replace("\\", "/")))
+            path = out.folder / name
+            if reason or not (out.folder / source).is_file() or _make_folder(path.parent) or path.exists():
+                continue
+            os.link(out.folder / source, path)
+            del out.links[name]
+            out.files += 1
+            found = True
+    for name, target in out.links.items():
+        out.bad.append(BadEntry(name, f"a link to {target}, which is no file of the archive"))
