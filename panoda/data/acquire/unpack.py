@@ -172,7 +172,8 @@ class _TarInfo(tarfile.TarInfo):
 
 def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
     while (info := archive.next()) is not None:
-        archive.members = []  # tarfile remembers every entry; a million of them need not be
+        # tarfile remembers every entry; a million of them need not be.
+        archive.members = []  # type: ignore[attr-defined]
         if info.isdir():
             yield _Entry(info.name, "folder")
         elif info.issym() or info.islnk():
