@@ -21,15 +21,22 @@ import pytest
 import requests
 from http_server import Served, Server, serve
 
-from panoda.data.acquire import fetch, fetch_hosts
-from panoda.data.acquire.fetch import FetchError, Patience, fetch_files, verify
+from panoda.data.acquire import fetch_hosts, fetch_http
+from panoda.data.acquire.fetch import FetchError, fetch_files, verify
 from panoda.data.acquire.fetch_http import CHUNK
 from panoda.data.formats.declaration import RemoteFile
 
 BODY = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
 MD5 = hashlib.md5(BODY).hexdigest()
-QUICK = Patience(retries=3, backoff_s=0.01, timeout_s=5)
+RETRIES = 3
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(fetch_http, "RETRIES", RETRIES)
+    monkeypatch.setattr(fetch_http, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(fetch_http, "TIMEOUT_S", 5)
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def remote(server: Server, name: str = "a.zip", **fields: object) -> RemoteFile:
 
 
 def get(folder: Path, *files: RemoteFile, **options: object) -> list[Path]:
-    return fetch_files(files, folder, progress=True, patience=QUICK, **options)
+    return fetch_files(files, folder, progress=True, **options)
 
 
 def left(folder: Path) -> set[str]:
@@ -89,7 +96,7 @@ def test_ignored_ranges_start_over(server, tmp_path):
 
 
 def test_part_is_kept_between_runs(server, tmp_path):
-    server.files["a.zip"] = Served(BODY, cuts=[CHUNK] + [0] * QUICK.retries)
+    server.files["a.zip"] = Served(BODY, cuts=[CHUNK] + [0] * RETRIES)
     with pytest.raises(FetchError, match=f"{CHUNK} bytes are kept in .*a.zip.part"):
         get(tmp_path, remote(server))
     assert left(tmp_path) == {"a.zip.part", "a.zip.part.mark"}
@@ -100,7 +107,7 @@ def test_part_is_kept_between_runs(server, tmp_path):
 
 
 def test_file_that_changed_between_runs_is_not_glued_together(server, tmp_path):
-    server.files["a.zip"] = Served(BODY[::-1], cuts=[CHUNK] + [0] * QUICK.retries)
+    server.files["a.zip"] = Served(BODY[::-1], cuts=[CHUNK] + [0] * RETRIES)
     with pytest.raises(FetchError):
         get(tmp_path, remote(server))
     server.files["a.zip"] = Served(BODY, etag='"v2"')
@@ -163,7 +170,7 @@ def test_server_errors_are_tried_again_and_given_up(server, tmp_path):
     server.requests.clear()
     with pytest.raises(FetchError, match=r"HTTP 503.*run the command again.*put it at .*b\.zip"):
         get(tmp_path, remote(server, "b.zip"))
-    assert len(server.requests) == 1 + QUICK.retries
+    assert len(server.requests) == 1 + RETRIES
 
 
 def test_missing_file_is_not_tried_again_and_the_others_come(server, tmp_path):
@@ -246,7 +253,7 @@ def test_names_stay_in_the_folder(server, tmp_path, name):
 
 def test_disk_space_is_looked_at_first(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, fetch.SPARE_BYTES + 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, fetch_http.SPARE_BYTES + 1000))
     server.files["a.zip"] = Served(BODY)
     with pytest.raises(FetchError, match=r"1 files still to fetch need 0\.00 GB"):
         get(tmp_path, remote(server, bytes=len(BODY)))
@@ -363,7 +370,7 @@ def test_damaged_cityscapes_package_starts_over_and_is_told(site, tmp_path):
     site.md5 = "0" * 32
     with pytest.raises(FetchError, match="MD5 sum"):
         get(tmp_path, PACKAGE)
-    assert site.ranges == ["bytes=0-"] * (1 + QUICK.retries)  # never glued to the damaged one
+    assert site.ranges == ["bytes=0-"] * (1 + RETRIES)  # never glued to the damaged one
     assert not (tmp_path / PACKAGE.name).exists()
 
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,14 +25,9 @@ from rich.progress import (
 )
 
 from panoda.data.acquire.fetch_hosts import Cityscapes, download_google_drive
-from panoda.data.acquire.fetch_http import FetchError, Patience, Watch, download_http
+from panoda.data.acquire.fetch_http import FetchError, download_http, require_space
 from panoda.data.formats.declaration import RemoteFile
 from panoda.system.locks import file_lock
-
-__all__ = ["FetchError", "Patience", "fetch_files", "is_remote", "require_space", "verify"]
-
-SPARE_BYTES = 64 << 20
-"""Left free on the disk, for everything else."""
 
 
 def is_remote(file: RemoteFile) -> bool:
@@ -46,7 +41,6 @@ def fetch_files(
     *,
     progress: bool,
     parallel: int = 4,
-    patience: Patience | None = None,
 ) -> list[Path]:
     """Fetch what is missing into the download folder.
 
@@ -58,7 +52,6 @@ def fetch_files(
         folder: Download folder; created.
         progress: Show progress on a terminal.
         parallel: Most files at once over http(s).
-        patience: Retries and pauses.
 
     Returns:
         The files (or folders) in the order of ``files``.
@@ -66,7 +59,6 @@ def fetch_files(
     Raises:
         FetchError: one or more files could not be fetched, with the reason of each; the others are there.
     """
-    patience = patience or Patience()
     for file in files:
         _check_name(file, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +69,7 @@ def fetch_files(
             sum(max((file.bytes or 0) - _arrived(folder / file.name), 0) for file in missing),
             what=f"{len(missing)} files still to fetch",
         )
-        problems = _fetch_missing(missing, folder, progress=progress, parallel=parallel, patience=patience)
+        problems = _fetch_missing(missing, folder, progress=progress, parallel=parallel)
     if problems:
         listed = "\n".join(problems)
         raise FetchError(listed if len(problems) == 1 else f"{len(problems)} files are missing:\n{listed}")
@@ -109,25 +101,6 @@ def verify(path: Path, file: RemoteFile) -> str | None:
     return None
 
 
-def require_space(folder: Path, needed: int, *, what: str) -> None:
-    """Raise FetchError when the disk of ``folder`` has fewer than ``needed`` bytes free.
-
-    Args:
-        folder: Where the bytes go; its nearest existing parent is asked.
-        needed: Bytes.
-        what: What needs them, for the message.
-    """
-    place = folder.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed and needed + SPARE_BYTES > free:
-        raise FetchError(
-            f"{folder}: {what} need {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there; "
-            "make room, or choose a folder on another disk (--path, or dataset.path in params.yaml)"
-        )
-
-
 # --- one file ------------------------------------------------------------------------------------------
 
 
@@ -155,8 +128,7 @@ def _present(file: RemoteFile, folder: Path) -> bool:
 def set_aside(path: Path) -> Path:
     """Rename a wrong file or folder to ``NAME.bad``, replacing an older one; returns the new path."""
     bad = path.with_name(f"{path.name}.bad")
-    if bad.is_dir():
-        shutil.rmtree(bad)
+    _remove(bad)
     os.replace(path, bad)
     return bad
 
@@ -170,14 +142,18 @@ def _part(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _settle(fetched: Path, file: RemoteFile, target: Path) -> None:
     """Verify what arrived and give it its name; what is wrong is removed: the next run starts over."""
     wrong = verify(fetched, file)
     if wrong is not None:
-        if fetched.is_dir():
-            shutil.rmtree(fetched)
-        else:
-            fetched.unlink(missing_ok=True)
+        _remove(fetched)
         raise FetchError(
             f"{target.name}: {wrong}; what arrived was removed. Run the command again; when it "
             "happens again, the published file changed or the declaration is wrong"
@@ -185,65 +161,42 @@ def _settle(fetched: Path, file: RemoteFile, target: Path) -> None:
     os.replace(fetched, target)
 
 
-def _fetch_missing(
-    files: Sequence[RemoteFile], folder: Path, *, progress: bool, parallel: int, patience: Patience
-) -> list[str]:
+def _fetch_missing(files: Sequence[RemoteFile], folder: Path, *, progress: bool, parallel: int) -> list[str]:
     """Fetch each; returns the problems, one text per file."""
-    plain = [file for file in files if file.url and not file.google_drive and not file.cityscapes]
-    special = [file for file in files if file not in plain]
-    problems = [_special(special, folder, progress=progress, patience=patience)] if special else []
-    stop = threading.Event()
+    stop, cityscapes = threading.Event(), Cityscapes()
     with _bars(enabled=progress) as bars, ThreadPoolExecutor(max_workers=max(parallel, 1)) as pool:
 
-        def one(file: RemoteFile) -> str | None:
-            task = bars.add_task(file.name, total=file.bytes)
-            watch = Watch(
-                advance=lambda done, total: bars.update(task, completed=done, total=total),
-                need=lambda count: require_space(folder, count, what=file.name),
-                stop=stop,
-            )
-            return _problem(lambda: _fetch_http(file, folder, patience=patience, watch=watch))
+        def fetch(file: RemoteFile) -> str | None:
+            target = folder / file.name
+            try:
+                if file.cityscapes:
+                    fetched = cityscapes.download(file, target, progress=not bars.disable)
+                elif file.google_drive:
+                    fetched = download_google_drive(file, target, progress=not bars.disable)
+                else:
+                    fetched = _part(target)
+                    task = bars.add_task(file.name, total=file.bytes)
+                    download_http(
+                        str(file.url),
+                        fetched,
+                        expected=file.bytes,
+                        advance=lambda done, total: bars.update(task, completed=done, total=total),
+                        stop=stop,
+                    )
+                    _remove(target.with_name(f"{file.name}.part.mark"))
+                _settle(fetched, file, target)
+            except FetchError as error:  # one bad file does not stop the others
+                return str(error)
+            _remove(target.with_name(f"{file.name}.cityscapes"))
+            return None
 
         try:
-            problems.append([text for text in pool.map(one, plain) if text])
+            plain = [file for file in files if not file.google_drive and not file.cityscapes]
+            problems = [fetch(file) for file in files if file not in plain]
+            return [text for text in (*problems, *pool.map(fetch, plain)) if text]
         finally:
             # After ctrl-C the pool would wait for the last byte of every file.
             stop.set()
-    return [text for group in problems for text in group]
-
-
-def _special(files: Sequence[RemoteFile], folder: Path, *, progress: bool, patience: Patience) -> list[str]:
-    cityscapes = Cityscapes()
-    shown = progress and Progress().console.is_terminal
-
-    def one(file: RemoteFile) -> None:
-        target = folder / file.name
-        if file.cityscapes:
-            fetched = cityscapes.download(file, target, patience=patience, progress=shown)
-            _settle(fetched, file, target)
-            shutil.rmtree(target.with_name(f"{target.name}.cityscapes"), ignore_errors=True)
-        else:
-            _settle(download_google_drive(file, target, patience=patience, progress=shown), file, target)
-
-    return [text for file in files if (text := _problem(lambda file=file: one(file)))]  # type: ignore[misc]
-
-
-def _problem(job: Callable[[], None]) -> str | None:
-    """The message of a failed job: one bad file does not stop the others."""
-    try:
-        job()
-    except FetchError as error:
-        return str(error)
-    return None
-
-
-def _fetch_http(file: RemoteFile, folder: Path, *, patience: Patience, watch: Watch) -> None:
-    assert file.url is not None
-    target = folder / file.name
-    part = _part(target)
-    download_http(file.url, part, expected=file.bytes, patience=patience, watch=watch)
-    part.with_name(f"{part.name}.mark").unlink(missing_ok=True)
-    _settle(part, file, target)
 
 
 def _bars(*, enabled: bool) -> Progress:

@@ -8,22 +8,23 @@ chained.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from panoda.data.acquire.fetch_http import RETRIED, FetchError, Patience
+from panoda.data.acquire import fetch_http
+from panoda.data.acquire.fetch_http import FetchError
 from panoda.data.formats.declaration import RemoteFile
 
 USERNAME, PASSWORD = "CITYSCAPES_USERNAME", "CITYSCAPES_PASSWORD"
 LOGIN_PAGE = "https://www.cityscapes-dataset.com/login"
 
 
-def download_google_drive(file: RemoteFile, target: Path, *, patience: Patience, progress: bool) -> Path:
+def download_google_drive(file: RemoteFile, target: Path, *, progress: bool) -> Path:
     """Fetch a file or folder of Google Drive into a partial file or folder beside ``target``.
 
     Returns:
@@ -44,8 +45,8 @@ def download_google_drive(file: RemoteFile, target: Path, *, patience: Patience,
         "output": str(fetched),
         "quiet": not progress,
         "resume": True,
-        "timeout": patience.timeout_s,
-        "retries": patience.retries,
+        "timeout": fetch_http.TIMEOUT_S,
+        "retries": fetch_http.RETRIES,
     }
     try:
         (gdown.download_folder if file.folder else gdown.download)(**options)
@@ -76,7 +77,7 @@ class Cityscapes:
         """Nothing happens before the first package."""
         self._session: Any = None
 
-    def download(self, file: RemoteFile, target: Path, *, patience: Patience, progress: bool) -> Path:
+    def download(self, file: RemoteFile, target: Path, *, progress: bool) -> Path:
         """Fetch one package into a folder beside ``target``; an interrupted one is resumed.
 
         Returns:
@@ -91,9 +92,12 @@ class Cityscapes:
         folder = target.with_name(f"{target.name}.cityscapes")
         folder.mkdir(parents=True, exist_ok=True)
         package = folder / file.name
-        for attempt in range(patience.retries + 1):
+        for attempt in range(fetch_http.RETRIES + 1):
             try:
-                with _quiet(not progress):
+                with ExitStack() as stack:
+                    if not progress:
+                        stack.enter_context(redirect_stdout(io.StringIO()))
+                        stack.enter_context(redirect_stderr(io.StringIO()))
                     downloader.download_packages(
                         session=self._session,
                         package_names=[file.name],
@@ -103,9 +107,9 @@ class Cityscapes:
                 return package
             # The downloader raises bare Exceptions and AssertionErrors.
             except Exception as error:
-                if attempt == patience.retries or not _worth_another(error, package):
+                if attempt == fetch_http.RETRIES or not _worth_another(error, package):
                     raise FetchError(_cityscapes_help(error, package)) from None
-            time.sleep(patience.backoff_s * 2**attempt)
+            time.sleep(fetch_http.BACKOFF_S * 2**attempt)
         raise AssertionError("unreachable")
 
 
@@ -117,12 +121,8 @@ def _worth_another(error: Exception, package: Path) -> bool:
     if status == 416 or "MD5" in str(error):
         package.unlink(missing_ok=True)
         return True
-    cut = (
-        requests.exceptions.ConnectionError,
-        requests.exceptions.ChunkedEncodingError,
-        requests.exceptions.Timeout,
-    )
-    return isinstance(error, cut) or status in RETRIED
+    refused = status is not None and status not in fetch_http.RETRIED
+    return isinstance(error, requests.exceptions.RequestException) and not refused
 
 
 def _cityscapes_help(error: Exception, package: Path) -> str:
@@ -204,17 +204,3 @@ def _cityscapes_downloader() -> Any:
 
 def _not_installed(package: str) -> str:
     return f"{package} is not installed; install the extra: pip install 'panoda[data]'"
-
-
-@contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
-    """Keep what a library prints to itself."""
-    if not quiet:
-        yield
-        return
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        redirect_stdout(nowhere),
-        redirect_stderr(nowhere),
-    ):
-        yield

@@ -7,14 +7,20 @@ is complete. pooch would start over after every cut, so this asks for the rest i
 from __future__ import annotations
 
 import errno
+import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from panoda.system.errors import DataError
 
+RETRIES = 5
+"""Failures in a row before giving up (an attempt that brought some data starts anew)."""
+BACKOFF_S = 1.0
+"""First pause; doubles with every failure."""
+TIMEOUT_S = 60.0
+"""Silence after which a connection counts as cut."""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be different a moment later."""
 LONGEST_WAIT_S = 300.0
@@ -23,6 +29,9 @@ PROGRESS_BYTES = 1 << 20
 """An attempt that brought this much starts the count of failures anew."""
 CHUNK = 1 << 16
 """Bytes written at once."""
+SPARE_BYTES = 64 << 20
+"""Left free on the disk, for everything else."""
+Advance = Callable[[int, int | None], None]
 _REFUSED = {
     401: "it wants a login",
     403: "access is not allowed (a licence to accept? a limit reached?)",
@@ -43,45 +52,27 @@ class _TryAgain(Exception):
         self.wait_s = wait_s
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long a server is given.
-
-    Attributes:
-        retries: Failures in a row before giving up (an attempt that brought some data starts anew).
-        backoff_s: First pause in seconds; doubles with every failure.
-        timeout_s: Silence after which a connection counts as cut, in seconds.
-    """
-
-    retries: int = 5
-    backoff_s: float = 1.0
-    timeout_s: float = 60.0
+def require_space(folder: Path, needed: int, *, what: str) -> None:
+    """Raise FetchError when the disk of ``folder`` has fewer than ``needed`` bytes free for ``what``."""
+    free = shutil.disk_usage(folder).free
+    if needed and needed + SPARE_BYTES > free:
+        raise FetchError(
+            f"{folder}: {what} need {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there; "
+            "make room, or choose a folder on another disk (--path, or dataset.path in params.yaml)"
+        )
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who follows a transfer.
-
-    Attributes:
-        advance: Called with the bytes that are here and the size in bytes (None = unknown).
-        need: Called with the bytes still to come before they are read; raises when the disk is too full.
-        stop: Set from another thread to end the transfer; what has arrived is kept.
-    """
-
-    advance: Callable[[int, int | None], None]
-    need: Callable[[int], None]
-    stop: threading.Event
-
-
-def download_http(url: str, part: Path, *, expected: int | None, patience: Patience, watch: Watch) -> None:
+def download_http(
+    url: str, part: Path, *, expected: int | None, advance: Advance, stop: threading.Event
+) -> None:
     """Bring ``url`` into ``part``, going on where an earlier attempt stopped.
 
     Args:
         url: http(s) address.
         part: File that holds what has arrived; complete on return.
         expected: Size in bytes, when known.
-        patience: Retries and pauses.
-        watch: Who follows the transfer.
+        advance: Called with the bytes that are here and the size in bytes (None = unknown).
+        stop: Set from another thread to end the transfer; what has arrived is kept.
 
     Raises:
         FetchError: refused by the server, another size than expected, disk full, or no success after all
@@ -91,22 +82,22 @@ def download_http(url: str, part: Path, *, expected: int | None, patience: Patie
     while True:
         before = _size(part)
         try:
-            _attempt(url, part, expected=expected, timeout_s=patience.timeout_s, watch=watch)
+            _attempt(url, part, expected=expected, advance=advance, stop=stop)
             return
         except _TryAgain as error:
             failures = 0 if _size(part) - before >= PROGRESS_BYTES else failures + 1
-            if failures > patience.retries:
+            if failures > RETRIES:
                 raise FetchError(_given_up(url, part, str(error))) from None
-            pause = patience.backoff_s * 2 ** max(failures - 1, 0) if error.wait_s is None else error.wait_s
+            pause = BACKOFF_S * 2 ** max(failures - 1, 0) if error.wait_s is None else error.wait_s
             if pause > LONGEST_WAIT_S:
                 raise FetchError(
                     f"{url}: the server asks to wait {pause:.0f} s; run the command again after that"
                 ) from None
-            if watch.stop.wait(pause):
+            if stop.wait(pause):
                 raise FetchError(f"{url}: stopped") from None
 
 
-def _attempt(url: str, part: Path, *, expected: int | None, timeout_s: float, watch: Watch) -> None:
+def _attempt(url: str, part: Path, *, expected: int | None, advance: Advance, stop: threading.Event) -> None:
     """One request from where ``part`` ends; what comes is appended."""
     import requests
     from urllib3.exceptions import HTTPError
@@ -115,20 +106,20 @@ def _attempt(url: str, part: Path, *, expected: int | None, timeout_s: float, wa
     if expected is not None and have == expected:
         return
     try:
-        with requests.get(url, headers=_headers(part, have), stream=True, timeout=timeout_s) as response:
+        with requests.get(url, headers=_headers(part, have), stream=True, timeout=TIMEOUT_S) as response:
             _require_file(response, url, part, have)
             kept = have if response.status_code == 206 else 0
             total = _total(response, url, kept, expected)
             _note_version(response, part)
             if total is not None:
-                watch.need(total - kept)
+                require_space(part.parent, total - kept, what=_whole(part).name)
             with part.open("ab" if kept else "wb") as target:
                 # Not decoded: a .gz that the server calls an encoding is to stay one.
                 for data in response.raw.stream(CHUNK, decode_content=False):
-                    if watch.stop.is_set():
+                    if stop.is_set():
                         raise FetchError(f"{url}: stopped")
                     target.write(data)
-                    watch.advance(target.tell(), total)
+                    advance(target.tell(), total)
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, HTTPError) as error:
         raise _TryAgain(_innermost(error)) from error
     except requests.exceptions.RequestException as error:
