@@ -157,6 +157,7 @@ BAD_NAMES = {
     "\\\\host\\evil": "an absolute name",
     f"{module.MARKERS}/y.zip.json": f"{module.MARKERS} is kept for markers",
     "n" * 300: "not a possible file name",
+    "deep/" * 1500 + "evil": "not a possible file name",
 }
 
 

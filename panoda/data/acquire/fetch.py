@@ -163,40 +163,42 @@ def _settle(fetched: Path, file: RemoteFile, target: Path) -> None:
 
 def _fetch_missing(files: Sequence[RemoteFile], folder: Path, *, progress: bool, parallel: int) -> list[str]:
     """Fetch each; returns the problems, one text per file."""
-    stop, cityscapes = threading.Event(), Cityscapes()
-    with _bars(enabled=progress) as bars, ThreadPoolExecutor(max_workers=max(parallel, 1)) as pool:
+    stop, cityscapes, bars = threading.Event(), Cityscapes(), _bars(enabled=progress)
 
-        def fetch(file: RemoteFile) -> str | None:
-            target = folder / file.name
-            try:
-                if file.cityscapes:
-                    fetched = cityscapes.download(file, target, progress=not bars.disable)
-                elif file.google_drive:
-                    fetched = download_google_drive(file, target, progress=not bars.disable)
-                else:
-                    fetched = _part(target)
-                    task = bars.add_task(file.name, total=file.bytes)
-                    download_http(
-                        str(file.url),
-                        fetched,
-                        expected=file.bytes,
-                        advance=lambda done, total: bars.update(task, completed=done, total=total),
-                        stop=stop,
-                    )
-                    _remove(target.with_name(f"{file.name}.part.mark"))
-                _settle(fetched, file, target)
-            except FetchError as error:  # one bad file does not stop the others
-                return str(error)
-            _remove(target.with_name(f"{file.name}.cityscapes"))
-            return None
-
+    def fetch(file: RemoteFile) -> str | None:
+        target = folder / file.name
         try:
-            plain = [file for file in files if not file.google_drive and not file.cityscapes]
-            problems = [fetch(file) for file in files if file not in plain]
-            return [text for text in (*problems, *pool.map(fetch, plain)) if text]
+            if file.cityscapes:
+                fetched = cityscapes.download(file, target, progress=not bars.disable)
+            elif file.google_drive:
+                fetched = download_google_drive(file, target, progress=not bars.disable)
+            else:
+                fetched = _part(target)
+                task = bars.add_task(file.name, total=file.bytes)
+                download_http(
+                    str(file.url),
+                    fetched,
+                    expected=file.bytes,
+                    advance=lambda done, total: bars.update(task, completed=done, total=total),
+                    stop=stop,
+                )
+                _remove(target.with_name(f"{file.name}.part.mark"))
+            _settle(fetched, file, target)
+        except FetchError as error:  # one bad file does not stop the others
+            return str(error)
+        _remove(target.with_name(f"{file.name}.cityscapes"))
+        return None
+
+    plain = [file for file in files if not file.google_drive and not file.cityscapes]
+    # These have prompts and bars of their own.
+    problems = [fetch(file) for file in files if file not in plain]
+    with bars, ThreadPoolExecutor(max_workers=max(parallel, 1)) as pool:
+        try:
+            problems += pool.map(fetch, plain)
         finally:
             # After ctrl-C the pool would wait for the last byte of every file.
             stop.set()
+    return [text for text in problems if text]
 
 
 def _bars(*, enabled: bool) -> Progress:

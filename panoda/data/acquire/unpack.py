@@ -279,8 +279,8 @@ def _take(archive: Path, entry: _Entry, out: _Extraction) -> str | None:
     _require_room(archive, out.bytes + entry.size, out)
     if reason := _make_folder(path.parent):
         return reason
-    if path.is_dir():
-        return "in place of a folder of that name"
+    if path.exists():  # a file where upper and lower case are one
+        return f"in place of a {'folder' if path.is_dir() else 'file'} of that name"
     try:
         with entry.open() as source, path.open("xb") as target:
             shutil.copyfileobj(source, target, 1 << 20)
@@ -307,12 +307,13 @@ def _safe_name(name: str) -> tuple[str, str | None]:
     """
     plain = name.replace("\\", "/")
     parts = [part for part in plain.split("/") if part not in ("", ".")]
+    sizes = [len(part.encode(errors="replace")) for part in parts]
     reasons = {
         "a name with a zero byte": "\0" in name,
         "an absolute name": plain.startswith("/") or plain[1:2] == ":",
         "leaves the folder": ".." in parts,
         f"{MARKERS} is kept for markers": parts[:1] == [MARKERS],
-        "not a possible file name": any(len(part.encode(errors="replace")) > 255 for part in parts),
+        "not a possible file name": max(sizes, default=0) > 255 or sum(sizes) > 2000,
         "a name that is no text": any("\ud800" <= letter <= "\udfff" for letter in name),
     }
     return "/".join(parts), next((reason for reason, found in reasons.items() if found), None)
