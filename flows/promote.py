@@ -88,7 +88,7 @@ def _check_upstream(label: str) -> None:
     """Inputs equal the working folders; now make sure that these are what dvc.lock says."""
     status = json.loads(_dvc("status", "--json", "--with-deps", label) or "{}")
     # Stage watch is never up to date: it looks every time.
-    stale = sorted(name for name in status if name != label and not name.startswith("watch@"))
+    stale = sorted(name for name in status if name not in (label, "watch"))
     if stale:
         raise PromotionRefused(
             f"the inputs of {label} are not those of dvc.lock: {', '.join(stale)} changed; "

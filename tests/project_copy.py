@@ -43,7 +43,7 @@ for given in stage["inputs"]:
     for file in sorted([Path(given), *Path(given).rglob("*")]):
         total.update(file.read_bytes() if file.is_file() else b"")
 text = total.hexdigest()
-METRICS = ("metrics.json", "statistics.json")
+METRICS = ("metrics.json", "headlines.json")
 for name in stage["writes"]:
     path = Path(stage["out"], name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ WRITES = {
     "pseudo_labels": ["index.parquet", "metrics.json"],
     "prototypes": ["prototypes.safetensors", "metrics.json"],
     "rounds": ["metrics.json"],
-    "evaluate": ["per_class.csv", "metrics.json"],
+    "evaluate": ["per_class.csv", "metrics.json", "headlines.json"],
     "report": ["index.html"],
 }
 

@@ -95,7 +95,7 @@ def test_what_a_killed_writer_left_is_removed_and_a_folder_it_had_set_aside_come
     script = """
 import os, signal, sys
 from pathlib import Path
-from panoda import files
+from panoda.system import files
 out, rename = Path(sys.argv[1]), os.replace
 def die(source, target):
     if str(source).endswith(".tmp"):

@@ -6,7 +6,8 @@ Each method's file in ``panoda/methods`` says its own, so this room knows the me
 from __future__ import annotations
 
 import importlib
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import Annotated, Any
 
 from pydantic import Field, create_model
@@ -25,7 +26,8 @@ def method_params(stage: str) -> Any:
     """The type of a stage's section: the parameters of its methods, told apart by ``method``."""
     methods = [importlib.import_module(f"panoda.methods.{name}").METHOD for name in METHODS]
     kinds = tuple(method.params for method in methods if method.stage == stage)
-    return Annotated[kinds, Field(discriminator="method")] if len(kinds) > 1 else kinds[0]
+    kind = reduce(or_, kinds)
+    return Annotated[kind, Field(discriminator="method")] if len(kinds) > 1 else kind
 
 
 @cache

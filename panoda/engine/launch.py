@@ -232,7 +232,7 @@ def _portable(error: BaseException, where: str) -> BaseException:
     told = "".join(traceback.format_exception(error))
     try:
         pickle.dumps(error)
-        type(error)(*error.args)  # what the other end does with it
+        type(error)(*error.args)  # what pickle does at the other end: some classes take other arguments
         found = error
     except Exception:
         found = RuntimeError(f"{type(error).__name__}: {error}")

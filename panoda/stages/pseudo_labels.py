@@ -299,7 +299,7 @@ def _describe(
     }
     write_json(folder / "metrics.json", metrics)
     present = table[table.predicted_pixels > 0]
-    metrics |= {
+    by_class = {
         f"kept_share/{c}": float(s) for c, s in zip(present["class"], present.kept_share, strict=True)
     }
     stored = PseudoLabelSplit(split, folder)
@@ -310,5 +310,5 @@ def _describe(
         picture = torch.cat(rows).numpy()
         Image.fromarray(picture).save(folder / "pictures" / f"{number}.png")
         context.logger.log_image(f"pictures/{number}", picture, 0)
-    context.logger.log_metrics(metrics, 0)
+    context.logger.log_metrics(metrics | by_class, 0)
     return metrics
