@@ -60,7 +60,7 @@ def pseudo_labels(
         context: Device, precision, logger, where finished pieces wait, who makes them.
 
     Returns:
-        ``kept_share``, ``classes_predicted`` and ``kept_share/<class>``.
+        ``kept_share`` and ``classes_predicted``; shares by class are logged and in classes.csv.
     """
     split = PreparedSplit(target_train)
     load_model(checkpoint, num_classes=split.num_classes, device="cpu")  # refuses a wrong one here and now
