@@ -55,7 +55,7 @@ def serve() -> Iterator[Server]:
             if served is None:
                 return self.answer(404, {})
             if served.barrier is not None:
-                served.barrier.wait(timeout=5)
+                served.barrier.wait(timeout=30)
             if served.statuses:
                 return self.answer(*served.statuses.pop(0))
             start = self.start(served, asked)

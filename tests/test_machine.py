@@ -25,7 +25,7 @@ def test_the_processor_has_a_name() -> None:
 
 PEAKS = """
 import torch
-from panoda import machine
+from panoda.system import machine
 
 large = torch.ones(2**26, dtype=torch.uint8)
 del large
