@@ -15,7 +15,9 @@ SCRIPT = ROOT / "flows" / "python.sh"
 
 
 def make_scm(folder: Path) -> str:
-    return subprocess.run(["make", "scm"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["make", "--no-print-directory", "scm"], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
 
 
 @pytest.fixture
