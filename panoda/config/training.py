@@ -46,7 +46,8 @@ class ModelParams(Section):
     drop_path: Probability = 0.1
     """Stochastic depth of the last encoder block."""
     weights: str | None = None
-    """Pretrained weights: a file below data/weights (`panoda weights`), timm (what it has), or null."""
+    """Pretrained weights: a file below data/weights (`panoda weights`), imagenet (an installed package's, or
+    timm's), timm (what it has), or null."""
 
     @field_validator("decoder")
     @classmethod

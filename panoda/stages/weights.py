@@ -14,7 +14,7 @@ from panoda.models.weights.pretrained import WeightsCard, read_weights, save_wei
 from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, write_json
 
-TIMM = "timm"
+TIMM, IMAGENET = "timm", "imagenet"
 ENCODER, MODEL, REPORT = "encoder.safetensors", "model.safetensors", "report.json"
 FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".onnx", ".pt2", ".json", ".zip", ".gz", ".npz", ".h5")
 log = logging.getLogger("panoda")
@@ -44,6 +44,7 @@ def weights(*, weights: Path, out: Path, model: ModelParams, context: RunContext
             write_json(folder / "metrics.json", metrics)
         return metrics
     tensors, card = _chosen(model.weights, weights, model.encoder)
+    log.info("weights %s: %s", model.weights, card.source)
     found = fit(build_model(model, num_classes=card.num_classes or 2), tensors, card)
     for note in found.notes:
         log.warning("weights %s: %s", model.weights, note)
@@ -91,10 +92,14 @@ def read_stage_weights(folder: Path) -> tuple[dict[str, Any], WeightsCard] | Non
 
 def _chosen(name: str, folder: Path, encoder: str) -> tuple[dict[str, Any], WeightsCard]:
     """Weights by their name below ``folder``, or the published ones of the encoder."""
-    if name == TIMM:
+    if name in (TIMM, IMAGENET):
         # Imported here: only this may need the network.
         from panoda.models.weights.hub import fetch, published
+        from panoda.models.weights.importing import import_installed
 
+        installed = import_installed(encoder) if name == IMAGENET else None
+        if installed is not None:
+            return installed.tensors, installed.card
         path = folder / published(encoder).file_name
         if path.is_file():
             return read_weights(path)
@@ -116,7 +121,7 @@ def weights_file(name: str, folder: Path) -> str:
     foreign = path.suffix != ".safetensors" and (path.suffix in FOREIGN or (folder / path).is_file())
     if path.is_absolute() or ".." in path.parts or foreign:
         raise CheckpointError(
-            f"model.weights is {name!r}; expected the name of a file below {folder}, or timm, or null: run "
+            f"model.weights is {name!r}; expected the name of a file below {folder}, imagenet, timm or null: run "
             f"`panoda weights import {name}` and put the name that it prints there"
         )
     return str(path) if path.suffix == ".safetensors" else f"{path}.safetensors"

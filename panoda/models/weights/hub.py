@@ -12,7 +12,8 @@ import torch
 
 from panoda.models.core.errors import CheckpointError
 from panoda.models.encoders.factory import create_encoder
-from panoda.models.weights.importing import Imported, import_state
+from panoda.models.weights.importing import Imported, import_installed, import_state
+from panoda.models.weights.packaged import package_of
 from panoda.models.weights.released import read_state_dict
 
 _HUB = "hf-hub:"
@@ -85,6 +86,16 @@ def tags(encoder: str) -> list[str]:
     if not found:
         published(encoder)  # says why not
     return [f"{kind}:{tag}" if kind else tag for tag in found]
+
+
+def imagenet(encoder: str) -> tuple[Imported, str]:
+    """As ``fetch``, but from an installed package where there is one for the encoder."""
+    if package_of(encoder):
+        found = published(encoder)
+        imported = import_installed(found.encoder)
+        if imported is not None:
+            return imported, found.file_name
+    return fetch(encoder)
 
 
 def fetch(name: str, *, encoder: str | None = None) -> tuple[Imported, str]:

