@@ -62,7 +62,12 @@ def list_command(
 
 @weights.command()
 def get(
-    name: Annotated[str, typer.Argument(help="vit:NAME, timm:NAME, a name of timm, or hf-hub:OWNER/NAME.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="vit:NAME, timm:NAME, a name of timm, hf-hub:OWNER/NAME, or segformer-b0-cityscapes."
+        ),
+    ],
     encoder: Annotated[
         str | None, typer.Option(help="The network, for a hub repository that does not say it.")
     ] = None,
@@ -77,7 +82,9 @@ def get(
 
 @weights.command("import")
 def import_command(
-    file: Annotated[Path, typer.Argument(help="A .pth, .pt, .bin or .safetensors file.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .pth, .pt, .bin or .safetensors file, or a folder of transformers.")
+    ],
     encoder: Annotated[str | None, typer.Option(help="Encoder, where the file does not tell.")] = None,
     decoder: Annotated[str | None, typer.Option(help="Decoder that the file must have.")] = None,
     num_classes: Annotated[int | None, typer.Option(help="Classes that the file must have.")] = None,
@@ -90,11 +97,11 @@ def import_command(
     force: Force = False,
 ) -> None:
     """Bring a checkpoint into data/weights, strictly; nothing in the file is executed."""
-    from panoda.models.weights.importing import import_file
+    from panoda.models.weights.importing import file_in, import_file
 
     imported = import_file(
         file,
-        source=_source(file),
+        source=_source(file_in(file)),
         encoder=encoder,
         decoder=decoder,
         num_classes=num_classes,
@@ -148,7 +155,7 @@ def _keep(imported: Imported, path: Path, force: bool) -> None:
     """Write weights, never over other ones unless told to, and say what they are."""
     from panoda.models.weights.pretrained import encoded
 
-    data, card = encoded(imported.tensors, imported.card), imported.card
+    data, card = encoded(imported.tensors, imported.model or imported.card), imported.card
     if path.is_file() and path.read_bytes() != data and not force:
         raise ValueError(f"{path}: other weights have that name; choose one with --name, or use --force")
     what = f"{card.encoder} with {card.decoder}, {card.num_classes} classes" if card.decoder else card.encoder
@@ -166,6 +173,8 @@ def _keep(imported: Imported, path: Path, force: bool) -> None:
     with staged_file(path) as aside:
         aside.write_bytes(data)
     typer.echo(f"wrote {path}; use it with model.encoder {card.encoder} and model.weights {path.name}")
+    if imported.model:
+        typer.echo(f"a complete model: panoda predict IMAGES --checkpoint {path} --out FOLDER")
 
 
 def _table(*titles: str) -> Table:

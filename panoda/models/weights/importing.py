@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from panoda.labels import get_label_space
-from panoda.models.core.checkpoint import check_finite, check_fit
+from panoda.models.core.checkpoint import ModelCard, check_finite, check_fit
 from panoda.models.core.errors import CheckpointError
 from panoda.models.core.file_kind import is_safetensors
 from panoda.models.core.registry import create_model
@@ -38,6 +38,7 @@ from panoda.models.weights.released import (
     rename_encoder,
     unify_supervised,
 )
+from panoda.models.weights.segformer import is_segformer, read_segformer
 from panoda.system.files import sha256_file
 
 # What pretraining and classification leave in a file, by the beginning of the key.
@@ -49,10 +50,11 @@ _SHARED_TABLE = f"rel_pos_bias.{TABLE}"
 
 @dataclass(frozen=True)
 class Imported:
-    """Weights in our layout: what ``save_weights`` takes."""
+    """Weights in our layout: what ``save_weights`` takes; with ``model``, a complete model that predicts."""
 
     tensors: dict[str, Tensor]
     card: WeightsCard
+    model: ModelCard | None = None
 
 
 def import_file(
@@ -69,7 +71,7 @@ def import_file(
     """Read a file and bring it into our layout; our own files and checkpoints stay as they are.
 
     Args:
-        path: A .pth (read weights-only) or .safetensors file.
+        path: A .pth (read weights-only) or .safetensors file, or a folder that transformers saved.
         source: Where it comes from; kept in the card.
         encoder: As ``import_state``.
         decoder: As ``import_state``.
@@ -82,7 +84,15 @@ def import_file(
         CheckpointError: as ``read_state_dict`` and ``import_state``, or a label space with another number of
             classes.
     """
+    path = file_in(path)
     content = read_state_dict(path)
+    if is_segformer(content):
+        config = path.with_name("config.json")
+        found = Imported(*read_segformer(content, config, source=source, label_space=label_space))
+        check_finite(found.tensors, where=source)
+        _check_said(found, source, encoder=encoder, decoder=decoder, num_classes=num_classes)
+        found = replace(found, tensors={key: _plain(value) for key, value in found.tensors.items()})
+        return _without_decoder(found) if encoder_only else found
     card = None
     if is_safetensors(path):
         with safe_open(str(path), framework="pt") as file:
@@ -331,4 +341,10 @@ def _without_decoder(found: Imported) -> Imported:
     gone = tuple(key for key in found.tensors if key not in tensors)
     update = {"decoder": None, "width": None, "num_classes": None, "label_space": None, "class_names": None}
     card = found.card.model_copy(update={**update, "dropped": found.card.dropped + gone})
-    return replace(found, tensors=tensors, card=card)
+    return Imported(tensors, card)
+
+
+def file_in(path: Path) -> Path:
+    """The file of weights in a folder that transformers saved; any other path as it is."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+    return next((path / name for name in names if path.is_dir() and (path / name).is_file()), path)

@@ -63,9 +63,10 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], card: WeightsCard) -
         aside.write_bytes(data)
 
 
-def encoded(tensors: Mapping[str, Tensor], card: WeightsCard) -> bytes:
-    """The bytes of a file of weights."""
-    return tensor_file(tensors, {"format": FORMAT, "card": card.model_dump_json()})
+def encoded(tensors: Mapping[str, Tensor], card: WeightsCard | ModelCard) -> bytes:
+    """The bytes of a file of weights, or of a checkpoint where the card is one's."""
+    form = FORMAT if isinstance(card, WeightsCard) else checkpoint.FORMAT
+    return tensor_file(tensors, {"format": form, "card": card.model_dump_json()})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], WeightsCard]:
@@ -120,6 +121,7 @@ def _of_checkpoint(card: ModelCard) -> WeightsCard:
         num_classes=card.num_classes,
         label_space=card.label_space,
         class_names=card.class_names,
-        source=f"stage {card.stage}, seed {card.seed}, {commit}",
+        source=card.params.get("source") or f"stage {card.stage}, seed {card.seed}, {commit}",
         layout="panoda checkpoint",
+        licence=card.params.get("licence"),
     )
