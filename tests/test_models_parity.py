@@ -9,7 +9,7 @@ from parity import OWN, RELEASED, filled, image, nano, nano_fixture, released_la
 
 from panoda.models import Segmenter, create_model
 from panoda.models.decoders.dmlpv2 import DMLPv2Decoder
-from panoda.models.weights.released import load_released
+from panoda.models.weights.importing import import_state
 
 TOLERANCE = 1e-3
 needs_released = pytest.mark.skipif(
@@ -37,7 +37,7 @@ def test_fixture_notices_swapped_offsets() -> None:
 @needs_released
 def test_trans4pass_t_gives_the_numbers_of_the_released_code() -> None:
     model = create_model("trans4pass_t", num_classes=19).eval()
-    load_released(model, filled(released_layout("trans4pass_t")))
+    model.load_state_dict(import_state(filled(released_layout("trans4pass_t")), source="x", name="x").tensors)
     stored = np.load(RELEASED / "trans4pass_t.npz")
     found = stages_of(model, image((2, 3, 96, 192)))
     samples = released_samples(found)
@@ -54,7 +54,9 @@ def plus() -> Segmenter:
     encoder = create_model("trans4pass_t", num_classes=13).encoder
     decoder = DMLPv2Decoder(encoder.channels, num_classes=13)
     model = Segmenter(encoder, decoder, name="trans4pass_t").eval()
-    load_released(model, filled(released_layout("trans4pass_plus_t")))
+    model.load_state_dict(
+        import_state(filled(released_layout("trans4pass_plus_t")), source="x", name="x").tensors
+    )
     return model
 
 

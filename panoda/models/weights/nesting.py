@@ -97,11 +97,6 @@ def find_weights(content: Mapping[str, Any], *, part: str | None = None, encoder
     return Found(tensors, ".".join([*path, outer] if outer else path), averaged, tuple(left))
 
 
-def unwrap(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that ``find_weights`` takes of its own accord."""
-    return find_weights(content).tensors
-
-
 def _nested(state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The dictionaries of a file that may be a model's weights; none where these lie on this level."""
     if "param_groups" in state:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from panoda.models.core.checkpoint import check_fit
 from panoda.models.core.errors import CheckpointError, require_file
 from panoda.models.core.file_kind import foreign, is_safetensors, shards
-from panoda.models.core.segmenter import Segmenter
-from panoda.models.encoders.factory import SHAPES
-from panoda.models.weights.nesting import unwrap as unwrap
 
 # (pattern, replacement) of released names -> ours; {stage} is the released number minus one.
 _ENCODER_NAMES = (
@@ -94,22 +89,6 @@ def read_state_dict(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_released(model: Segmenter, state_dict: Mapping[str, Any]) -> None:
-    """Load a released Trans4PASS or Trans4PASS+ checkpoint, in any of its layouts, strictly.
-
-    The model's decoder is ``dmlp`` for the former, ``dmlpv2`` for the latter.
-
-    Raises:
-        CheckpointError: one message with everything missing, unexpected or of another shape, and
-            whether the file is another model's, of the other decoder, or has another number of classes.
-            The model is then unchanged.
-    """
-    state = unify_supervised(unwrap(state_dict))
-    tensors = rename_decoder(rename_encoder(state))
-    check_fit(model, tensors, where="released checkpoint", hint=_difference(model, state))
-    model.load_state_dict(tensors)
-
-
 def unify_supervised(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Supervised layout (backbone.*, decode_head.*) -> adaptation layout (encoder.*, dede_head.*)."""
     named = {"backbone.": "encoder.", "decode_head.": "dede_head."}
@@ -146,43 +125,5 @@ def _rename(key: str, prefix: str, new_prefix: str, names: tuple[tuple[str, str]
     return key
 
 
-def _is_plus(state: Mapping[str, Tensor]) -> bool:
-    return any(key.startswith("dede_head.") and ".dmlp." in key for key in state)
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _difference(model: Segmenter, state: Mapping[str, Tensor]) -> str:
-    """What the released file is, as far as it is not what the model is; "" where nothing differs."""
-    notes = []
-    if not any(key.startswith("encoder.") for key in state):
-        return "It has none of the keys of a released Trans4PASS checkpoint."
-    blocks = Counter(
-        key.split(".")[1][-1]
-        for key in state
-        if re.fullmatch(r"encoder\.block[1234]\.\d+\.norm1\.weight", key)
-    )
-    depths = tuple(blocks[stage] for stage in "1234")
-    channels = tuple(
-        len(state[f"encoder.norm{i}.weight"]) for i in range(1, 5) if f"encoder.norm{i}.weight" in state
-    )
-    if (depths, channels) != (model.encoder.depths, model.encoder.channels):
-        names = [name for name, size in SHAPES.items() if (size.depths, size.channels) == (depths, channels)]
-        whose = f"belongs to {names[0]}" if names else "belongs to another model"
-        notes.append(f"It {whose} (depths {depths}, channels {channels}), not {model.name or 'this model'}.")
-    if any(key.startswith("dede_head.") for key in state):
-        variant, decoder = ("Trans4PASS+", "dmlpv2") if _is_plus(state) else ("Trans4PASS", "dmlp")
-        if model.decoder.name != decoder:
-            notes.append(
-                f"It belongs to the {variant} variant of the decoder ({decoder}), the model has "
-                f"{model.decoder.name}: create the model with decoder {decoder}."
-            )
-    predict = state.get("dede_head.pred.weight")
-    if predict is not None and predict.shape[0] != model.num_classes:
-        notes.append(
-            f"It has {predict.shape[0]} classes, the model {model.num_classes}: create the model with "
-            f"num_classes={predict.shape[0]}."
-        )
-    return " ".join(notes)
