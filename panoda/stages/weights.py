@@ -37,12 +37,10 @@ def weights(*, weights: Path, out: Path, model: ModelParams, context: RunContext
         CheckpointError: no such file, a file that was not imported, or another model's weights.
     """
     if model.weights is None:
-        report: dict[str, Any] = {"weights": None}
-        metrics: dict[str, float] = {}
         with staged_directory(out) as folder:
-            write_json(folder / REPORT, report)
-            write_json(folder / "metrics.json", metrics)
-        return metrics
+            write_json(folder / REPORT, {"weights": None})
+            write_json(folder / "metrics.json", {})
+        return {}
     tensors, card = _chosen(model.weights, weights, model.encoder)
     log.info("weights %s: %s", model.weights, card.source)
     found = fit(build_model(model, num_classes=card.num_classes or 2), tensors, card)
