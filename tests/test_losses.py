@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from panoda.engine.losses import auxiliary_cross_entropy, class_weights, cross_entropy, ohem_cross_entropy
+from panoda.engine.losses import (
+    auxiliary_cross_entropy,
+    class_weights,
+    cross_entropy,
+    leave_out,
+    ohem_cross_entropy,
+)
 
 
 def _two_pixels() -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,3 +92,29 @@ def test_label_smoothing_by_hand():
     assert cross_entropy(logits, label, label_smoothing=0.2).item() == pytest.approx(expected, rel=1e-6)
     hard = ohem_cross_entropy(logits, label, threshold=0.6, min_kept=0.1, label_smoothing=0.2)
     assert hard.item() == pytest.approx(-math.log(0.5), rel=1e-6)  # the second pixel alone
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_class_that_a_source_lacks_is_not_taught(smoothing):
+    logits = torch.randn(2, 4, 3, 5, requires_grad=True)
+    label = torch.randint(0, 3, (2, 3, 5))
+    lacking = torch.tensor([[False, False, False, False], [False, False, False, True]])
+    loss = cross_entropy(leave_out(logits, lacking), label, label_smoothing=smoothing)
+    loss.backward()
+    assert (
+        torch.isfinite(loss) and bool((logits.grad[0, 3] != 0).all()) and bool((logits.grad[1, 3] == 0).all())
+    )
+    log_p = [logits[0].log_softmax(dim=0), logits[1, :3].log_softmax(dim=0)]
+    own = [-p.gather(0, ids[None])[0] for p, ids in zip(log_p, label, strict=True)]
+    expected = torch.stack(
+        [(1 - smoothing) * o - smoothing / 4 * p.sum(0) for o, p in zip(own, log_p, strict=True)]
+    )
+    assert torch.allclose(loss, expected.mean())
+
+
+def test_classes_are_left_out_where_pixels_come_from_the_source():
+    logits = torch.zeros(1, 3, 2, 2)
+    where = torch.tensor([[[True, False], [False, False]]])
+    found = leave_out(logits, torch.tensor([[False, True, False]]), where)
+    assert found.isneginf().nonzero().tolist() == [[0, 1, 0, 0]]
+    assert leave_out(logits, None) is logits

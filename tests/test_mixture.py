@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save
 from small_data import HEIGHT, WIDTH, prepared
 
 from panoda.config import (
@@ -22,11 +23,14 @@ from panoda.config import (
 from panoda.data.loading.loader import training_batches
 from panoda.data.loading.mixture import Mixture, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.pseudo import PseudoLabelWriter
 from panoda.data.loading.transforms import JointTransform
+from panoda.engine.method import Setup, get_method
 from panoda.methods.alignment import AlignmentParams
 from panoda.methods.mpa import MPAParams
 from panoda.methods.parts.sphere_warp import warp_onto_sphere
 from panoda.methods.supervised import SupervisedParams
+from panoda.models.core.registry import create_model
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
@@ -226,3 +230,72 @@ def test_every_stage_on_two_sources(data, tmp_path):
     )
     assert math.isclose(metrics["miou/panoramas_val"], start["miou/panoramas_val"], abs_tol=1e-6)
     assert math.isclose(metrics["miou/source_val"], start["miou/source_val"], abs_tol=1e-6)
+
+
+LACKED = 2
+
+
+@pytest.fixture
+def partial(data) -> Mixture:
+    """The panoramas annotate no class ``LACKED``; class 9 has pixels in neither source."""
+    parts = {
+        name: PreparedSplit(data / folder / "train")
+        for name, folder in (("source", "source"), ("panoramas", "more_sources/panoramas"))
+    }
+    for part, lacked in ((parts["source"], [9]), (parts["panoramas"], [9, LACKED])):
+        assert part.class_pixels[LACKED] > 0
+        part.class_pixels = part.class_pixels.copy()
+        part.class_pixels[lacked] = 0
+    return Mixture(parts, SOURCES)
+
+
+def test_what_only_one_source_annotates(partial, mixture):
+    lacking = partial.lacking(torch.tensor([0, 3, 4, 9]))
+    assert lacking[:, LACKED].tolist() == [False, False, True, True]
+    assert lacking.sum() == 2  # class 9, which no source has, stays in every softmax
+    assert partial.lacking(torch.tensor([0])).sum() == 0
+
+
+@pytest.mark.parametrize("method", ["supervised", "alignment", "mpa"])
+def test_no_method_teaches_that_a_lacked_class_is_absent(partial, data, method, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = create_model("trans4pass_nano", num_classes=partial.num_classes)
+    optim = OptimParams(lr=1e-3)
+    common = {"iterations": 2, "batch_size": 2, "optim": optim}
+    params = {
+        "supervised": lambda: SupervisedParams(**common),
+        "alignment": lambda: AlignmentParams(**common, adversarial_weight=0.0),
+        "mpa": lambda: MPAParams(**common, mpa={"weight": 0.0}, class_mix=1.0),
+    }[method]()
+    target = PreparedSplit(data / "target/train")
+    folder = tmp_path / "pseudo_labels"
+    folder.mkdir()
+    with PseudoLabelWriter(folder, target) as writer:  # nothing is labelled
+        for i in range(len(target)):
+            label = torch.full((HEIGHT, WIDTH), 255, dtype=torch.uint8)
+            writer.add(target[i]["id"], label, torch.zeros_like(label))
+    bank = torch.zeros(partial.num_classes, model.feature_channels)
+    (tmp_path / "prototypes.safetensors").write_bytes(
+        save({"mutual": bank, "seen": torch.zeros(len(bank), dtype=torch.bool)})
+    )
+    task = get_method(method).task(
+        Setup(method, model, params, 0, RunContext(), partial, target, folder, tmp_path)
+    )
+    if method == "mpa":
+        monkeypatch.setattr(task, "_relabel", lambda image, stored, valid: stored)
+    drawn_batches = training_batches(
+        partial,
+        batch_size=2,
+        augment=JointTransform(hflip=0.0),
+        seed=0,
+        start_step=0,
+        num_steps=20,
+        workers=0,
+    )
+    panoramas = next(batch for batch in drawn_batches if bool((batch["indices"] >= 4).all()))
+    batch = panoramas
+    if method != "supervised":
+        batch = panoramas, next(iter(task.target(0)))
+    task.losses(0, batch)["loss/total"].backward()
+    gradient = next(p.grad for n, p in model.named_parameters() if p.shape == (partial.num_classes,))
+    assert gradient[LACKED] == 0 and bool((gradient[[0, 1]] != 0).all())

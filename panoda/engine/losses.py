@@ -41,6 +41,25 @@ def class_weights(
     return normalised.clamp(max=cap).to(torch.float32)
 
 
+def leave_out(logits: Tensor, lacking: Tensor | None, where: Tensor | None = None) -> Tensor:
+    """Logits whose softmax leaves out the classes that the labels cannot name.
+
+    For labels of a source that does not annotate every class: the loss then says nothing about the others.
+
+    Args:
+        logits: (B, K, H, W).
+        lacking: (B, K) bool, True for classes that an image's source does not annotate; None = none.
+        where: (B, H, W) bool, the pixels that come from that source; None = all.
+
+    Returns:
+        (B, K, H, W), minus infinity at what is left out.
+    """
+    if lacking is None:
+        return logits
+    mask = lacking.to(logits.device)[:, :, None, None]
+    return logits.masked_fill(mask if where is None else mask & where[:, None], float("-inf"))
+
+
 def cross_entropy(
     logits: Tensor, label: Tensor, weight: Tensor | None = None, *, label_smoothing: float = 0.0
 ) -> Tensor:
@@ -51,7 +70,7 @@ def cross_entropy(
     A batch without any labelled pixel gives 0 with zero gradients, never NaN.
 
     Args:
-        logits: (B, K, H, W).
+        logits: (B, K, H, W); classes at minus infinity (``leave_out``) take no share of a smoothed target.
         label: (B, H, W) int64, 255 = ignored.
         weight: (K,) class weights; each class's share of a smoothed target has the weight of that class.
         label_smoothing: Share of a pixel's target spread evenly over all K classes (Szegedy et al. 2016).
@@ -64,9 +83,13 @@ def cross_entropy(
         weight=weight,
         ignore_index=IGNORE_INDEX,
         reduction="none" if apart else "sum",
-        label_smoothing=label_smoothing,
     ).sum()
     labelled = label != IGNORE_INDEX
+    if label_smoothing:
+        every = F.log_softmax(logits.float(), dim=1)  # (B, K, H, W)
+        every = torch.where(every.isneginf() | ~labelled[:, None], 0.0, every)
+        spread = every.sum(dim=1) if weight is None else torch.einsum("bkhw,k->bhw", every, weight)
+        total = (1 - label_smoothing) * total - label_smoothing / logits.shape[1] * spread.sum()
     if weight is None:
         return total / denominator(labelled.sum())
     mass = (weight[label.clamp(max=logits.shape[1] - 1)] * labelled).sum()
@@ -79,6 +102,7 @@ def auxiliary_cross_entropy(
     weight: Tensor | None = None,
     *,
     label_smoothing: float = 0.0,
+    lacking: Tensor | None = None,
 ) -> Tensor:
     """Weighted sum of the cross-entropies of a decoder's auxiliary heads; 0 without heads.
 
@@ -87,9 +111,10 @@ def auxiliary_cross_entropy(
         label: (B, H, W) int64, 255 = ignored.
         weight: (K,) class weights.
         label_smoothing: As in ``cross_entropy``.
+        lacking: As in ``leave_out``.
     """
     terms = [
-        share * cross_entropy(logits, label, weight, label_smoothing=label_smoothing)
+        share * cross_entropy(leave_out(logits, lacking), label, weight, label_smoothing=label_smoothing)
         for share, logits in auxiliary
     ]
     return torch.stack(terms).sum() if terms else torch.zeros((), device=label.device)

@@ -107,6 +107,11 @@ class Setup:
 
         return start
 
+    def lacking(self, batch: Batch) -> Tensor | None:
+        """(B, K) bool, classes that the sources of a batch do not annotate, on the device; None = none."""
+        found = self.source.lacking(batch["indices"]) if isinstance(self.source, Mixture) else None
+        return None if found is None else found.to(self.device, non_blocking=True)
+
     def class_weights(self, params: ClassWeightParams) -> Tensor | None:
         """(K,) weights of the source's classes, or None."""
         return source_weights(self.source, params, self.device)

@@ -17,7 +17,7 @@ from panoda.config.section import NonNegative, Positive, Probability
 from panoda.config.training import AugmentParams, ClassWeightParams, MethodParams
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.transforms import normalise
-from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy
+from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy, leave_out
 from panoda.engine.method import Method, Setup
 from panoda.engine.resume_points import Stateful
 from panoda.methods.parts.adversarial import Adversary, Outputs
@@ -59,13 +59,18 @@ class AlignmentTask(PairTask):
         adversarial_weight: float,
         colour_transfer: float,
         device: torch.device,
+        lacking: Callable[[Batch], Tensor | None] = lambda batch: None,
     ) -> None:
-        """Train ``model`` on pairs of source and target batches; target labels are never read."""
+        """Train ``model`` on pairs of source and target batches; target labels are never read.
+
+        ``lacking`` says which classes (B, K) the sources of a batch do not annotate.
+        """
         super().__init__(model, source, target, device=device)
         self.adversary = adversary
         self.weight = weight
         self.adversarial_weight = adversarial_weight
         self.colour_transfer = colour_transfer
+        self.lacking = lacking
         self._outputs = Outputs()
 
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
@@ -75,7 +80,8 @@ class AlignmentTask(PairTask):
         styled = colour_transfer(source_image, source_valid, target_image, target_valid, self.colour_transfer)
         source_logits, _, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
         target_logits = self.trained(normalise(target_image))
-        ce = cross_entropy(source_logits, label, self.weight)
+        lacking = self.lacking(batch[0])
+        ce = cross_entropy(leave_out(source_logits, lacking), label, self.weight)
         adversarial = self.adversary.generator_loss(target_logits)
         self._outputs.keep(source_logits, target_logits)
         values = {
@@ -84,7 +90,7 @@ class AlignmentTask(PairTask):
             "loss/adversarial": adversarial,
         }
         if auxiliary:
-            values["loss/auxiliary"] = auxiliary_cross_entropy(auxiliary, label, self.weight)
+            values["loss/auxiliary"] = auxiliary_cross_entropy(auxiliary, label, self.weight, lacking=lacking)
             values["loss/total"] = values["loss/total"] + values["loss/auxiliary"]
         return values
 
@@ -114,6 +120,7 @@ def task(setup: Setup) -> AlignmentTask:
         adversarial_weight=p.adversarial_weight,
         colour_transfer=p.colour_transfer,
         device=setup.device,
+        lacking=setup.lacking,
     )
 
 

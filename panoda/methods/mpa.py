@@ -25,7 +25,7 @@ from panoda.config.training import AugmentParams, ClassWeightParams, MethodParam
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.pseudo import PseudoLabelSplit
 from panoda.data.loading.transforms import normalise
-from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy
+from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy, leave_out
 from panoda.engine.method import Method, Setup
 from panoda.engine.resume_points import Stateful
 from panoda.engine.teacher import Teacher
@@ -189,6 +189,7 @@ class MPATask(PairTask):
         adversary: Adversary | None,
         warp: Warp | None,
         device: torch.device,
+        lacking: Callable[[Batch], Tensor | None] = lambda batch: None,
     ) -> None:
         """Set up.
 
@@ -203,8 +204,10 @@ class MPATask(PairTask):
             warp: Lays source images onto the part of the sphere that target samples show, or None where it
                 makes no sense.
             device: Where to compute.
+            lacking: Classes (B, K) that the sources of a source batch do not annotate.
         """
         super().__init__(model, source, target, device=device)
+        self.lacking = lacking
         self.bank, self.adversary, self.warp = bank, adversary, warp
         self.params, self.weight = params, weight
         self._first = bank.prototypes.detach().cpu().clone()
@@ -237,16 +240,24 @@ class MPATask(PairTask):
             exposure=p.augment_target.exposure,
         )
         logits, features, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
-        ce = cross_entropy(logits, label, self.weight)
+        lacking = self.lacking(batch[0])
+        ce = cross_entropy(leave_out(logits, lacking), label, self.weight)
         values["loss/source_ce"] = ce
         total = p.source_weight * ce
         if auxiliary:
-            values["loss/auxiliary"] = auxiliary_cross_entropy(auxiliary, label, self.weight)
+            values["loss/auxiliary"] = auxiliary_cross_entropy(auxiliary, label, self.weight, lacking=lacking)
             total = total + p.source_weight * values["loss/auxiliary"]
         if p.target_weight > 0 or p.mpa.weight > 0 or self.adversary is not None:
             target_logits, target_features = self.trained(normalise(student_image), return_features=True)
             total = total + self._target_terms(
-                values, target_logits, target_features, student_label, pasted, features, label
+                values,
+                target_logits,
+                target_features,
+                student_label,
+                pasted,
+                features,
+                label,
+                lacking,
             )
             if self.adversary is not None:
                 self._outputs.keep(logits, target_logits)
@@ -324,11 +335,12 @@ class MPATask(PairTask):
         pasted: Tensor,
         source_features: Tensor,
         source_label: Tensor,
+        lacking: Tensor | None,
     ) -> Tensor:
         p = self.params
         total = logits.new_zeros(())
         if p.target_weight > 0:
-            values["loss/target_ce"] = cross_entropy(logits, label)
+            values["loss/target_ce"] = cross_entropy(leave_out(logits, lacking, pasted), label)
             total = total + p.target_weight * values["loss/target_ce"]
         if p.mpa.weight > 0:
             # Pasted pixels are learned from, but show the source: they are no target features.
@@ -377,6 +389,7 @@ def task(setup: Setup) -> MPATask:
         adversary=adversary,
         warp=warp_onto_sphere(source, unlabelled) if p.erp_warp > 0 else None,
         device=device,
+        lacking=setup.lacking,
     )
 
 

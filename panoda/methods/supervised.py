@@ -18,7 +18,7 @@ from panoda.config.training import AugmentParams, ClassWeightParams, SourceTrain
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.transforms import normalise
 from panoda.engine.averaging import WeightAverage, first_averaged_step, recompute_batch_norm
-from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy, ohem_cross_entropy
+from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy, leave_out, ohem_cross_entropy
 from panoda.engine.method import Method, Setup
 from panoda.engine.resume_points import Stateful
 from panoda.engine.task import Task
@@ -88,10 +88,12 @@ class SupervisedTask(Task):
         average: WeightAverage | None = None,
         constant_rate: tuple[int, float] | None = None,
         norm_batches: Callable[[], Iterator[Batch]] | None = None,
+        lacking: Callable[[Batch], Tensor | None] = lambda batch: None,
     ) -> None:
         """Train ``model`` on ``batches(start_step)``; ``ohem`` is (threshold, min_kept) or None.
 
-        ``norm_batches`` gives the batches over which the averaged weights' batch norms take their statistics.
+        ``lacking`` says which classes (B, K) the sources of a batch do not annotate; ``norm_batches`` gives
+        the batches over which the averaged weights' batch norms take their statistics.
         """
         self.trained = model
         self.source = batches
@@ -102,6 +104,7 @@ class SupervisedTask(Task):
         self.average = average
         self.constant_rate = constant_rate
         self.norm_batches = norm_batches
+        self.lacking = lacking
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Labelled batches."""
@@ -112,6 +115,8 @@ class SupervisedTask(Task):
         image = normalise(batch["image"].to(self.device, non_blocking=True))
         logits, _, auxiliary = self.trained(image, return_auxiliary=True)
         label = batch["label"].to(self.device, non_blocking=True)
+        lacking = self.lacking(batch)
+        logits = leave_out(logits, lacking)
         common: dict[str, Any] = {"weight": self.weight, "label_smoothing": self.label_smoothing}
         if self.ohem is None:
             loss = cross_entropy(logits, label, **common)
@@ -119,7 +124,7 @@ class SupervisedTask(Task):
             loss = ohem_cross_entropy(logits, label, threshold=self.ohem[0], min_kept=self.ohem[1], **common)
         if not auxiliary:
             return {"loss/total": loss, "loss/source_ce": loss}
-        extra = auxiliary_cross_entropy(auxiliary, label, **common)
+        extra = auxiliary_cross_entropy(auxiliary, label, lacking=lacking, **common)
         return {"loss/total": loss + extra, "loss/source_ce": loss, "loss/auxiliary": extra}
 
     def after_step(self, step: int) -> dict[str, Tensor]:
@@ -166,6 +171,7 @@ def task(setup: Setup) -> SupervisedTask:
         average=average,
         constant_rate=constant,
         norm_batches=norm_batches,
+        lacking=setup.lacking,
     )
 
 

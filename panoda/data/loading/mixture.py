@@ -8,6 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from panoda.data.loading.prepared import PreparedSplit, Sample, check_same_space, labelled_split
 from panoda.system.errors import DataError
@@ -48,6 +50,8 @@ class Mixture:
         self.offsets = (0, *accumulate(len(part) for part in self._splits[:-1]))
         counts = np.stack([part.class_pixels for part in self._splits]).astype(float)
         shares = counts / counts.sum(axis=1, keepdims=True)
+        present = counts > 0
+        self._lacking = torch.from_numpy(present.any(axis=0) & ~present)  # (P, K)
         mixed = np.asarray(self._weights) @ shares / sum(self._weights)
         self.class_pixels = np.round(mixed * counts.sum()).astype(np.int64)
 
@@ -59,6 +63,23 @@ class Mixture:
     def part_of(self, index: int) -> PreparedSplit:
         """The split that sample ``index`` belongs to."""
         return self._splits[bisect_right(self.offsets, index) - 1]
+
+    def lacking(self, indices: Tensor) -> Tensor | None:
+        """Classes that samples' own source never annotates, although another source does.
+
+        Their pixels carry the label of something else or none there, so such a source must not teach that
+        they are absent: the losses leave these classes out of the softmax of its pixels.
+
+        Args:
+            indices: (B,) sample indices, on the CPU.
+
+        Returns:
+            (B, K) bool; None where every source annotates all classes that any does.
+        """
+        if not bool(self._lacking.any()):
+            return None
+        part = torch.bucketize(indices, torch.tensor(self.offsets), right=True) - 1
+        return self._lacking[part]
 
     def wraps(self, index: int) -> bool:
         """Columns of sample ``index`` wrap around."""
