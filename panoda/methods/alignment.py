@@ -65,12 +65,11 @@ class AlignmentTask(PairTask):
 
         ``lacking`` says which classes (B, K) the sources of a batch do not annotate.
         """
-        super().__init__(model, source, target, device=device)
+        super().__init__(model, source, target, device=device, lacking=lacking)
         self.adversary = adversary
         self.weight = weight
         self.adversarial_weight = adversarial_weight
         self.colour_transfer = colour_transfer
-        self.lacking = lacking
         self._outputs = Outputs()
 
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:

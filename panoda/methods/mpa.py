@@ -206,8 +206,7 @@ class MPATask(PairTask):
             device: Where to compute.
             lacking: Classes (B, K) that the sources of a source batch do not annotate.
         """
-        super().__init__(model, source, target, device=device)
-        self.lacking = lacking
+        super().__init__(model, source, target, device=device, lacking=lacking)
         self.bank, self.adversary, self.warp = bank, adversary, warp
         self.params, self.weight = params, weight
         self._first = bank.prototypes.detach().cpu().clone()

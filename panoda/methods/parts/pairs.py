@@ -19,6 +19,7 @@ class PairTask(Task):
         source: Labelled source batches from a step on.
         target: Target batches from a step on.
         device: Where to compute.
+        lacking: Classes (B, K) that the sources of a source batch do not annotate, or None.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class PairTask(Task):
         target: Callable[[int], Iterator[Batch]],
         *,
         device: torch.device,
+        lacking: Callable[[Batch], Tensor | None] = lambda batch: None,
     ) -> None:
         """Train ``model``, a segmenter on ``device``."""
+        self.lacking = lacking
         self.trained, self.source, self.target, self.device = model, source, target, device
 
     def batches(self, start_step: int) -> Iterator[tuple[Batch, Batch]]:

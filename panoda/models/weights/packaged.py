@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -95,19 +96,11 @@ def lite_of(state: Mapping[str, Tensor], source: str, encoder: str | None) -> tu
         )
     for name in (encoder,) if encoder else LITES:
         shapes = layout(name)
-        blocks = {
-            (int(m[1]), int(m[2]))
-            for m in (re.match(r"encoder\.net\.blocks\.(\d+)\.(\d+)\.", k) for k in shapes)
-            if m
-        }
-        stages = [stage for stage, _ in blocks]
-        renamed = rename_efficientnet_lite(state, [stages.count(i) for i in range(max(stages) + 1)])
-        fits = all(f"encoder.net.{k}" in shapes for k in renamed if k.startswith(("blocks.", "_blocks.")))
-        same = all(
-            shapes[f"encoder.net.{k}"] == tuple(v.shape)
-            for k, v in renamed.items()
-            if f"encoder.net.{k}" in shapes
-        )
-        if encoder or (fits and same):
+        blocks = {tuple(key.split(".")[3:5]) for key in shapes if key.startswith("encoder.net.blocks.")}
+        depths = Counter(int(stage) for stage, _ in blocks)
+        renamed = rename_efficientnet_lite(state, [depths[stage] for stage in sorted(depths)])
+        inner = {key: tuple(v.shape) for key, v in renamed.items() if key.startswith(("blocks.", "_blocks."))}
+        same = all(shapes.get(f"encoder.net.{key}") == shape for key, shape in inner.items())
+        if encoder or same:
             return name, renamed
     raise CheckpointError(f"{source}: laid out like EfficientNet-Lite, but none of {', '.join(LITES)}")
