@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from panoda.city.dataset import contact_sheet, write_city
+from panoda.city.dataset import write_city
 from panoda.city.film import Exposure
 from panoda.city.looks import DEVELOPMENT_LOOKS, FINAL_LOOKS, LOOKS, draw_look, get_look
 from panoda.city.primitives import Frame, Kind, Kit, Part
@@ -270,13 +270,6 @@ def test_meta_names_every_image(small_split):
     assert sorted(meta["world_seed"].unique()) == list(range(300, 306))
     assert meta["z"].between(1.6, 2.2).all()
     assert meta.groupby("world_seed")["look"].nunique().eq(1).all()
-
-
-def test_contact_sheet(small_split, tmp_path):
-    contact_sheet(small_split, tmp_path / "sheet.png", n=4)
-    assert Image.open(tmp_path / "sheet.png").size == (2 * (512 + 4), 2 * (2 * 96 + 4))
-    with pytest.raises(ValueError, match="no PNG"):
-        contact_sheet(tmp_path, tmp_path / "sheet.png")
 
 
 def test_same_seed_same_bytes_in_any_number_of_processes(tmp_path):

@@ -247,13 +247,9 @@ def _by(size: Sequence[int]) -> str:
 
 
 def _results(job: partial[_Facts], items: Sequence[RawItem], workers: int | None) -> Iterator[_Facts]:
-    """Results in order; in this thread when there is one worker."""
-    count = min(workers or cores(), max(len(items), 1))
-    if count == 1:
-        yield from map(job, items)
-        return
+    """Results in order."""
     # Decoding and hashing release the interpreter lock, so threads share the cores.
-    pool = ThreadPoolExecutor(count)
+    pool = ThreadPoolExecutor(workers or cores())
     try:
         yield from pool.map(job, items)
     finally:

@@ -88,7 +88,7 @@ def _declared(declaration: Declaration, name: str, folder: Path) -> Survey:
             bare.setdefault(folder / image, split)
         for label in unused_labels(folder, files, scan):
             lonely.setdefault(folder / label, split)
-        survey.items += raw_items(declaration, scan.items, folder, name=name)
+        survey.items += raw_items(declaration, Listing(folder, scan.items, {}), name=name)
     used = {item.label for item in survey.items}
     survey.without_label = [(split, path) for path, split in bare.items()]
     survey.without_image = [(split, path) for path, split in lonely.items() if path not in used]

@@ -1,7 +1,8 @@
 """What every data set looks like to the rest of the project: raw items, and how they are found.
 
-A data set is one file of this package with two functions, ``download(dataset, out, *, progress)`` and
-``list_items(dataset, raw)``, one section of parameters in ``panoda/config/datasets.py`` and one line in
+A data set is one file of this package with two functions, ``download(dataset, out, *, progress)``, which
+brings the raw files or a pointer to them into the empty folder ``out``, and ``list_items(dataset, raw)``,
+which yields their raw items in stable order; one section of parameters in ``panoda/config/datasets.py`` and one line in
 ``ADAPTERS``.
 """
 
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 from panoda.config import Projection
 from panoda.labels import IGNORE_INDEX
@@ -90,23 +91,11 @@ class RawItem:
     orientation: Orientation = "auto"
 
 
-class Adapter(Protocol):
-    """What the module of a data set provides."""
-
-    def download(self, dataset: Any, out: Path, *, progress: bool) -> None:
-        """Bring the raw files, or a pointer to them, into the existing empty folder ``out``."""
-        ...
-
-    def list_items(self, dataset: Any, raw: Path) -> Iterator[RawItem]:
-        """The items of what ``download`` left in ``raw``, one by one in stable order."""
-        ...
-
-
-def adapter(kind: str) -> Adapter:
+def adapter(kind: str) -> Any:
     """The module of a data set kind; ValueError lists the known ones."""
     if kind not in ADAPTERS:
         raise ValueError(f"unknown data set kind {kind!r}; known: {', '.join(ADAPTERS)}")
-    return cast(Adapter, importlib.import_module(ADAPTERS[kind]))
+    return importlib.import_module(ADAPTERS[kind])
 
 
 def list_items(dataset: Any, raw: Path) -> Iterator[RawItem]:
