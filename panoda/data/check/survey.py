@@ -55,11 +55,7 @@ class Survey:
 
 
 def take_survey(name: str, folder: Path) -> Survey:
-    """Find the files of every split.
-
-    Args:
-        name: Built-in data set, or path of a declaration.
-        folder: The data set's folder.
+    """Find the files of every split of a data set: a built-in name, or the path of a declaration.
 
     Raises:
         DataError: no such folder, or a wrong encoding, pattern or list file.

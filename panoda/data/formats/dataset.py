@@ -1,9 +1,8 @@
 """What every data set looks like to the rest of the project: raw items, and how they are found.
 
-A data set is one file of this package with two functions, ``download(dataset, out, *, progress)``, which
-brings the raw files or a pointer to them into the empty folder ``out``, and ``list_items(dataset, raw)``,
-which yields their raw items in stable order; one section of parameters in ``panoda/config/datasets.py`` and one line in
-``ADAPTERS``.
+A data set is one file of this package with two functions: ``download(dataset, out, *, progress)`` brings the
+raw files or a pointer to them into the empty folder ``out``, ``list_items(dataset, raw)`` yields raw items in
+stable order. It has one section of parameters in ``panoda/config/datasets.py`` and one line in ``ADAPTERS``.
 """
 
 from __future__ import annotations
@@ -125,11 +124,7 @@ def list_items(dataset: Any, raw: Path) -> Iterator[RawItem]:
 def raw_label_space(dataset: Any, raw: Path) -> str | None:
     """Label space of a data set's raw labels; None when it has none.
 
-    Most kinds have one for good; the module of a kind whose data sets differ has a function
-    ``label_space(dataset, raw)``.
-
-    Raises:
-        DataError: ``raw`` cannot be read.
+    A kind whose data sets differ has a function ``label_space(dataset, raw)``; DataError: ``raw`` cannot be read.
     """
     own = getattr(adapter(dataset.kind), "label_space", None)
     space = own(dataset, raw) if own is not None else dataset.label_space

@@ -87,14 +87,14 @@ def write_listing(
     more_files: Sequence[str] = (),
     progress: bool,
 ) -> None:
-    """Hash the files of the items and write pointer and listing.
+    """Hash the files of the items and write pointer and listing into an existing folder.
 
     Args:
-        out: Existing folder.
+        out: The folder.
         path: The user's folder as given in params.yaml.
         items: What was found.
         facts: JSON values that the adapter needs again.
-        more_files: Paths relative to the folder of other files that the result depends on.
+        more_files: Paths relative to the user's folder of other files that the result depends on.
         progress: Show a progress bar.
     """
     files = {*more_files, *(name for item in items for name in (item.image, item.label) if name)}

@@ -22,13 +22,7 @@ from panoda.system.files import sha256_file, write_json
 
 
 class Finished(TypedDict):
-    """A finished shard.
-
-    Attributes:
-        info: What the index remembers of it.
-        rows: Rows of the index, in order.
-        counts: ``Counts`` of its images, as JSON.
-    """
+    """A finished shard: what the index remembers of it, its rows in order, ``Counts`` of its images as JSON."""
 
     info: ShardInfo
     rows: list[dict[str, Any]]

@@ -53,9 +53,7 @@ def make_elsewhere(work: SplitWork, compute: Compute) -> None:
 
 @dataclass(frozen=True)
 class ShardWork(Work):
-    """Some shards of a split; a piece holds a shard and the note that ``panoda.data.prepare.finished`` reads.
-
-    It goes to the workers with every piece, so it has the same size for any number of shards.
+    """Some shards of a split, of the same size for any number; ``panoda.data.prepare.finished`` reads a piece.
 
     Attributes:
         split: Name of the split.

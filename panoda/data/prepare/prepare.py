@@ -146,13 +146,7 @@ def _write(
 def _checked_splits(
     items: Iterable[RawItem], limit: Mapping[str, int], *, labelled: bool
 ) -> dict[str, list[RawItem]]:
-    """Items by split, after a check of all that can be found out without decoding.
-
-    Args:
-        items: Raw items of all splits.
-        limit: Split name -> at most so many of its items, spread evenly over it.
-        labelled: The data set has a label space.
-    """
+    """Items by split, reduced to ``limit``, after a check of all that can be found out without decoding."""
     splits: dict[str, list[RawItem]] = {}
     first: dict[tuple[str, str], RawItem] = {}
     problems: list[str] = []

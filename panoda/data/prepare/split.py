@@ -97,13 +97,11 @@ class SplitWork:
 def write_shards(
     work: SplitWork, folder: Path, *, classes: Mapping[str, Any], progress: bool
 ) -> dict[str, Any]:
-    """Make what is not finished, and the index.
-
-    Shards are made in the waiting folder, or at once in ``folder`` where there is none.
+    """Make what is not finished in the waiting folder (without one: in ``folder``), and the index.
 
     Args:
         work: The split.
-        folder: Where shards and index.parquet go.
+        folder: Where shards and index.parquet end up.
         classes: What the index says of the label space.
         progress: Show a progress bar.
 
@@ -189,16 +187,10 @@ def make_shard(
     problems: list[str],
     advance: Callable[[], None] = lambda: None,
 ) -> Finished | None:
-    """Write one shard from the next results; None when there is a problem, here or before.
+    """Write shard ``number`` into the folder ``place``; None when there is a problem, here or before.
 
-    Args:
-        results: Prepared items; the shard's are the next ones.
-        place: Folder of the shard.
-        how: Sizes and codec.
-        number: Number of the shard.
-        items: Its items.
-        problems: Collects bad items.
-        advance: Called after each item.
+    ``results`` goes on with the results of ``items``. Bad items are added to ``problems``; ``advance`` is called
+    after each item.
     """
     # Another run's result may have this name for the same bytes: never write into them.
     (place / shard_name(number)).unlink(missing_ok=True)
