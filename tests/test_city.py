@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from panoda.city.dataset import contact_sheet, write_city
+from panoda.city.dataset import write_city
 from panoda.city.film import Exposure
 from panoda.city.looks import DEVELOPMENT_LOOKS, FINAL_LOOKS, LOOKS, draw_look, get_look
-from panoda.city.primitives import Frame, Kind, Kit, Material
+from panoda.city.primitives import Frame, Kind, Kit, Part
 from panoda.city.render import Pose, render
 from panoda.city.shadows import occluder_height
 from panoda.city.streets import KERB_HEIGHT, Street, street_field
@@ -69,8 +69,8 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _one(kind: Kind, **more) -> tuple[Kit, dict]:
     kit = Kit()
-    given = {"at": (0, 0, 0), "size": (2, 2, 2), "label": 3, "material": Material.PLAIN, "colour": (1, 1, 1)}
-    kit.add(kind, Frame(5, 0, 0, more.pop("yaw", 0.0)), **{**given, **more})
+    given = {"at": (0, 0, 0), "size": (2, 2, 2), "colour": (1, 1, 1)}
+    kit.add(Frame(5, 0, 0, more.pop("yaw", 0.0)), 3, Part(kind, **{**given, **more}))
     return kit, given
 
 
@@ -114,8 +114,8 @@ def test_rays_that_miss_go_to_infinity():
 
 def test_nearest_of_two_wins_and_picket_gaps_let_rays_through():
     kit, given = _one(Kind.BOX)
-    fence = {**given, "size": (8.0, 0.1, 4.0), "label": 4}
-    kit.add(Kind.PICKET, Frame(2, 0, 0, math.pi / 2), **fence, shape=(1.0, 0.5, 0, 0))
+    fence = Part(Kind.PICKET, **{**given, "size": (8.0, 0.1, 4.0)}, shape=(1.0, 0.5, 0, 0))
+    kit.add(Frame(2, 0, 0, math.pi / 2), 4, fence)
     assert _shoot(kit, (1.0, 0.1, 0.0))[0] == pytest.approx(1.95 * math.hypot(1, 0.1), abs=1e-3)
     assert _shoot(kit, (1.0, -0.1, 0.0))[0] == pytest.approx(4.0 * math.hypot(1, 0.1), abs=1e-3)
 
@@ -133,7 +133,7 @@ def test_culling_never_loses_a_hit(world):
 
 def test_shadow_of_a_box_falls_away_from_the_light():
     kit, given = _one(Kind.BOX)
-    kit.add(Kind.BOX, Frame(-5, 0), **{**given, "at": (0, 0, 1)})
+    kit.add(Frame(-5, 0), 3, Part(Kind.BOX, **{**given, "at": (0, 0, 1)}))
     toward = torch.tensor([1.0, 0.0, 1.0]) / math.sqrt(2)
     height = occluder_height(kit.scene(), toward, extent=16.0, cells=64)  # 0.5 m cells
     # The second box fills x in [-6, -4], z in [0, 2]; light from +x at 45 degrees casts x in [-8, -4].
@@ -270,13 +270,6 @@ def test_meta_names_every_image(small_split):
     assert sorted(meta["world_seed"].unique()) == list(range(300, 306))
     assert meta["z"].between(1.6, 2.2).all()
     assert meta.groupby("world_seed")["look"].nunique().eq(1).all()
-
-
-def test_contact_sheet(small_split, tmp_path):
-    contact_sheet(small_split, tmp_path / "sheet.png", n=4)
-    assert Image.open(tmp_path / "sheet.png").size == (2 * (512 + 4), 2 * (2 * 96 + 4))
-    with pytest.raises(ValueError, match="no PNG"):
-        contact_sheet(tmp_path, tmp_path / "sheet.png")
 
 
 def test_same_seed_same_bytes_in_any_number_of_processes(tmp_path):

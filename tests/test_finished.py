@@ -180,7 +180,7 @@ def test_another_disk_or_no_hard_links(raw, tmp_path, monkeypatch, number):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_memory_does_not_grow_with_the_set(tmp_path):
+def test_memory_does_not_grow_with_the_pixels(tmp_path):
     image, label = tmp_path / "a.png", tmp_path / "a_label.png"
     Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(image)
     Image.fromarray(np.zeros((32, 64), np.uint8)).save(label)
@@ -198,5 +198,5 @@ for count in (1200, 1200, 4200):
     command = [sys.executable, "-c", script, str(HERE), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     _, few, many = (int(line) / 1024 for line in done.stdout.split())
-    # Gathered in memory, an image's row of the index took 3 kB: 9 MB here.
-    assert many - few < 4, f"3000 images more cost {many - few:.1f} MB"
+    # The pixels are 25 MB; what is known of an image is some 1 kB.
+    assert many - few < 10, f"3000 images more cost {many - few:.1f} MB"

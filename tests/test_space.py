@@ -13,43 +13,9 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.prepare.disk_space import Need, check_space, foresee
+from panoda.data.prepare.disk_space import check_space
 
 Usage = namedtuple("Usage", "free")
-
-
-def test_raw_is_exact_and_needs_no_trial(tmp_path):
-    labelled, bare = pinhole_item(tmp_path / "a", tmp_path / "b"), pinhole_item(tmp_path / "c", None)
-    need = foresee(
-        {"train": [labelled] * 3, "test": [bare] * 2}, height=10, width=20, codec="raw", trial=lambda _: 1 / 0
-    )
-    assert need == Need(3 * 800 + 2 * 600) and str(need) == "0.0 MB"
-
-
-def test_compressed_is_the_mean_of_a_trial(tmp_path):
-    items = [pinhole_item(tmp_path / f"{n}", None) for n in range(100)]
-    tried = []
-
-    def trial(some):
-        tried.extend(int(item.image.name) for item in some)
-        return [900, 1100, 900, 1100, 900, 1100, 900, 1100]
-
-    need = foresee({"train": items}, height=100, width=100, codec="webp", trial=trial)
-    assert tried == [6, 18, 31, 43, 56, 68, 81, 93]  # over the whole split
-    assert (need.size, need.sampled) == (100_000, 8)
-    # Deviation of the sample 106.9, two standard errors of the mean 75.6 of 1000.
-    assert need.spread == pytest.approx(0.0756, abs=1e-4) and str(need) == "0.1 MB (+-8 %, from 8 images)"
-
-
-def test_a_trial_without_result_counts_as_raw(tmp_path):
-    need = foresee(
-        {"train": [pinhole_item(tmp_path / "a", None)] * 2},
-        height=10,
-        width=10,
-        codec="webp",
-        trial=lambda _: [],
-    )
-    assert need == Need(600)
 
 
 def test_two_disks_are_both_looked_at(tmp_path, monkeypatch):
@@ -62,13 +28,13 @@ def test_two_disks_are_both_looked_at(tmp_path, monkeypatch):
     )
     free = {"state": 2000, "out": 2000}
     monkeypatch.setattr(shutil, "disk_usage", lambda p: Usage(free[Path(p).name]))
-    check = {"need": Need(1000), "also": tmp_path / "state"}
+    check = {"need": 1000, "waiting": tmp_path / "state", "cache": None}
     assert check_space(tmp_path / "out", **check, kept=500) == 2000
     with pytest.raises(OSError, match="disk full"):  # what waits is copied, too
         check_space(tmp_path / "out", **check, kept=1500)
     free["state"] = 900
     with pytest.raises(OSError, match=r"disk full: .*out needs about 0.0 MB in .*state, 0.0 MB are free"):
-        check_space(tmp_path / "out", **check)
+        check_space(tmp_path / "out", **check, kept=0)
 
 
 @pytest.mark.parametrize("codec", ["raw", "webp"])
@@ -90,18 +56,19 @@ def test_what_is_said_is_what_it_takes(tmp_path, codec):
 def test_a_compressed_set_that_does_not_fit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000))
     items = [pinhole_item(*write_pair(tmp_path, "a"))]
-    with pytest.raises(OSError, match="disk full.*needs about.*from 1 images") as caught:
+    with pytest.raises(OSError, match="disk full.*needs about.*MB in") as caught:
         run_prepare(items, tmp_path / "new" / "out", codec="webp")
     assert caught.value.errno == errno.ENOSPC and not (tmp_path / "new").exists()
 
 
 def test_the_copy_in_dvcs_cache_is_counted_where_it_lies(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
+    check = {"need": 1000, "waiting": None}
     monkeypatch.setattr(shutil, "disk_usage", lambda p: Usage(1900))
-    assert check_space(tmp_path / "out", Need(1000)) == 1900
+    assert check_space(tmp_path / "out", **check, kept=0, cache=None) == 1900
     with pytest.raises(OSError, match=r"in .*out \(DVC's copy in .*cache counts; `dvc config"):
-        check_space(tmp_path / "out", Need(1000), cache=tmp_path / "cache")
+        check_space(tmp_path / "out", **check, kept=0, cache=tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda p: Usage(2100))
-    assert check_space(tmp_path / "out", Need(1000), cache=tmp_path / "cache") == 2100
+    assert check_space(tmp_path / "out", **check, kept=0, cache=tmp_path / "cache") == 2100
     with pytest.raises(OSError, match="disk full"):  # finished shards are copied into the cache, too
-        check_space(tmp_path / "out", Need(1000), cache=tmp_path / "cache", kept=500)
+        check_space(tmp_path / "out", **check, kept=500, cache=tmp_path / "cache")

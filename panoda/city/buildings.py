@@ -11,7 +11,7 @@ import numpy as np
 
 from panoda.city import classes as c
 from panoda.city.looks import STYLES, DrawnLook, palette_colour
-from panoda.city.primitives import Frame, Kind, Kit, Material, Vec3
+from panoda.city.primitives import Frame, Kind, Kit, Material, Part, Vec3
 
 _STOREY = {"plaster": 3.1, "brick": 3.2, "glass": 3.6, "concrete": 3.0, "timber": 2.7}
 _BAY = {"plaster": 2.6, "brick": 2.8, "glass": 1.8, "concrete": 3.2, "timber": 2.4}
@@ -31,17 +31,9 @@ def building(
     accent = palette_colour(look, str(rng.choice(["brick", "vivid", "grey"])), rng)
     shop = rng.random() < (0.15 if style == "timber" else 0.45)
     lit = 0.5 if look.lamps_on else 0.0
-    kit.add(
-        Kind.BOX,
-        frame,
-        at=(0, depth / 2, height / 2),
-        size=(width, depth, height),
-        label=c.BUILDING,
-        colour=colour,
-        material=Material.FACADE,
-        accent=accent,
-        tex=(_BAY[style], _STOREY[style], float(STYLES.index(style)), float(shop) + lit),
-    )
+    tex = (_BAY[style], _STOREY[style], float(STYLES.index(style)), float(shop) + lit)
+    at, size = (0, depth / 2, height / 2), (width, depth, height)
+    kit.add(frame, c.BUILDING, Part(Kind.BOX, at, size, colour, Material.FACADE, accent, tex=tex))
     _roof(kit, frame, look, rng, style=style, width=width, depth=depth, height=height, colour=colour)
     if style in ("concrete", "plaster") and rng.random() < 0.5:
         _balconies(kit, frame, rng, style=style, width=width, storeys=storeys, colour=colour)
@@ -61,22 +53,13 @@ def _wall_colour(look: DrawnLook, rng: np.random.Generator, style: str) -> Vec3:
 
 
 def _awning(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator, *, width: float) -> None:
-    kit.add(
-        Kind.WEDGE,
-        frame,
-        at=(0, -0.55, 2.95),
-        size=(width, 1.1, 0.35),
-        label=c.BUILDING,
-        colour=palette_colour(look, "vivid", rng),
-        material=Material.CARGO,
-        accent=(0.8, 0.8, 0.78),
-        shape=(0, 0, 0.5, 0),
-        tex=(2.0, 0, 0, 0),
-    )
+    colour, accent = palette_colour(look, "vivid", rng), (0.8, 0.8, 0.78)
+    at, size, shape, tex = (0, -0.55, 2.95), (width, 1.1, 0.35), (0, 0, 0.5, 0), (2.0, 0, 0, 0)
+    kit.add(frame, c.BUILDING, Part(Kind.WEDGE, at, size, colour, Material.CARGO, accent, shape, tex))
 
 
 def _block(kit: Kit, frame: Frame, at: Vec3, size: Vec3, colour: Vec3) -> None:
-    kit.add(Kind.BOX, frame, at=at, size=size, label=c.BUILDING, colour=colour)
+    kit.add(frame, c.BUILDING, Part(Kind.BOX, at, size, colour))
 
 
 def _roof(
@@ -122,17 +105,12 @@ def _pitched_roof(
     across = rng.random() < (0.6 if timber else 0.15)  # gable towards the street
     hip = 0.0 if across or rng.random() < 0.6 else rise / width * 1.2
     long, short = (depth, width) if across else (width, depth)
+    at, size, shape = (0, 0, rise / 2), (long + overhang, short + overhang, rise), (hip, hip, 1.0, 0)
+    spin = (0, 0, math.pi / 2 if across else 0)
     kit.add(
-        Kind.WEDGE,
         frame,
-        at=(0, 0, rise / 2),
-        size=(long + overhang, short + overhang, rise),
-        label=c.BUILDING,
-        colour=tiles,
-        material=Material.ROOF,
-        accent=colour,
-        shape=(hip, hip, 1.0, 0),
-        spin=(0, 0, math.pi / 2 if across else 0),
+        c.BUILDING,
+        Part(Kind.WEDGE, at, size, tiles, Material.ROOF, accent=colour, shape=shape, spin=spin),
     )
     if across:
         return
@@ -158,15 +136,8 @@ def _balconies(
             z = GROUND_FLOOR + (storey - 1) * _STOREY[style]
             size = (step * 0.8, 1.0, 0.9)
             if style == "plaster":  # iron railing on a slab
-                kit.add(
-                    Kind.PICKET,
-                    frame,
-                    at=(x, -0.9, z + 0.55),
-                    size=(size[0], 0.05, 1.0),
-                    label=c.BUILDING,
-                    colour=(0.04, 0.04, 0.04),
-                    shape=(0.14, 0.3, 0, 0),
-                )
+                at, iron, bars = (x, -0.9, z + 0.55), (0.04, 0.04, 0.04), (0.14, 0.3, 0, 0)
+                kit.add(frame, c.BUILDING, Part(Kind.PICKET, at, (size[0], 0.05, 1.0), iron, shape=bars))
                 _block(kit, frame, (x, -0.45, z), (size[0], 0.9, 0.14), colour)
             else:
                 _block(kit, frame, (x, -0.5, z + 0.45), size, colour)

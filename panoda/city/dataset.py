@@ -6,7 +6,6 @@ import csv
 import math
 import multiprocessing
 import os
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from panoda.city.film import Exposure, draw_exposure
 from panoda.city.looks import get_look
@@ -24,26 +21,9 @@ from panoda.city.primitives import Frame
 from panoda.city.render import Pose, render
 from panoda.city.world import World, build_world
 from panoda.config import CameraParams, CityDataset, LookParams
-from panoda.labels import get_label_space
 from panoda.system.files import staged_directory
 from panoda.system.machine import cores
-
-META_COLUMNS = (
-    "id",
-    "world_seed",
-    "look",
-    "x",
-    "y",
-    "z",
-    "yaw_deg",
-    "pitch_deg",
-    "roll_deg",
-    "exposure_ev",
-    "gamma",
-    "white_balance",
-    "noise",
-    "sun_elevation_deg",
-)
+from panoda.system.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -71,7 +51,7 @@ def write_city(out: Path, params: CityDataset, *, progress: bool, workers: int =
     Args:
         out: Folder to (re)place.
         params: The data set.
-        progress: Show a progress bar when standard error is a terminal.
+        progress: Show a progress bar.
         workers: Processes; 0 = one per core.
 
     Raises:
@@ -85,22 +65,16 @@ def write_city(out: Path, params: CityDataset, *, progress: bool, workers: int =
     with staged_directory(out) as aside:
         jobs = [job for split in params.splits for job in _jobs(aside, params, split, looks)]
         rows: dict[str, list[dict[str, str]]] = {split: [] for split in params.splits}
-        with _bar(progress) as bar:
+        with progress_bar(enabled=progress) as bar:
             task = bar.add_task("rendering the city", total=sum(job.count for job in jobs))
             for job, written in zip(jobs, _run(jobs, workers or cores()), strict=True):
                 rows[Path(job.folder).name].extend(written)
                 bar.advance(task, job.count)
         for split, lines in rows.items():
             with (aside / split / "meta.csv").open("w", newline="", encoding="utf-8") as handle:
-                writer = csv.DictWriter(handle, META_COLUMNS, lineterminator="\n")
+                writer = csv.DictWriter(handle, list(lines[0]), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(lines)
-
-
-def _bar(progress: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(file=sys.stderr)
-    return Progress(*columns, console=console, disable=not (progress and console.is_terminal), transient=True)
 
 
 def _jobs(
@@ -224,38 +198,3 @@ def draw_pose(spot: Frame, rng: np.random.Generator, *, level: bool) -> Pose:
         pitch=math.radians(float(rng.normal(0, tilt))),
         roll=math.radians(float(rng.normal(0, tilt / 2))),
     )
-
-
-def contact_sheet(folder: Path, path: Path, *, n: int = 12, columns: int = 2) -> None:
-    """A PNG of evenly spaced images of a split, each beside itself under its label.
-
-    Args:
-        folder: A split's folder with images/ and, if it has labels, labels/.
-        path: PNG to write.
-        n: Most images shown.
-        columns: Pairs per row.
-
-    Raises:
-        ValueError: the folder has no images.
-    """
-    images = sorted((folder / "images").glob("*.png"))
-    if not images:
-        raise ValueError(f"{folder / 'images'} holds no PNG images; render the split first")
-    space = get_label_space("cs19")
-    chosen = [
-        images[k] for k in np.unique(np.linspace(0, len(images) - 1, min(n, len(images))).round().astype(int))
-    ]
-    tiles = []
-    for file in chosen:
-        image = np.asarray(Image.open(file).convert("RGB"))
-        label_file = folder / "labels" / file.name
-        pair = [image]
-        if label_file.exists():
-            colours = space.colourise(np.asarray(Image.open(label_file)))
-            pair.append((0.55 * colours + 0.45 * image).astype(np.uint8))
-        wide = image.shape[1] > 3 * image.shape[0]
-        tiles.append(np.pad(np.concatenate(pair, axis=0 if wide else 1), ((0, 4), (0, 4), (0, 0))))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[k : k + columns], axis=1) for k in range(0, len(tiles), columns)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows, axis=0)).save(path)

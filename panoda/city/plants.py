@@ -8,7 +8,7 @@ import numpy as np
 
 from panoda.city import classes as c
 from panoda.city.looks import DrawnLook
-from panoda.city.primitives import Frame, Kind, Kit, Material, Vec3
+from panoda.city.primitives import Frame, Kind, Kit, Material, Part, Vec3
 
 
 def leaf_colour(look: DrawnLook, rng: np.random.Generator, *, dark: float = 1.0) -> Vec3:
@@ -22,20 +22,8 @@ def leaf_colour(look: DrawnLook, rng: np.random.Generator, *, dark: float = 1.0)
     return r, g, b
 
 
-def _leaves(
-    kit: Kit, frame: Frame, at: Vec3, size: Vec3, colour: Vec3, *, ragged: float, spin: Vec3 = (0, 0, 0)
-) -> None:
-    kit.add(
-        Kind.BALL,
-        frame,
-        at=at,
-        size=size,
-        label=c.VEGETATION,
-        material=Material.FOLIAGE,
-        colour=colour,
-        shape=(ragged, 5.0, 0, 0),
-        spin=spin,
-    )
+def _leaves(at: Vec3, size: Vec3, colour: Vec3, *, ragged: float, spin: Vec3 = (0, 0, 0)) -> Part:
+    return Part(Kind.BALL, at, size, colour, Material.FOLIAGE, shape=(ragged, 5.0, 0, 0), spin=spin)
 
 
 def tree(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> None:
@@ -44,25 +32,19 @@ def tree(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> N
     {"round": _round_tree, "conifer": _conifer, "palm": _palm}[kind](kit, frame, look, rng)
 
 
-def _trunk(kit: Kit, frame: Frame, height: float, width: float) -> None:
-    kit.add(
-        Kind.ROD,
-        frame,
-        at=(0, 0, height / 2),
-        size=(width, width, height),
-        label=c.VEGETATION,
-        material=Material.BARK,
-        colour=(0.1, 0.075, 0.05),
-    )
+def _trunk(height: float, width: float) -> Part:
+    size = (width, width, height)
+    return Part(Kind.ROD, (0, 0, height / 2), size, (0.1, 0.075, 0.05), Material.BARK)
 
 
 def _round_tree(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> None:
     height, spread = float(rng.uniform(5.5, 9.5)), float(rng.uniform(1.5, 2.5))
     crown = height * float(rng.uniform(0.35, 0.45))
-    _trunk(kit, frame, crown + 0.8, float(rng.uniform(0.22, 0.4)))
+    kit.add(frame, c.VEGETATION, _trunk(crown + 0.8, float(rng.uniform(0.22, 0.4))))
     colour = leaf_colour(look, rng)
     middle, rise = (crown + height) / 2, (height - crown) / 2
-    _leaves(kit, frame, (0, 0, middle), (1.7 * spread, 1.7 * spread, 2 * rise), colour, ragged=0.25)
+    crown_size = (1.7 * spread, 1.7 * spread, 2 * rise)
+    kit.add(frame, c.VEGETATION, _leaves((0, 0, middle), crown_size, colour, ragged=0.25))
     for k in range(int(rng.integers(4, 7))):
         angle = k * 2.4 + float(rng.uniform(0, 0.8))
         out, up = spread * float(rng.uniform(0.4, 0.62)), float(rng.uniform(-0.6, 0.55)) * rise
@@ -70,33 +52,26 @@ def _round_tree(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generato
         tint = float(rng.uniform(0.85, 1.15))
         shade = (colour[0] * tint, colour[1] * tint, colour[2] * tint)
         at = (out * math.cos(angle), out * math.sin(angle), middle + up)
-        _leaves(kit, frame, at, (size, size, size * 0.85), shade, ragged=0.35)
+        kit.add(frame, c.VEGETATION, _leaves(at, (size, size, size * 0.85), shade, ragged=0.35))
 
 
 def _conifer(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> None:
     height = float(rng.uniform(5, 10))
-    _trunk(kit, frame, 1.4, 0.3)
+    kit.add(frame, c.VEGETATION, _trunk(1.4, 0.3))
     colour = leaf_colour(look, rng, dark=0.6)
     for k in range(4):
         low = 0.8 + (height - 0.8) * k / 4.6
         high = low + (height - low) * (0.55 if k < 3 else 1.0)
         width = (height - low) * 0.46
-        kit.add(
-            Kind.WEDGE,
-            frame,
-            at=(0, 0, (low + high) / 2),
-            size=(width, width, high - low),
-            label=c.VEGETATION,
-            material=Material.FOLIAGE,
-            colour=colour,
-            shape=(0.92, 0.92, 0.92, 0),
-            spin=(0, 0, 0.6 * k),
-        )
+        at, size = (0, 0, (low + high) / 2), (width, width, high - low)
+        shape, spin = (0.92, 0.92, 0.92, 0), (0, 0, 0.6 * k)
+        tier = Part(Kind.WEDGE, at, size, colour, Material.FOLIAGE, shape=shape, spin=spin)
+        kit.add(frame, c.VEGETATION, tier)
 
 
 def _palm(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> None:
     height = float(rng.uniform(5, 9))
-    _trunk(kit, frame, height, 0.3)
+    kit.add(frame, c.VEGETATION, _trunk(height, 0.3))
     colour = leaf_colour(look, rng)
     fronds = 9
     for k in range(fronds):
@@ -108,7 +83,8 @@ def _palm(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> 
             reach * math.cos(droop) * math.sin(angle),
             height - reach * math.sin(droop) + 0.1,
         )
-        _leaves(kit, frame, at, (2.7, 0.55, 0.22), colour, ragged=0.2, spin=(0, droop, angle))
+        frond = _leaves(at, (2.7, 0.55, 0.22), colour, ragged=0.2, spin=(0, droop, angle))
+        kit.add(frame, c.VEGETATION, frond)
 
 
 def bush(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> None:
@@ -117,19 +93,12 @@ def bush(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> N
     for _ in range(int(rng.integers(2, 4))):
         size = float(rng.uniform(0.8, 1.7))
         at = (float(rng.uniform(-0.6, 0.6)), float(rng.uniform(-0.4, 0.4)), size * 0.35)
-        _leaves(kit, frame, at, (size, size, size * 0.85), colour, ragged=0.3)
+        kit.add(frame, c.VEGETATION, _leaves(at, (size, size, size * 0.85), colour, ragged=0.3))
 
 
 def hedge(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator, *, length: float) -> None:
     """A clipped hedge along x, centred."""
     height = float(rng.uniform(0.9, 1.8))
-    kit.add(
-        Kind.WEDGE,
-        frame,
-        at=(0, 0, height / 2),
-        size=(length, 0.8, height),
-        label=c.VEGETATION,
-        material=Material.FOLIAGE,
-        colour=leaf_colour(look, rng, dark=0.8),
-        shape=(0.02, 0.02, 0.12, 0),
-    )
+    colour, shape = leaf_colour(look, rng, dark=0.8), (0.02, 0.02, 0.12, 0)
+    part = Part(Kind.WEDGE, (0, 0, height / 2), (length, 0.8, height), colour, Material.FOLIAGE, shape=shape)
+    kit.add(frame, c.VEGETATION, part)

@@ -24,12 +24,7 @@ _BUILDERS = {
 
 
 class Populator:
-    """Places what moves or stands in the streets of a site whose plots are filled.
-
-    Args:
-        site: The site; its kit receives the objects.
-        seed: World seed; rare things are due by its remainders.
-    """
+    """Places what moves or stands in the streets of a site whose plots are filled."""
 
     def __init__(self, site: Site, *, seed: int) -> None:
         """Keep the site."""

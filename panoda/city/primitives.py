@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -122,6 +123,32 @@ class Scene:
         return torch.einsum("nij,nkj->nki", self.rotation, local) + self.centre[:, None]
 
 
+class Part(NamedTuple):
+    """One primitive of an object.
+
+    Attributes:
+        kind: Shape.
+        at: Centre in the object's axes, metres.
+        size: Full extents along the primitive's own axes, metres.
+        colour: Linear RGB albedo.
+        material: Surface.
+        accent: Second colour of the material.
+        shape: Shape parameters, see ``Kind``.
+        tex: Texture parameters of the material.
+        spin: Rotation inside the object about x, then y, then z, in radians.
+    """
+
+    kind: Kind
+    at: Vec3
+    size: Vec3
+    colour: Vec3
+    material: Material = Material.PLAIN
+    accent: Vec3 = (0.5, 0.5, 0.5)
+    shape: Vec4 = (0.0, 0.0, 0.0, 0.0)
+    tex: Vec4 = (0.0, 0.0, 0.0, 0.0)
+    spin: Vec3 = (0.0, 0.0, 0.0)
+
+
 class Kit:
     """Collects primitives; ``scene()`` turns them into tensors."""
 
@@ -133,40 +160,25 @@ class Kit:
         """Number of primitives so far."""
         return len(self._numbers)
 
-    def add(
-        self,
-        kind: Kind,
-        frame: Frame,
-        *,
-        at: Vec3,
-        size: Vec3,
-        label: int,
-        colour: Vec3,
-        material: Material = Material.PLAIN,
-        accent: Vec3 = (0.5, 0.5, 0.5),
-        shape: Vec4 = (0.0, 0.0, 0.0, 0.0),
-        tex: Vec4 = (0.0, 0.0, 0.0, 0.0),
-        spin: Vec3 = (0.0, 0.0, 0.0),
-    ) -> None:
-        """Add one primitive.
-
-        Args:
-            kind: Shape.
-            frame: The object it belongs to.
-            at: Centre in the object's axes, metres.
-            size: Full extents along the primitive's own axes, metres.
-            label: Train id.
-            material: Surface.
-            colour: Linear RGB albedo.
-            accent: Second colour of the material.
-            shape: Shape parameters, see ``Kind``.
-            tex: Texture parameters of the material.
-            spin: Rotation inside the object about x, then y, then z, in radians.
-        """
+    def add(self, frame: Frame, label: int, *parts: Part) -> None:
+        """Add the parts of an object that stands on ``frame`` and has the train id ``label``."""
         pose = (frame.x, frame.y, frame.z, frame.yaw)
-        self._numbers.append(
-            (kind, label, material, *pose, *at, *size, *spin, *colour, *accent, *shape, *tex)
-        )
+        for p in parts:
+            self._numbers.append(
+                (
+                    p.kind,
+                    label,
+                    p.material,
+                    *pose,
+                    *p.at,
+                    *p.size,
+                    *p.spin,
+                    *p.colour,
+                    *p.accent,
+                    *p.shape,
+                    *p.tex,
+                )
+            )
 
     def scene(self) -> Scene:
         """All primitives as CPU tensors, sorted by kind (stable, so the order is reproducible)."""

@@ -66,7 +66,7 @@ def _cell_points(edge: Tensor, *, step: float) -> Tensor:
 
 
 def sample_map(height: Tensor, xy: Tensor, level: Tensor, *, extent: float) -> Tensor:
-    """Share of the four nearest cells higher than ``level``, weighted bilinearly.
+    """Share of the four nearest cells of a height map that are higher than ``level``, weighted bilinearly.
 
     Args:
         height: (S, S) map of ``occluder_height``.

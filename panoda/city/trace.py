@@ -67,15 +67,7 @@ def _azimuth_factors(middle: Tensor, half: Tensor, *, everything: Tensor) -> Ten
 
 
 def visible_pairs(bounds: AngularBounds, rays: Tensor) -> tuple[Tensor, Tensor]:
-    """Which groups of rays may meet which primitives, by interval tests on two levels.
-
-    Args:
-        bounds: Of the primitives.
-        rays: (G, R, 3) unit world directions.
-
-    Returns:
-        Group and primitive index of every pair, (P,) each.
-    """
+    """Which groups of rays (G, R, 3) may meet which primitives: group and primitive index, (P,) each."""
     azimuth = torch.atan2(rays[..., 1], rays[..., 0])
     elevation = torch.asin(rays[..., 2].clamp(-1, 1))
     mean = rays.mean(dim=1)

@@ -10,15 +10,11 @@ import numpy as np
 from panoda.city import classes as c
 from panoda.city.cycles import DARK, STEEL, wheel
 from panoda.city.looks import DrawnLook, palette_colour
-from panoda.city.primitives import Frame, Kind, Kit, Material, Vec3
+from panoda.city.primitives import Frame, Kind, Kit, Material, Part, Vec3
 
 
-def _wheels(
-    kit: Kit, frame: Frame, axles: tuple[float, ...], *, track: float, radius: float, label: int
-) -> None:
-    for x in axles:
-        for side in (-1, 1):
-            wheel(kit, frame, x, side * track / 2, radius=radius, width=0.24, label=label)
+def _wheels(axles: tuple[float, ...], *, track: float, radius: float) -> list[Part]:
+    return [wheel(x, side * track / 2, radius=radius, width=0.24) for x in axles for side in (-1, 1)]
 
 
 _TRAM_STEP, _TRAM_HEIGHT = 9.6, 3.0
@@ -37,33 +33,22 @@ def car(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> fl
     paint = palette_colour(look, "car", rng)
     shape = str(rng.choice(["saloon", "hatchback", "suv", "van"], p=[0.32, 0.36, 0.2, 0.12]))
     (length, width, body, cabin), (share, shift), lean = _CARS[shape]
-    low, waist = 0.26, 0.26 + body
+    low, waist, lit = 0.26, 0.26 + body, (_lit(look), 0, 0, 0)
+    lower, upper = (length, width, body), (share * length, width * 0.93, cabin)
+    middle, pillar = (shift * length, 0, waist + cabin / 2), (0.13 if shape != "van" else 0.3, 0, 0, 0)
+    bevel = (0.06, 0.03, 0.05, 0)
+    mirror = (0.17 * length, width / 2 + 0.07, waist + 0.08)
     kit.add(
-        Kind.WEDGE,
         frame,
-        at=(0, 0, low + body / 2),
-        size=(length, width, body),
-        label=c.CAR,
-        colour=paint,
-        material=Material.PAINT,
-        shape=(0.06, 0.03, 0.05, 0),
-        tex=(_lit(look), 0, 0, 0),
+        c.CAR,
+        Part(Kind.WEDGE, (0, 0, low + body / 2), lower, paint, Material.PAINT, shape=bevel, tex=lit),
+        Part(Kind.WEDGE, middle, upper, paint, Material.CABIN, shape=(*lean, 0), tex=pillar),
+        *_wheels((0.31 * length, -0.3 * length), track=width - 0.2, radius=0.33),
+        *(  # mirrors break the outline
+            Part(Kind.BALL, (mirror[0], side * mirror[1], mirror[2]), (0.14, 0.2, 0.16), paint)
+            for side in (-1, 1)
+        ),
     )
-    kit.add(
-        Kind.WEDGE,
-        frame,
-        at=(shift * length, 0, waist + cabin / 2),
-        size=(share * length, width * 0.93, cabin),
-        label=c.CAR,
-        colour=paint,
-        material=Material.CABIN,
-        shape=(*lean, 0),
-        tex=(0.13 if shape != "van" else 0.3, 0, 0, 0),
-    )
-    _wheels(kit, frame, (0.31 * length, -0.3 * length), track=width - 0.2, radius=0.33, label=c.CAR)
-    for side in (-1, 1):  # mirrors break the outline
-        at = (0.17 * length, side * (width / 2 + 0.07), waist + 0.08)
-        kit.add(Kind.BALL, frame, at=at, size=(0.14, 0.2, 0.16), label=c.CAR, colour=paint)
     return length
 
 
@@ -80,74 +65,40 @@ def truck(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> 
     long, high = float(rng.uniform(5.2, 6.8)), float(rng.uniform(2.3, 2.7)) if tall else 1.25
     length = long + 2.2
     front = length / 2
-    _truck_cab(kit, frame.shifted(front - 0.95, 0.0), look, paint)
+    lit, bevel = (_lit(look), 0, 0, 0), (0.03, 0, 0, 0)
+    screen, glass = (0.2, 0, 0.05, 0), (0.25, 0, 0, 0)
     kit.add(
-        Kind.BOX,
-        frame,
-        at=(front - 2.15 - long / 2, 0, 1.1 + high / 2),
-        size=(long, 2.5, high),
-        label=c.TRUCK,
-        colour=cargo,
-        material=Material.CARGO,
-        accent=palette_colour(look, "vivid", rng),
-        tex=(1.0 if tall else 0.0, 0, 0, 0),
+        frame.shifted(front - 0.95, 0.0),
+        c.TRUCK,
+        Part(Kind.WEDGE, (0, 0, 1.2), (1.9, 2.4, 1.3), paint, Material.PAINT, shape=bevel, tex=lit),
+        Part(Kind.WEDGE, (-0.03, 0, 2.35), (1.84, 2.36, 1.0), paint, Material.CABIN, shape=screen, tex=glass),
     )
-    chassis = (length - 1.0, 1.0, 0.4)
-    kit.add(Kind.BOX, frame, at=(-0.3, 0, 0.85), size=chassis, label=c.TRUCK, colour=DARK)
-    _wheels(kit, frame, (front - 1.3, -front + 1.3, -front + 2.4), track=2.2, radius=0.5, label=c.TRUCK)
+    at, accent = (front - 2.15 - long / 2, 0, 1.1 + high / 2), palette_colour(look, "vivid", rng)
+    box = (1.0 if tall else 0.0, 0, 0, 0)
+    kit.add(
+        frame,
+        c.TRUCK,
+        Part(Kind.BOX, at, (long, 2.5, high), cargo, Material.CARGO, accent, tex=box),
+        Part(Kind.BOX, (-0.3, 0, 0.85), (length - 1.0, 1.0, 0.4), DARK),
+        *_wheels((front - 1.3, -front + 1.3, -front + 2.4), track=2.2, radius=0.5),
+    )
     return length
-
-
-def _truck_cab(kit: Kit, frame: Frame, look: DrawnLook, paint: Vec3) -> None:
-    kit.add(
-        Kind.WEDGE,
-        frame,
-        at=(0, 0, 1.2),
-        size=(1.9, 2.4, 1.3),
-        label=c.TRUCK,
-        colour=paint,
-        material=Material.PAINT,
-        shape=(0.03, 0, 0, 0),
-        tex=(_lit(look), 0, 0, 0),
-    )
-    kit.add(
-        Kind.WEDGE,
-        frame,
-        at=(-0.03, 0, 2.35),
-        size=(1.84, 2.36, 1.0),
-        label=c.TRUCK,
-        colour=paint,
-        material=Material.CABIN,
-        shape=(0.2, 0, 0.05, 0),
-        tex=(0.25, 0, 0, 0),
-    )
 
 
 def bus(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> float:
     """A city bus: a window band, doors, a destination sign; returns its length in metres."""
     length, high = 11.6, 2.75
     colour = palette_colour(look, str(rng.choice(["vivid", "white", "brick"])), rng)
+    accent = palette_colour(look, "white", rng)
+    at, size, bevel = (0, 0, 0.32 + high / 2), (length, 2.52, high), (0.015, 0.005, 0.03, 0)
+    tex = (1.5, 0.0, _lit(look), 0)
     kit.add(
-        Kind.WEDGE,
         frame,
-        at=(0, 0, 0.32 + high / 2),
-        size=(length, 2.52, high),
-        label=c.BUS,
-        material=Material.COACH,
-        colour=colour,
-        accent=palette_colour(look, "white", rng),
-        shape=(0.015, 0.005, 0.03, 0),
-        tex=(1.5, 0.0, _lit(look), 0),
+        c.BUS,
+        Part(Kind.WEDGE, at, size, colour, Material.COACH, accent, shape=bevel, tex=tex),
+        Part(Kind.BOX, (-0.8, 0, 0.32 + high + 0.12), (4.5, 1.7, 0.26), (0.6, 0.6, 0.6)),
+        *_wheels((0.29 * length, -0.27 * length), track=2.36, radius=0.48),
     )
-    kit.add(
-        Kind.BOX,
-        frame,
-        at=(-0.8, 0, 0.32 + high + 0.12),
-        size=(4.5, 1.7, 0.26),
-        label=c.BUS,
-        colour=(0.6, 0.6, 0.6),
-    )
-    _wheels(kit, frame, (0.29 * length, -0.27 * length), track=2.36, radius=0.48, label=c.BUS)
     return length
 
 
@@ -161,39 +112,23 @@ def tram(kit: Kit, frame: Frame, look: DrawnLook, rng: np.random.Generator) -> f
         ends = (0.16 if k == cars - 1 else 0.0, 0.16 if k == 0 else 0.0)
         _tram_car(kit, place, look, ends=ends, colour=colour, accent=accent)
         if k:
-            at = (-_TRAM_STEP / 2, 0, 0.4 + _TRAM_HEIGHT / 2)
-            size = (0.9, 2.1, _TRAM_HEIGHT - 0.4)
-            kit.add(Kind.BOX, place, at=at, size=size, label=c.TRAIN, colour=DARK)
+            at, size = (-_TRAM_STEP / 2, 0, 0.4 + _TRAM_HEIGHT / 2), (0.9, 2.1, _TRAM_HEIGHT - 0.4)
+            kit.add(place, c.TRAIN, Part(Kind.BOX, at, size, DARK))
     for lean in (-0.7, 0.7):
-        kit.add(
-            Kind.ROD,
-            frame,
-            at=(0.4 + lean * 0.4, 0, _TRAM_HEIGHT + 0.95),
-            size=(0.07, 0.07, 1.5),
-            label=c.TRAIN,
-            colour=STEEL,
-            material=Material.METAL,
-            spin=(0, lean, 0),
-        )
+        at, size = (0.4 + lean * 0.4, 0, _TRAM_HEIGHT + 0.95), (0.07, 0.07, 1.5)
+        kit.add(frame, c.TRAIN, Part(Kind.ROD, at, size, STEEL, Material.METAL, spin=(0, lean, 0)))
     return cars * _TRAM_STEP
 
 
 def _tram_car(
     kit: Kit, frame: Frame, look: DrawnLook, *, ends: tuple[float, float], colour: Vec3, accent: Vec3
 ) -> None:
+    at, size = (0, 0, 0.28 + _TRAM_HEIGHT / 2), (_TRAM_STEP - 0.7, 2.45, _TRAM_HEIGHT)
+    shape, tex = (*ends, 0.06, 0), (2.1, 1.0, _lit(look), 0)
     kit.add(
-        Kind.WEDGE,
         frame,
-        at=(0, 0, 0.28 + _TRAM_HEIGHT / 2),
-        size=(_TRAM_STEP - 0.7, 2.45, _TRAM_HEIGHT),
-        label=c.TRAIN,
-        colour=colour,
-        material=Material.COACH,
-        accent=accent,
-        shape=(*ends, 0.06, 0),
-        tex=(2.1, 1.0, _lit(look), 0),
+        c.TRAIN,
+        Part(Kind.WEDGE, at, size, colour, Material.COACH, accent, shape=shape, tex=tex),
+        Part(Kind.BOX, (0, 0, 0.25), (_TRAM_STEP - 2.6, 2.1, 0.4), DARK),
+        Part(Kind.BOX, (-1.2, 0, 0.45 + _TRAM_HEIGHT), (3.4, 1.5, 0.36), (0.35, 0.36, 0.37)),
     )
-    bogies, hood = (_TRAM_STEP - 2.6, 2.1, 0.4), (3.4, 1.5, 0.36)
-    kit.add(Kind.BOX, frame, at=(0, 0, 0.25), size=bogies, label=c.TRAIN, colour=DARK)
-    roof = (-1.2, 0, 0.45 + _TRAM_HEIGHT)
-    kit.add(Kind.BOX, frame, at=roof, size=hood, label=c.TRAIN, colour=(0.35, 0.36, 0.37))

@@ -42,19 +42,10 @@ def fetch_files(
     progress: bool,
     parallel: int = 4,
 ) -> list[Path]:
-    """Fetch what is missing into the download folder.
+    """Fetch what is missing into the download folder; returns the files in the order of ``files``.
 
-    Files over http(s) come in parallel threads; Google Drive and Cityscapes one after another. A file that is
+    Files over http(s) come ``parallel`` at once; Google Drive and Cityscapes one after another. A file that is
     here and has the right size and checksum is not fetched again; a wrong one is renamed to ``NAME.bad``.
-
-    Args:
-        files: What to fetch; each needs an address.
-        folder: Download folder; created.
-        progress: Show progress on a terminal.
-        parallel: Most files at once over http(s).
-
-    Returns:
-        The files (or folders) in the order of ``files``.
 
     Raises:
         FetchError: one or more files could not be fetched, with the reason of each; the others are there.
@@ -77,11 +68,7 @@ def fetch_files(
 
 
 def verify(path: Path, file: RemoteFile) -> str | None:
-    """What is wrong with a complete file (size first, then checksums); None when nothing is.
-
-    Returns:
-        "wrong size: ..." or "wrong sha256: ..." with what was found and expected.
-    """
+    """What is wrong with a complete file (size first, then checksums), found and expected; None = nothing."""
     if file.folder:
         return None if path.is_dir() else "not a folder"
     if not path.is_file():

@@ -25,10 +25,7 @@ LOGIN_PAGE = "https://www.cityscapes-dataset.com/login"
 
 
 def download_google_drive(file: RemoteFile, target: Path, *, progress: bool) -> Path:
-    """Fetch a file or folder of Google Drive into a partial file or folder beside ``target``.
-
-    Returns:
-        What was fetched, to be verified and moved to ``target``; gdown goes on from it after an interruption.
+    """Fetch a file or folder of Google Drive to a partial one beside ``target``; returns what is to be verified.
 
     Raises:
         FetchError: quota reached, no access, no network, or gdown is not installed.
@@ -79,9 +76,6 @@ class Cityscapes:
 
     def download(self, file: RemoteFile, target: Path, *, progress: bool) -> Path:
         """Fetch one package into a folder beside ``target``; an interrupted one is resumed.
-
-        Returns:
-            The package, to be verified and moved to ``target``.
 
         Raises:
             FetchError: wrong login, no access to the package, no network, wrong checksum.

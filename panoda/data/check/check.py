@@ -137,13 +137,9 @@ class _Facts:
 def check_dataset(
     name: str, folder: Path, *, workers: int | None = None, progress: bool = False
 ) -> CheckReport:
-    """Check the files of a data set.
+    """Check the files of a data set (a built-in name, or the path of a declaration) in a folder, read only.
 
-    Args:
-        name: Built-in data set, or path of a declaration.
-        folder: The data set's folder, read only.
-        workers: Threads; None = one for each core.
-        progress: Show progress on a terminal.
+    ``workers`` are threads; None = one for each core.
 
     Raises:
         DataError: no such folder, or a wrong encoding, pattern or list file. Wrong files are reported, not
@@ -154,16 +150,7 @@ def check_dataset(
 
 
 def check_survey(survey: Survey, *, workers: int | None = None, progress: bool = False) -> CheckReport:
-    """Check what a survey found.
-
-    Args:
-        survey: Items, and what they should be.
-        workers: Threads; None = one for each core.
-        progress: Show progress on a terminal.
-
-    Returns:
-        The report; it says what is wrong, this function does not raise for it.
-    """
+    """Check what a survey found; the report says what is wrong, nothing is raised for it."""
     report = CheckReport(name=survey.name, classes=survey.classes, left_out=survey.left_out)
     for split in {**survey.expected, **dict.fromkeys(item.split for item in survey.items)}:
         pixels = np.zeros(len(report.classes), np.int64)
@@ -247,13 +234,9 @@ def _by(size: Sequence[int]) -> str:
 
 
 def _results(job: partial[_Facts], items: Sequence[RawItem], workers: int | None) -> Iterator[_Facts]:
-    """Results in order; in this thread when there is one worker."""
-    count = min(workers or cores(), max(len(items), 1))
-    if count == 1:
-        yield from map(job, items)
-        return
+    """Results in order."""
     # Decoding and hashing release the interpreter lock, so threads share the cores.
-    pool = ThreadPoolExecutor(count)
+    pool = ThreadPoolExecutor(workers or cores())
     try:
         yield from pool.map(job, items)
     finally:

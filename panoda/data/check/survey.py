@@ -55,11 +55,7 @@ class Survey:
 
 
 def take_survey(name: str, folder: Path) -> Survey:
-    """Find the files of every split.
-
-    Args:
-        name: Built-in data set, or path of a declaration.
-        folder: The data set's folder.
+    """Find the files of every split of a data set: a built-in name, or the path of a declaration.
 
     Raises:
         DataError: no such folder, or a wrong encoding, pattern or list file.
@@ -88,7 +84,7 @@ def _declared(declaration: Declaration, name: str, folder: Path) -> Survey:
             bare.setdefault(folder / image, split)
         for label in unused_labels(folder, files, scan):
             lonely.setdefault(folder / label, split)
-        survey.items += raw_items(declaration, scan.items, folder, name=name)
+        survey.items += raw_items(declaration, Listing(folder, scan.items, {}), name=name)
     used = {item.label for item in survey.items}
     survey.without_label = [(split, path) for path, split in bare.items()]
     survey.without_image = [(split, path) for path, split in lonely.items() if path not in used]

@@ -131,12 +131,7 @@ def images_below(folder: Path, enter: Enter = lambda path: True) -> tuple[list[P
 
 
 def left_out(folder: Path, taken: Callable[[str], bool]) -> LeftOut:
-    """What looks like an image below a folder and is not taken.
-
-    Args:
-        folder: The folder.
-        taken: Whether a path relative to it is taken.
-    """
+    """What looks like an image below a folder and is not ``taken``, by its path relative to it."""
     left = LeftOut(folder)
     for path, cause in _image_like(folder):
         if cause not in ("", HIDDEN, SUFFIX) or not taken(path):

@@ -54,15 +54,8 @@ def download(dataset: CamVidDataset, out: Path, *, progress: bool) -> None:
 
 def list_items(dataset: CamVidDataset, raw: Path) -> Iterator[RawItem]:
     """Items in order of split and name; the group is the recording, the part before ``_``."""
-    listing = read_listing(raw)
-    return (
-        item.raw_item(
-            listing.folder,
-            projection="pinhole",
-            fov_x_deg=dataset.fov_x_deg,
-            void_ids=(VOID_ID, IGNORE_INDEX),
-        )
-        for item in listing.items
+    return read_listing(raw).raw_items(
+        projection="pinhole", fov_x_deg=dataset.fov_x_deg, void_ids=(VOID_ID, IGNORE_INDEX)
     )
 
 

@@ -1,8 +1,8 @@
 """What every data set looks like to the rest of the project: raw items, and how they are found.
 
-A data set is one file of this package with two functions, ``download(dataset, out, *, progress)`` and
-``list_items(dataset, raw)``, one section of parameters in ``panoda/config/datasets.py`` and one line in
-``ADAPTERS``.
+A data set is one file of this package with two functions: ``download(dataset, out, *, progress)`` brings the
+raw files or a pointer to them into the empty folder ``out``, ``list_items(dataset, raw)`` yields raw items in
+stable order. It has one section of parameters in ``panoda/config/datasets.py`` and one line in ``ADAPTERS``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 from panoda.config import Projection
 from panoda.labels import IGNORE_INDEX
@@ -90,23 +90,11 @@ class RawItem:
     orientation: Orientation = "auto"
 
 
-class Adapter(Protocol):
-    """What the module of a data set provides."""
-
-    def download(self, dataset: Any, out: Path, *, progress: bool) -> None:
-        """Bring the raw files, or a pointer to them, into the existing empty folder ``out``."""
-        ...
-
-    def list_items(self, dataset: Any, raw: Path) -> Iterator[RawItem]:
-        """The items of what ``download`` left in ``raw``, one by one in stable order."""
-        ...
-
-
-def adapter(kind: str) -> Adapter:
+def adapter(kind: str) -> Any:
     """The module of a data set kind; ValueError lists the known ones."""
     if kind not in ADAPTERS:
         raise ValueError(f"unknown data set kind {kind!r}; known: {', '.join(ADAPTERS)}")
-    return cast(Adapter, importlib.import_module(ADAPTERS[kind]))
+    return importlib.import_module(ADAPTERS[kind])
 
 
 def list_items(dataset: Any, raw: Path) -> Iterator[RawItem]:
@@ -136,11 +124,7 @@ def list_items(dataset: Any, raw: Path) -> Iterator[RawItem]:
 def raw_label_space(dataset: Any, raw: Path) -> str | None:
     """Label space of a data set's raw labels; None when it has none.
 
-    Most kinds have one for good; the module of a kind whose data sets differ has a function
-    ``label_space(dataset, raw)``.
-
-    Raises:
-        DataError: ``raw`` cannot be read.
+    A kind whose data sets differ has a function ``label_space(dataset, raw)``; DataError: ``raw`` cannot be read.
     """
     own = getattr(adapter(dataset.kind), "label_space", None)
     space = own(dataset, raw) if own is not None else dataset.label_space

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from panoda.config import AnyDataset, DeclaredDataset
 from panoda.data.formats.browse import warn_left_out
-from panoda.data.formats.dataset import Encoding, RawItem
+from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.declaration import Declaration, SplitFiles, built_in, read_declaration
 from panoda.data.formats.encoding import encoding_of, space_of
 from panoda.data.formats.group_lists import check_group_lists
-from panoda.data.formats.listing import ListedItem, check_ids, read_listing, write_listing
+from panoda.data.formats.listing import ListedItem, Listing, check_ids, read_listing, write_listing
 from panoda.data.formats.pointer import existing_folder
 from panoda.data.formats.scan import Scan, left_out_of, scan_split
 from panoda.labels import is_space_file
@@ -42,7 +44,7 @@ def download(dataset: DeclaredDataset, out: Path, *, progress: bool) -> None:
         _check_present(scan, folder, declaration, theirs)
         members = _selected(scan.items, dataset.groups, f"split {theirs} of {folder}")
         if split in dataset.unlabelled:
-            members = [_without_label(item) for item in members]
+            members = [replace(item, label=None) for item in members]
         else:
             _check_paired(Scan(members, scan.labelled), folder, declaration.splits[theirs])
         check_ids(members)
@@ -67,42 +69,31 @@ def list_items(dataset: DeclaredDataset, raw: Path) -> Iterator[RawItem]:
     """Items in order of split and path (of a list file: in its order), as stage download found them."""
     listing = read_listing(raw)
     declaration = Declaration.model_validate(listing.facts["declaration"])
-    return raw_items(declaration, listing.items, listing.folder, name=dataset.declaration)
+    return raw_items(declaration, listing, name=dataset.declaration)
 
 
-def raw_items(
-    declaration: Declaration, items: Iterable[ListedItem], folder: Path, *, name: str
-) -> Iterator[RawItem]:
-    """What was found, one by one, with what the declaration says of it.
+def raw_items(declaration: Declaration, listing: Listing, *, name: str) -> Iterator[RawItem]:
+    """What was found, with what the declaration says of it.
 
     Args:
         declaration: Geometry and label encoding.
-        items: Images with or without label.
-        folder: The data set's folder.
+        listing: The data set's folder, and images with or without label.
         name: Built-in name or path of the declaration; a label space in a YAML file lies beside it.
 
     Raises:
         DataError: the label encoding is wrong.
     """
-    encoding: Encoding | None = None
-    if declaration.labels is not None:
-        encoding = encoding_of(declaration.labels, name)
     erp = declaration.projection == "erp"
-    nan = float("nan")
-    return (
-        item.raw_item(
-            folder,
-            projection=declaration.projection,
-            fov_x_deg=declaration.fov_x_deg,
-            lat_top_deg=declaration.lat_top_deg if erp else nan,
-            lat_bottom_deg=declaration.lat_bottom_deg if erp else nan,
-            crop_top=declaration.crop_top,
-            crop_bottom=declaration.crop_bottom,
-            ignore_bottom=declaration.ignore_bottom,
-            encoding=encoding,
-            orientation=declaration.orientation,
-        )
-        for item in items
+    return listing.raw_items(
+        projection=declaration.projection,
+        fov_x_deg=declaration.fov_x_deg,
+        lat_top_deg=declaration.lat_top_deg if erp else math.nan,
+        lat_bottom_deg=declaration.lat_bottom_deg if erp else math.nan,
+        crop_top=declaration.crop_top,
+        crop_bottom=declaration.crop_bottom,
+        ignore_bottom=declaration.ignore_bottom,
+        encoding=None if declaration.labels is None else encoding_of(declaration.labels, name),
+        orientation=declaration.orientation,
     )
 
 
@@ -177,10 +168,6 @@ def _check_paired(scan: Scan, folder: Path, files: SplitFiles) -> None:
             f"{' or '.join(files.labels) or f'a label in every row of {files.list_file}'} in {folder}; add "
             "the labels, remove the images, or name the split under unlabelled"
         )
-
-
-def _without_label(item: ListedItem) -> ListedItem:
-    return ListedItem(item.split, item.id, item.group, item.image, None)
 
 
 def _folder(dataset: DeclaredDataset) -> Path:

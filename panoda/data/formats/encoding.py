@@ -16,12 +16,7 @@ LOWEST, HIGHEST = -32768, 65535
 
 
 def space_of(labels: LabelEncoding, declaration: str) -> str:
-    """Name of the label space; that of a YAML file is its path, taken from the declaration's folder.
-
-    Args:
-        labels: The declaration's section.
-        declaration: Name of a built-in declaration, or path of the file.
-    """
+    """Name of the label space; that of a YAML file is its path, taken from the declaration's folder."""
     if not is_space_file(labels.space) or declaration in built_in():
         return labels.space
     return str(Path(declaration).expanduser().parent / Path(labels.space).expanduser())

@@ -55,19 +55,14 @@ def download(dataset: FolderDataset, out: Path, *, progress: bool) -> None:
 
 def list_items(dataset: FolderDataset, raw: Path) -> Iterator[RawItem]:
     """Items in order of split and path; the group is the subfolder."""
-    listing = read_listing(raw)
-    return (
-        item.raw_item(
-            listing.folder,
-            projection="erp",
-            fov_x_deg=360.0,
-            lat_top_deg=dataset.lat_top_deg,
-            lat_bottom_deg=dataset.lat_bottom_deg,
-            crop_top=dataset.crop_top,
-            crop_bottom=dataset.crop_bottom,
-            ignore_bottom=dataset.ignore_bottom,
-        )
-        for item in listing.items
+    return read_listing(raw).raw_items(
+        projection="erp",
+        fov_x_deg=360.0,
+        lat_top_deg=dataset.lat_top_deg,
+        lat_bottom_deg=dataset.lat_bottom_deg,
+        crop_top=dataset.crop_top,
+        crop_bottom=dataset.crop_bottom,
+        ignore_bottom=dataset.ignore_bottom,
     )
 
 

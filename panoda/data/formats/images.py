@@ -41,10 +41,7 @@ def read_upright(path: Path) -> tuple[Image.Image, int]:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Decode a label file as class ids, as stored: its EXIF orientation is not applied.
-
-    Returns:
-        (H, W) int32.
+    """Decode a label file as class ids (H, W) int32, as stored: its EXIF orientation is not applied.
 
     Raises:
         DataError: missing or unreadable file, or more than one channel.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,6 @@ class ListedItem:
     label: str | None
     fov_x_deg: float | None = None
 
-    def raw_item(self, folder: Path, **camera: Any) -> RawItem:
-        """The item below ``folder``, with the fields of ``RawItem`` on its camera and its label encoding."""
-        label = None if self.label is None else folder / self.label
-        return RawItem(self.id, self.split, self.group, folder / self.image, label, **camera)
-
 
 _FIELDS = [field.name for field in fields(ListedItem)]
 
@@ -58,30 +53,29 @@ class Listing:
 
     Attributes:
         folder: The folder used in place.
-        items: Every item, in the order in which they were written; read from disk one by one.
+        items: Every item, in the order in which they were written.
         facts: What the adapter remembered.
     """
 
     folder: Path
-    items: Iterable[ListedItem]
+    items: Sequence[ListedItem]
     facts: dict[str, Any]
 
+    def raw_items(self, *, fov_x_deg: float, **camera: Any) -> Iterator[RawItem]:
+        """The items with the fields of ``RawItem`` on their camera and label encoding.
 
-@dataclass(frozen=True)
-class _Stored:
-    """The items in a file, read one by one."""
-
-    path: Path
-
-    def __iter__(self) -> Iterator[ListedItem]:
-        try:
-            with self.path.open(encoding="utf-8", newline="") as stream:
-                for row in csv.DictReader(stream):
-                    fov = row.pop("fov_x_deg")
-                    label = row.pop("label") or None
-                    yield ListedItem(**row, label=label, fov_x_deg=float(fov) if fov else None)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.path}: cannot be read ({error}); run stage download again") from error
+        ``fov_x_deg`` is that of items which have none of their own.
+        """
+        for item in self.items:
+            yield RawItem(
+                item.id,
+                item.split,
+                item.group,
+                image=self.folder / item.image,
+                label=None if item.label is None else self.folder / item.label,
+                fov_x_deg=item.fov_x_deg or fov_x_deg,
+                **camera,
+            )
 
 
 def write_listing(
@@ -93,14 +87,14 @@ def write_listing(
     more_files: Sequence[str] = (),
     progress: bool,
 ) -> None:
-    """Hash the files of the items and write pointer and listing.
+    """Hash the files of the items and write pointer and listing into an existing folder.
 
     Args:
-        out: Existing folder.
+        out: The folder.
         path: The user's folder as given in params.yaml.
         items: What was found.
         facts: JSON values that the adapter needs again.
-        more_files: Paths relative to the folder of other files that the result depends on.
+        more_files: Paths relative to the user's folder of other files that the result depends on.
         progress: Show a progress bar.
     """
     files = {*more_files, *(name for item in items for name in (item.image, item.label) if name)}
@@ -119,11 +113,17 @@ def read_listing(raw: Path) -> Listing:
         DataError: unreadable, or the folder changed since stage download.
     """
     folder, path = read_pointer(raw), raw / FACTS
+    items = []
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        path = raw / ITEMS
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                fov, label = row.pop("fov_x_deg"), row.pop("label") or None
+                items.append(ListedItem(**row, label=label, fov_x_deg=float(fov) if fov else None))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); run stage download again") from error
-    return Listing(folder=folder, items=_Stored(raw / ITEMS), facts=facts)
+    return Listing(folder, items, facts)
 
 
 def check_ids(items: Sequence[ListedItem]) -> None:

@@ -43,11 +43,7 @@ class Match:
 
 
 def check_pattern(pattern: str, *, label: bool = False) -> None:
-    """Refuse what is not a pattern.
-
-    Args:
-        pattern: A pattern of images or labels.
-        label: It names labels, which have to follow from the image alone.
+    """Refuse what is not a pattern, of labels if ``label``: these have to follow from the image alone.
 
     Raises:
         DataError: absolute or upward paths, unknown braces, ``*`` in a label pattern or no ``{id}`` in it.

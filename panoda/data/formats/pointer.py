@@ -31,14 +31,7 @@ def existing_folder(path: str) -> Path:
 
 
 def write_pointer(out: Path, path: str, files: Sequence[str], *, progress: bool) -> None:
-    """Hash the files and write ``source.json`` and ``files.csv``.
-
-    Args:
-        out: Existing folder.
-        path: The user's folder as given in params.yaml.
-        files: Paths of all files used, relative to it; each once.
-        progress: Show a progress bar.
-    """
+    """Hash ``files`` (paths relative to the user's folder ``path``) and write ``source.json`` and ``files.csv``."""
     folder = existing_folder(path)
     with (out / FILES).open("w", encoding="utf-8", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")

@@ -53,7 +53,7 @@ def download(dataset: Stanford2D3DDataset, out: Path, *, progress: bool) -> None
         for area in fold_areas(dataset.fold, part):
             found = scan_area(folder, area, dataset.variant, split=split, progress=progress)
             _require_whole(folder, area, split, dataset, [item for item, _ in found])
-            items += [_without_label(i) if split in dataset.unlabelled else i for i, _ in found]
+            items += [replace(i, label=None) if split in dataset.unlabelled else i for i, _ in found]
             poses += [pose for _, pose in found if pose is not None]
     check_ids(items)
     warn_left_out(left_out_of(folder))
@@ -69,21 +69,15 @@ def list_items(dataset: Stanford2D3DDataset, raw: Path) -> Iterator[RawItem]:
 
 def raw_items(dataset: Stanford2D3DDataset, listing: Listing) -> Iterator[RawItem]:
     """Items of a listing, one by one; its facts say where ``semantic_labels.json`` lies."""
-    encoding = label_encoding(listing.folder / listing.facts["names"])
     panoramic = dataset.variant == "panoramic"
-    nan = float("nan")
-    return (
-        item.raw_item(
-            listing.folder,
-            projection="erp" if panoramic else "pinhole",
-            fov_x_deg=360.0 if panoramic else item.fov_x_deg or dataset.fov_x_deg,
-            lat_top_deg=90.0 if panoramic else nan,
-            lat_bottom_deg=-90.0 if panoramic else nan,
-            crop_top=dataset.crop_top,
-            crop_bottom=dataset.crop_bottom,
-            encoding=encoding,
-        )
-        for item in listing.items
+    return listing.raw_items(
+        projection="erp" if panoramic else "pinhole",
+        fov_x_deg=360.0 if panoramic else dataset.fov_x_deg,
+        lat_top_deg=90.0 if panoramic else math.nan,
+        lat_bottom_deg=-90.0 if panoramic else math.nan,
+        crop_top=dataset.crop_top,
+        crop_bottom=dataset.crop_bottom,
+        encoding=label_encoding(listing.folder / listing.facts["names"]),
     )
 
 
@@ -206,10 +200,6 @@ def _require_whole(
             stem = Path(item.image).name.removesuffix(_RGB)
             label = images.parent / "semantic" / f"{stem}{_SEMANTIC}"
             raise DataError(f"{folder / item.image}: its label {label} is missing; unpack {area} again")
-
-
-def _without_label(item: ListedItem) -> ListedItem:
-    return replace(item, label=None)
 
 
 def _fov_deg(path: Path) -> float:

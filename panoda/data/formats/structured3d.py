@@ -75,17 +75,8 @@ def list_items(dataset: Structured3DDataset, raw: Path) -> Iterator[RawItem]:
 
 def raw_items(listing: Listing) -> Iterator[RawItem]:
     """Items of a listing, one by one."""
-    encoding = label_encoding()
-    return (
-        item.raw_item(
-            listing.folder,
-            projection="erp",
-            fov_x_deg=360.0,
-            lat_top_deg=90.0,
-            lat_bottom_deg=-90.0,
-            encoding=encoding,
-        )
-        for item in listing.items
+    return listing.raw_items(
+        projection="erp", fov_x_deg=360.0, lat_top_deg=90.0, lat_bottom_deg=-90.0, encoding=label_encoding()
     )
 
 

@@ -42,11 +42,7 @@ class SheetRow(NamedTuple):
 def contact_sheet(rows: Sequence[SheetRow], space: LabelSpace) -> np.ndarray:
     """Images spread evenly over every split, labels half transparent over them, a legend below.
 
-    Unlabelled pixels show the image alone.
-
-    Args:
-        rows: The splits; all of one size, as ``prepare`` writes them.
-        space: Their label space.
+    Unlabelled pixels show the image alone. The splits are of one size, as ``prepare`` writes them.
 
     Returns:
         (H, W, 3) uint8 RGB.

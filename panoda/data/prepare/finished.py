@@ -22,13 +22,7 @@ from panoda.system.files import sha256_file, write_json
 
 
 class Finished(TypedDict):
-    """A finished shard.
-
-    Attributes:
-        info: What the index remembers of it.
-        rows: Rows of the index, in order.
-        counts: ``Counts`` of its images, as JSON.
-    """
+    """A finished shard: what the index remembers of it, its rows in order, ``Counts`` of its images as JSON."""
 
     info: ShardInfo
     rows: list[dict[str, Any]]
@@ -43,7 +37,7 @@ def recipe(items: Iterable[RawItem], **settings: Any) -> str:
         for path in (item.image, item.label):
             files.append(None if path is None else [path.stat().st_size, path.stat().st_mtime_ns])
     value = {"items": listed, "files": files, **settings}
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 def size(folder: Path, number: int, made_from: str) -> int | None:
@@ -73,10 +67,6 @@ def _note(folder: Path, number: int) -> dict[str, Any]:
     return note
 
 
-def plain(value: Any) -> Any:
-    """Paths and NumPy values as JSON ones."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)
+def _plain(value: Any) -> Any:
+    """Paths and arrays as JSON values."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -77,35 +77,10 @@ def _try_one(item: RawItem, how: How) -> Result | DataError:
     return Result(cells, row, count(arrays, row))
 
 
-class Problems:
-    """Bad files, of which the first are remembered.
-
-    Attributes:
-        listed: The first problems.
-        count: How many there are.
-    """
-
-    def __init__(self) -> None:
-        """None yet."""
-        self.listed: list[str] = []
-        self.count = 0
-
-    @property
-    def full(self) -> bool:
-        """There are enough to give up."""
-        return self.count >= MAX_PROBLEMS
-
-    def add(self, problem: str) -> None:
-        """One more."""
-        self.count += 1
-        if len(self.listed) < MAX_PROBLEMS:
-            self.listed.append(problem)
-
-    def check(self) -> None:
-        """Raise one DataError that lists them; nothing when there are none."""
-        if not self.count:
-            return
-        listed = "\n".join(f"  {problem}" for problem in self.listed)
-        more = self.count - len(self.listed)
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one DataError that lists the first problems and counts the others; nothing when there are none."""
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:MAX_PROBLEMS])
+        more = len(problems) - MAX_PROBLEMS
         tail = f"\n  ... and {more} more" if more > 0 else ""
-        raise DataError(f"{self.count} problem(s) in the raw data; nothing was written\n{listed}{tail}")
+        raise DataError(f"{len(problems)} problem(s) in the raw data; nothing was written\n{listed}{tail}")

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from panoda.data.formats.dataset import RawItem
+from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.loading.shards import shard_name
 from panoda.data.prepare import finished
-from panoda.data.prepare.item_lists import read_items, write_items
-from panoda.data.prepare.items import How, Problems, prepare_items
-from panoda.data.prepare.split import SplitWork, make_shard
-from panoda.system.files import staged_directory, take_over, write_json
+from panoda.data.prepare.items import How, prepare_items, raise_problems
+from panoda.data.prepare.split import Shard, SplitWork, make_shard
+from panoda.system.files import staged_directory, take_over
 from panoda.system.pieces import Compute, Work, finish
 
 
@@ -31,7 +30,7 @@ def make_elsewhere(work: SplitWork, compute: Compute) -> None:
         DataError: bad items; the message names those of one shard.
         ValueError: there is no folder where finished shards wait.
     """
-    missing = [shard for shard in work.shards if shard.finished is None]
+    missing = [shard for shard in work.shards if shard.size is None]
     if not missing:
         return
     if work.waiting is None or compute.state_dir is None:
@@ -41,8 +40,7 @@ def make_elsewhere(work: SplitWork, compute: Compute) -> None:
     recipes = hashlib.sha256()
     with staged_directory(lists) as folder:
         for piece, shard in enumerate(missing):
-            write_items(folder / f"{piece}.json", _absolute(work.items_of(shard.number)))
-            write_json(folder / f"{piece}.shard.json", {"number": shard.number, "recipe": shard.recipe})
+            _write_shard(folder / f"{piece}.json", shard)
             recipes.update(f"{shard.number} {shard.recipe}\n".encode())
     shards = ShardWork(work.name, lists, work.how, len(missing), recipes.hexdigest())
     work.waiting.mkdir(parents=True, exist_ok=True)
@@ -50,19 +48,16 @@ def make_elsewhere(work: SplitWork, compute: Compute) -> None:
         for name in (shard_name(shard.number), f"{shard_name(shard.number)}.json"):
             (work.waiting / name).unlink(missing_ok=True)
             take_over(made / name, work.waiting)
-        work.look_again(shard.number)
+        shard.size = finished.size(work.waiting, shard.number, shard.recipe)
 
 
 @dataclass(frozen=True)
 class ShardWork(Work):
-    """Some shards of a split; a piece holds a shard and the note that ``panoda.data.prepare.finished`` reads.
-
-    It goes to the workers with every piece, so it has the same size for any number of shards.
+    """Some shards of a split, of the same size for any number; ``panoda.data.prepare.finished`` reads a piece.
 
     Attributes:
         split: Name of the split.
-        lists: Folder with items (``panoda.data.prepare.item_lists``), number and recipe of every shard, under the
-            piece's number.
+        lists: Folder with a JSON file of every shard, under the piece's number.
         how: Sizes, labels and codec.
         count: Number of shards.
         recipes: SHA-256 over numbers and recipes of all.
@@ -92,29 +87,48 @@ class ShardWork(Work):
         how = dataclasses.replace(self.how, workers=torch.get_num_threads())
 
         def make(piece: int, folder: Path) -> None:
-            shard = json.loads((self.lists / f"{piece}.shard.json").read_text(encoding="utf-8"))
-            number, recipe = int(shard["number"]), str(shard["recipe"])
-            items = read_items(self.lists / f"{piece}.json")
-            problems = Problems()
-            with closing(prepare_items(items, how)) as results:
+            shard = _read_shard(self.lists / f"{piece}.json")
+            problems: list[str] = []
+            with closing(prepare_items(shard.items, how)) as results:
                 made = make_shard(
-                    results,
-                    folder,
-                    how,
-                    number=number,
-                    length=len(items),
-                    labelled=items[0].label is not None,
-                    problems=problems,
+                    results, folder, how, number=shard.number, items=shard.items, problems=problems
                 )
-            problems.check()
+            raise_problems(problems)
             assert made is not None
-            finished.save(folder, number, recipe, made)
+            finished.save(folder, shard.number, shard.recipe, made)
 
         return make
 
 
-def _absolute(items: Iterator[RawItem]) -> Iterator[RawItem]:
-    """Workers may stand in another folder."""
-    for item in items:
-        label = None if item.label is None else Path(os.path.abspath(item.label))
-        yield dataclasses.replace(item, image=Path(os.path.abspath(item.image)), label=label)
+def _write_shard(path: Path, shard: Shard) -> None:
+    """Write a shard to be made; an encoding that items share is written once, paths are absolute."""
+    encodings: dict[Encoding, int] = {}
+    rows = []
+    for item in shard.items:
+        row = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+        row["image"] = os.path.abspath(item.image)
+        row["label"] = None if item.label is None else os.path.abspath(item.label)
+        if item.encoding is not None:
+            row["encoding"] = encodings.setdefault(item.encoding, len(encodings))
+        rows.append(row)
+    known = [dataclasses.asdict(encoding) for encoding in encodings]
+    value = {"number": shard.number, "recipe": shard.recipe, "encodings": known, "items": rows}
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _read_shard(path: Path) -> Shard:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    known = [Encoding(**{**row, "table": tuple(map(tuple, row["table"]))}) for row in value["encodings"]]
+    items = [
+        RawItem(
+            **row
+            | {
+                "image": Path(row["image"]),
+                "label": None if row["label"] is None else Path(row["label"]),
+                "void_ids": tuple(row["void_ids"]),
+                "encoding": None if row["encoding"] is None else known[row["encoding"]],
+            }
+        )
+        for row in value["items"]
+    ]
+    return Shard(value["number"], items, value["recipe"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from panoda.data.loading.codec import Codec, check_codec
 from panoda.data.prepare.contact_sheet import SheetRow, contact_sheet
 from panoda.data.prepare.disk_space import check_space, foresee, megabytes
 from panoda.data.prepare.item import ItemSpec
-from panoda.data.prepare.item_table import ItemTable, SplitItems
-from panoda.data.prepare.items import How, Problems, Result, prepare_items
+from panoda.data.prepare.items import How, raise_problems
 from panoda.data.prepare.pieces import make_elsewhere
 from panoda.data.prepare.split import SplitWork, write_shards
 from panoda.data.prepare.statistics import write_statistics
@@ -55,8 +54,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Decode, crop, resize, store and count every item; the same input gives the same bytes.
 
-    Neither the number of workers nor a resumed run changes a byte. Memory does not depend on the number of
-    items, which are consumed one by one; ``out`` is replaced as a whole at the end, or left as it was.
+    Neither the number of workers nor a resumed run changes a byte. Pixels are in memory for a few images at a
+    time; ``out`` is replaced as a whole at the end, or left as it was.
 
     Args:
         items: Raw items of all splits.
@@ -94,23 +93,21 @@ def prepare(
     )
     how = How(spec, codec, shard_images, workers or cores())
     waiting = None if state_dir is None else state_dir / "shards"
-    with ItemTable(items) as table:
-        splits = [table.split(name, (limit or {}).get(name)) for name in table.splits]
-        _check_items(table, splits, labelled=spec.table is not None)
-        works = [SplitWork(members, how, waiting) for members in splits]
-        _check_space(works, out, how, waiting, cache, say)
-        summary: dict[str, Any] = {
-            **_classes(space, label_space_from),
-            "height": height,
-            "width": width,
-            "codec": codec,
-            "splits": {},
-        }
-        if fan_out is not None:
-            for work in works:
-                make_elsewhere(work, Sharing(state_dir, progress, fan_out))
-        with staged_directory(out) as staged:
-            _write(works, staged, summary, space, progress=progress)
+    splits = _checked_splits(items, limit or {}, labelled=spec.table is not None)
+    works = [SplitWork(name, members, how, waiting) for name, members in splits.items()]
+    _check_space(works, out, how, waiting, cache, say)
+    summary: dict[str, Any] = {
+        **_classes(space, label_space_from),
+        "height": height,
+        "width": width,
+        "codec": codec,
+        "splits": {},
+    }
+    if fan_out is not None:
+        for work in works:
+            make_elsewhere(work, Sharing(state_dir, progress, fan_out))
+    with staged_directory(out) as staged:
+        _write(works, staged, summary, space, progress=progress)
     return summary
 
 
@@ -146,37 +143,43 @@ def _write(
     Image.fromarray(contact_sheet(rows, space)).save(staged / CONTACT_SHEET)
 
 
-def _check_items(table: ItemTable, splits: Sequence[SplitItems], *, labelled: bool) -> None:
-    """Everything that can be found out without decoding."""
+def _checked_splits(
+    items: Iterable[RawItem], limit: Mapping[str, int], *, labelled: bool
+) -> dict[str, list[RawItem]]:
+    """Items by split, reduced to ``limit``, after a check of all that can be found out without decoding."""
+    splits: dict[str, list[RawItem]] = {}
+    first: dict[tuple[str, str], RawItem] = {}
+    problems: list[str] = []
+    for item in items:
+        other = first.setdefault((item.split, item.id), item)
+        if other is not item:
+            problems.append(
+                f"{item.image}: split {item.split} already has id {item.id!r} ({other.image}); rename one"
+            )
+        splits.setdefault(item.split, []).append(item)
     if not splits:
         raise DataError("there is nothing to prepare: the data set has no images")
-    problems = Problems()
-    for item, first in table.doubles:
-        problems.add(f"{item.image}: split {item.split} already has id {item.id!r} ({first}); rename one")
-    problems.count += table.doubled - len(table.doubles)
-    for members in splits:
-        _check_split(members, problems, labelled=labelled)
-    problems.check()
+    for name, found in splits.items():
+        count = min(limit.get(name, len(found)), len(found))
+        splits[name] = [found[i * len(found) // count] for i in range(count)]
+        problems += _problems_of(name, splits[name], labelled=labelled)
+    raise_problems(problems)
+    return splits
 
 
-def _check_split(members: SplitItems, problems: Problems, *, labelled: bool) -> None:
-    cameras: set[tuple[str, bool]] = set()
-    with_label = without_label = None
-    for item in members:
-        for path in (item.image,) if item.label is None else (item.image, item.label):
-            if not path.is_file():
-                problems.add(f"{path}: no such file")
-        if item.label is None:
-            without_label = without_label or item
-        else:
-            with_label = with_label or item
-        cameras.add((item.projection, is_full_circle(item.projection, item.fov_x_deg)))
+def _problems_of(split: str, items: Sequence[RawItem], *, labelled: bool) -> Iterator[str]:
+    for item in items:
+        for path in (item.image, item.label):
+            if path is not None and not path.is_file():
+                yield f"{path}: no such file"
+    with_label = next((item for item in items if item.label is not None), None)
+    without_label = next((item for item in items if item.label is None), None)
     if with_label and without_label:
-        problems.add(f"{without_label.image}: split {members.name} has labels for some images only")
+        yield f"{without_label.image}: split {split} has labels for some images only"
     if with_label and not labelled:
-        problems.add(f"{with_label.image}: has a label, but the data set has no label space")
-    if len(cameras) > 1:
-        problems.add(f"split {members.name} mixes projections; make it two splits")
+        yield f"{with_label.image}: has a label, but the data set has no label space"
+    if len({(item.projection, is_full_circle(item.projection, item.fov_x_deg)) for item in items}) > 1:
+        yield f"split {split} mixes projections; make it two splits"
 
 
 def _check_space(
@@ -188,19 +191,14 @@ def _check_space(
     say: Callable[[str], None] | None,
 ) -> None:
     """Say what it will take, and refuse what cannot fit."""
-
-    def trial(items: Iterable[RawItem]) -> list[int]:
-        results = prepare_items(items, how)
-        return [r.stored for r in results if isinstance(r, Result)]
-
-    spec, done = how.spec, [s.finished for w in works for s in w.shards if s.finished is not None]
-    todo = {work.name: work.todo for work in works}
-    need = foresee(todo, height=spec.height, width=spec.width, codec=how.codec, trial=trial)
-    free = check_space(out, need, also=waiting, kept=sum(done), cache=cache)
+    need, sampled = foresee([work.todo for work in works], how)
+    kept = sum(shard.size or 0 for work in works for shard in work.shards)
+    free = check_space(out, need, waiting=waiting, kept=kept, cache=cache)
     if say is not None:
-        total, left = sum(len(work.items) for work in works), sum(len(members) for members in todo.values())
-        resumed = f"; {total - left} of {total} images were finished before" if done else ""
+        total, left = sum(len(work.items) for work in works), sum(len(work.todo) for work in works)
+        resumed = f"; {total - left} of {total} images were finished before" if left < total else ""
         say(
-            f"{out}: {left} images of {spec.height} x {spec.width} ({how.codec}) will take about {need}, "
+            f"{out}: {left} images of {how.spec.height} x {how.spec.width} ({how.codec}) will take about "
+            f"{megabytes(need)}{f' (estimated from {sampled} images)' if sampled else ''}, "
             f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free{resumed}"
         )

@@ -16,8 +16,7 @@ from panoda.data.loading.index import CODEC_FORMAT, FORMAT, INDEX, IndexWriter
 from panoda.data.loading.shards import ShardInfo, ShardWriter, shard_name
 from panoda.data.prepare import finished
 from panoda.data.prepare.finished import Finished
-from panoda.data.prepare.item_table import SplitItems
-from panoda.data.prepare.items import How, Problems, Result, prepare_items
+from panoda.data.prepare.items import MAX_PROBLEMS, How, Result, prepare_items, raise_problems
 from panoda.data.prepare.plausible import doubts, known_ids
 from panoda.data.prepare.statistics import Counts
 from panoda.labels import IGNORE_INDEX
@@ -49,13 +48,21 @@ INDEX_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """A shard to be made, or already finished: then its size is known."""
+@dataclass
+class Shard:
+    """A shard to be made, or already finished.
+
+    Attributes:
+        number: Its number within the split.
+        items: Its items.
+        recipe: What it is made from (``panoda.data.prepare.finished``); "" where nothing is kept.
+        size: Bytes when it is finished, else None.
+    """
 
     number: int
-    recipe: str
-    finished: int | None
+    items: Sequence[RawItem]
+    recipe: str = ""
+    size: int | None = None
 
 
 class SplitWork:
@@ -69,70 +76,32 @@ class SplitWork:
         counts: What was counted, complete after ``write_shards``.
     """
 
-    def __init__(self, items: SplitItems, how: How, waiting: Path | None) -> None:
+    def __init__(self, name: str, items: Sequence[RawItem], how: How, waiting: Path | None) -> None:
         """Look for finished shards in the folder ``waiting``."""
-        self.name, self.items, self.how = items.name, items, how
-        self.waiting = waiting / items.name if waiting else None
+        self.name, self.items, self.how = name, items, how
+        self.waiting = waiting / name if waiting else None
         self.counts = Counts()
-        self.shards = [self._look(number) for number in range(-(-len(items) // how.shard_images))]
+        starts = range(0, len(items), how.shard_images)
+        self.shards = [Shard(n, items[i : i + how.shard_images]) for n, i in enumerate(starts)]
+        if self.waiting is not None:
+            for shard in self.shards:
+                shard.recipe = finished.recipe(shard.items, spec=asdict(how.spec), codec=how.codec)
+                shard.size = finished.size(self.waiting, shard.number, shard.recipe)
 
     @property
-    def todo(self) -> Todo:
+    def todo(self) -> list[RawItem]:
         """Items of the shards that are not finished, in order."""
-        return Todo(self, [shard.number for shard in self.shards if shard.finished is None])
-
-    def items_of(self, number: int) -> Iterator[RawItem]:
-        """Items of one shard."""
-        start = number * self.how.shard_images
-        return self.items.between(start, start + self.how.shard_images)
-
-    def length(self, number: int) -> int:
-        """Number of items of one shard."""
-        return min(self.how.shard_images, len(self.items) - number * self.how.shard_images)
-
-    def look_again(self, number: int) -> None:
-        """A shard was made elsewhere: see whether it is finished now."""
-        self.shards[number] = self._look(number)
-
-    def _look(self, number: int) -> _Shard:
-        if self.waiting is None:
-            return _Shard(number, "", None)
-        settings = {"spec": asdict(self.how.spec), "codec": self.how.codec}
-        made_from = finished.recipe(self.items_of(number), **settings)
-        return _Shard(number, made_from, finished.size(self.waiting, number, made_from))
-
-
-class Todo:
-    """The items of some shards of a split, by position."""
-
-    def __init__(self, work: SplitWork, numbers: list[int]) -> None:
-        """Of the shards ``numbers``, in ascending order."""
-        self._work, self._numbers = work, numbers
-
-    def __len__(self) -> int:
-        """Number of items."""
-        return sum(self._work.length(number) for number in self._numbers)
-
-    def __getitem__(self, index: int) -> RawItem:
-        """Item ``index``; only the last shard of a split may be shorter than the others."""
-        place, row = divmod(index, self._work.how.shard_images)
-        return self._work.items[self._numbers[place] * self._work.how.shard_images + row]
-
-    def __iter__(self) -> Iterator[RawItem]:
-        """All items in order."""
-        return (item for number in self._numbers for item in self._work.items_of(number))
+        return [item for shard in self.shards if shard.size is None for item in shard.items]
 
 
 def write_shards(
     work: SplitWork, folder: Path, *, classes: Mapping[str, Any], progress: bool
 ) -> dict[str, Any]:
-    """Make what is not finished, and the index.
-
-    Shards are made in the waiting folder, or at once in ``folder`` where there is none.
+    """Make what is not finished in the waiting folder (without one: in ``folder``), and the index.
 
     Args:
         work: The split.
-        folder: Where shards and index.parquet go.
+        folder: Where shards and index.parquet end up.
         classes: What the index says of the label space.
         progress: Show a progress bar.
 
@@ -145,50 +114,50 @@ def write_shards(
     place = work.waiting or folder
     place.mkdir(parents=True, exist_ok=True)
     infos: list[ShardInfo] = []
-    problems = Problems()
+    problems: list[str] = []
     with ExitStack() as stack:
         index = stack.enter_context(IndexWriter(folder / INDEX, INDEX_SCHEMA))
         bar = stack.enter_context(progress_bar(enabled=progress))
         task = bar.add_task(f"preparing {work.name}", total=len(work.items))
         results = stack.enter_context(closing(prepare_items(work.todo, work.how)))
         for shard in work.shards:
-            if shard.finished is not None:
+            done: Finished | None
+            if shard.size is not None:
                 done = finished.load(place, shard.number)
-                bar.advance(task, work.length(shard.number))
+                bar.advance(task, len(shard.items))
             else:
-                made = make_shard(
+                done = make_shard(
                     results,
                     place,
                     work.how,
                     number=shard.number,
-                    length=work.length(shard.number),
-                    labelled=work.items[0].label is not None,
+                    items=shard.items,
                     problems=problems,
                     advance=lambda: bar.advance(task),
                 )
-                if made is None:
-                    if problems.full:
-                        break
-                    continue
-                done = made
-                if work.waiting is not None:
-                    finished.save(place, shard.number, shard.recipe, done)
+            if len(problems) >= MAX_PROBLEMS:
+                break
+            if done is None:
+                continue
+            if shard.size is None and work.waiting is not None:
+                finished.save(place, shard.number, shard.recipe, done)
             infos.append(done["info"])
             work.counts.add(Counts.from_json(done["counts"]))
             index.add(done["rows"])
-        problems.check()
-        index.finish(_metadata(work, infos, classes))
+        raise_problems(problems)
+        metadata = _metadata(work, infos, classes)
+        index.finish(metadata)
     if work.waiting is not None:
         for info in infos:
             take_over(work.waiting / info["file"], folder)
-    found = suspicions(work, classes["class_names"])
-    return {
+    summary = {
         "images": len(work.items),
-        "labelled": work.items[0].label is not None,
+        "labelled": metadata["has_labels"],
         "projection": work.items[0].projection,
         "fov_x_deg": work.items[0].fov_x_deg,
         "digest": sha256_file(folder / INDEX),
-    } | ({"doubts": found} if found else {})
+    }
+    return summary | ({"doubts": metadata["doubts"]} if "doubts" in metadata else {})
 
 
 def suspicions(work: SplitWork, names: Sequence[str]) -> list[str]:
@@ -214,45 +183,37 @@ def make_shard(
     how: How,
     *,
     number: int,
-    length: int,
-    labelled: bool,
-    problems: Problems,
+    items: Sequence[RawItem],
+    problems: list[str],
     advance: Callable[[], None] = lambda: None,
 ) -> Finished | None:
-    """Write one shard from the next results; None when there is a problem, here or before.
+    """Write shard ``number`` into the folder ``place``; None when there is a problem, here or before.
 
-    Args:
-        results: Prepared items; the shard's are the next ones.
-        place: Folder of the shard.
-        how: Sizes and codec.
-        number: Number of the shard.
-        length: Its number of items.
-        labelled: Items have labels.
-        problems: Collects bad items.
-        advance: Called after each item.
+    ``results`` goes on with the results of ``items``. Bad items are added to ``problems``; ``advance`` is called
+    after each item.
     """
     # Another run's result may have this name for the same bytes: never write into them.
     (place / shard_name(number)).unlink(missing_ok=True)
     columns: dict[str, tuple[int, ...]] = {"image": (3, how.spec.height, how.spec.width)}
-    if labelled:
+    if items[0].label is not None:
         columns["label"] = (how.spec.height, how.spec.width)
     rows: list[dict[str, Any]] = []
     counts = Counts()
     with ShardWriter(
         place, columns=columns, rows_per_shard=how.shard_images, codec=how.codec, first=number
     ) as writer:
-        for result in islice(results, length):
+        for result in islice(results, len(items)):
             advance()
             if isinstance(result, DataError):
-                problems.add(str(result))
-                if problems.full:
+                problems.append(str(result))
+                if len(problems) >= MAX_PROBLEMS:
                     break
-            elif not problems.count:
+            elif not problems:
                 row = result.row
                 row["shard"], row["row"], row["crc32"] = writer.append(result.cells)
                 rows.append(row)
                 counts.add(result.counts)
-    if problems.count:
+    if problems:
         return None
     return Finished(info=writer.shards[0], rows=rows, counts=counts.to_json())
 
