@@ -38,6 +38,7 @@ SETTINGS = (
     "runtime.checkpoint_every=3",
     "warmup.iterations=16",
     "adapt.iterations=16",
+    "adapt.method=mpa",
     "adapt.adversarial_weight=0.001",
     "adapt.mpa.weight=0.01",
     "adapt.mpa.refresh_every=5",

@@ -47,7 +47,6 @@ class OurStep:
             params=params,
             weight=self.weight,
             adversary=Adversary(self.discriminator, lr=params.discriminator_lr),
-            warp=None,
             device=device,
         )
         optim = params.optim

@@ -193,7 +193,8 @@ def smallest() -> dict[str, Any]:
     for stage, name in AUGMENTED[:3]:
         tree[stage][name] |= {"crop_height": 32, "crop_width": 64}
     tree["pretrain"]["validate_every"] = 1
-    tree["adapt"]["mpa"]["refresh_every"] = 1
+    if tree["adapt"]["method"] == "mpa":
+        tree["adapt"]["mpa"]["refresh_every"] = 1
     for stage in ("pseudo_labels", "prototypes", "evaluate"):
         tree[stage]["scales"] = [1.0]
     tree["runtime"] |= {"log_every": 1, "inference_batch": 2}

@@ -61,10 +61,9 @@ PARAMS = {
         "iterations": 160,
         "batch_size": 2,
         "optim": {"name": "adamw", "lr": 4e-4},
-        "mpa": {"weight": 0.001},
-        "teacher": {"enabled": True, "ema_momentum": 0.99},
+        "method": "teacher_mix",
+        "ema_momentum": 0.99,
         "class_mix": 0.5,
-        "keep": "teacher",
     },
 }
 PROVENANCE = {

@@ -24,6 +24,7 @@ from panoda.methods.parts.adversarial import Adversary
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.prototypes import PrototypeBank
 from panoda.methods.supervised import SupervisedParams, SupervisedTask
+from panoda.methods.teacher_mix import TeacherMixParams, TeacherMixTask
 from panoda.models import create_model
 from panoda.system.context import RunContext, set_deterministic
 
@@ -73,7 +74,7 @@ def _alignment() -> AlignmentTask:
     return AlignmentTask(_model(), _adversary(), None, None, weight=WEIGHT, device=CPU, **options)
 
 
-def _self_training(normaliser: str) -> MPATask:
+def _mpa(normaliser: str) -> MPATask:
     model = _model()
     random = torch.Generator().manual_seed(2)
     mean = torch.randn(K, model.feature_channels, generator=random)
@@ -81,17 +82,27 @@ def _self_training(normaliser: str) -> MPATask:
         iterations=2,
         batch_size=B,
         optim=OptimParams(lr=0.1),
+        mpa=PrototypeLossParams(weight=0.1, normaliser=normaliser, refresh_every=1, ema_momentum=0.5),
+        adversarial_weight=0.1,
+    )
+    bank = PrototypeBank(mean, torch.tensor([True] * (K - 1) + [False]), ema_momentum=0.5)
+    common = {"params": params, "weight": WEIGHT, "adversary": _adversary(), "device": CPU}
+    return MPATask(model, bank, None, None, **common)
+
+
+def _teacher_mix() -> TeacherMixTask:
+    params = TeacherMixParams(
+        iterations=2,
+        batch_size=B,
+        optim=OptimParams(lr=0.1),
         class_mix=0.5,
         colour_transfer=0.5,
         class_colour_transfer=0.5,
         augment_target=AugmentParams(jitter=0.2, exposure=0.2),
-        mpa=PrototypeLossParams(weight=0.1, normaliser=normaliser, refresh_every=1, ema_momentum=0.5),
-        adversarial_weight=0.1,
-        teacher={"enabled": True, "ema_momentum": 0.9, "threshold": 0.25},
+        ema_momentum=0.9,
+        threshold=0.25,
     )
-    bank = PrototypeBank(mean, torch.tensor([True] * (K - 1) + [False]), ema_momentum=0.5)
-    common = {"params": params, "weight": WEIGHT, "adversary": _adversary(), "warp": None, "device": CPU}
-    return MPATask(model, bank, None, None, **common)
+    return TeacherMixTask(_model(), None, None, params=params, weight=WEIGHT, warp=None, device=CPU)
 
 
 def _stepper(task: Any, parts: int = 1, **context: Any) -> Stepper:
@@ -107,8 +118,9 @@ TASKS: dict[str, Callable[[], Any]] = {
     "plain": lambda: _supervised(weight=None, label_smoothing=0.1),
     "hard pixels": lambda: _supervised(ohem=(0.15, 0.3)),
     "alignment": _alignment,
-    "self-training": lambda: _self_training("pixels"),
-    "released": lambda: _self_training("released"),
+    "mpa": lambda: _mpa("pixels"),
+    "released": lambda: _mpa("released"),
+    "teacher mix": _teacher_mix,
 }
 
 
@@ -293,7 +305,7 @@ def test_deterministic_mode_is_torchs(monkeypatch):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         steps = []
         for _ in range(2):
-            steps.append(_stepper(_self_training("pixels"))(0, (_batch(1), _batch(2)))["grad_norm"])
+            steps.append(_stepper(_mpa("pixels"))(0, (_batch(1), _batch(2)))["grad_norm"])
         assert torch.equal(*steps)
     finally:
         set_deterministic(False)

@@ -1,6 +1,5 @@
 """The adaptation benchmark keeps its promises about looks, seeds and recipes."""
 
-import json
 from pathlib import Path
 
 import yaml
@@ -40,16 +39,23 @@ def test_no_two_seeds_or_look_sets_share_a_target_world():
     assert all(s.seed < spans[0][0] for s in default.values())
 
 
-def test_every_recipe_is_valid_and_the_control_and_the_published_one_are_what_they_say():
-    params = {}
-    for name, recipe in known_recipes().items():
-        assert recipe["start"] in ("source", "warmup", "adversarial")
-        overrides = [f"adapt.{k}={json.dumps(v)}" for k, v in recipe["adapt"].items()]
-        params[name] = settings(0, "final", overrides).adapt
-    control, published = params["control"], params["mpa"]
-    assert control.target_weight == control.mpa.weight == control.class_mix == control.colour_transfer == 0
-    assert control.class_colour_transfer == 0
-    assert (published.mpa.weight, published.mpa.ema_momentum) == (0.001, 0.999)
-    assert not published.teacher.enabled
-    assert params["default"].mpa.weight > 0  # the default recipe contains MPA
-    assert len({p.iterations for p in params.values()}) == 1
+def test_every_recipe_is_valid_and_is_what_its_name_says():
+    params = {name: settings(0, "final", [], recipe) for name, recipe in known_recipes().items()}
+    assert {"control", "default", "default_without_prototypes", "oracle"} <= set(params)
+    whole = load_params(ROOT / "params.yaml")
+    assert params["default"].adapt == whole.adapt and params["default"].warmup == whole.warmup
+    control, oracle, mpa = (params[name].adapt for name in ("control", "oracle", "mpa"))
+    assert control.method == oracle.method == "ssl" and control.target_weight == 0 < oracle.target_weight
+    assert control.iterations == oracle.iterations == whole.warmup.iterations + whole.adapt.iterations
+    assert (mpa.mpa.weight, mpa.mpa.ema_momentum) == (0.001, 0.999) and mpa.adversarial_weight == 0
+    assert params["alignment"].adapt.iterations == 0 == params["alignment"].warmup.colour_transfer
+    assert [name for name, recipe in known_recipes().items() if recipe.get("labels")] == ["oracle"]
+
+
+def test_looks_of_any_file_have_worlds_of_their_own(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("foggy: {haze_per_m: [0.02, 0.03]}\n")
+    dataset = settings(1, str(path), []).data.target.dataset
+    assert list(dataset.looks) == ["foggy"]
+    others = {settings(1, looks, []).data.target.dataset.splits["test"].seed for looks in LOOK_SETS}
+    assert dataset.splits["test"].seed not in others

@@ -19,8 +19,8 @@ def test_params_yaml_is_valid_and_frozen():
 
 
 def test_overrides_are_yaml_and_validated():
-    params = load_params(ROOT / "params.yaml", ["adapt.mpa.weight=0.5", "pseudo_labels.scales=[1.0, 2.0]"])
-    assert params.adapt.mpa.weight == 0.5
+    params = load_params(ROOT / "params.yaml", ["adapt.class_mix=0.25", "pseudo_labels.scales=[1.0, 2.0]"])
+    assert params.adapt.class_mix == 0.25
     assert params.pseudo_labels.scales == (1.0, 2.0)
 
 
@@ -52,7 +52,7 @@ def test_overrides_are_yaml_and_validated():
         ("data.source.folder=here", "data.source.folder is 'here'; it must be 'source'"),
         ("data.sorce.folder=sorce", "data.sorce.dataset: Field required"),
         ("data.source.prepare.limit={tset: 3}", "prepare.limit names tset, but the data set has train, val"),
-        ("adapt.teacher.enabled=false", "keep: teacher needs teacher.enabled"),
+        ("adapt.method=mpaa", "adapt: .*'mpaa'"),
         (
             "adapt.augment_target.crop_height=24",
             "a crop of 24 x 0 pixels .* is too small; the models need 32",
@@ -69,9 +69,18 @@ def test_overrides_are_yaml_and_validated():
     ],
 )
 def test_mistakes_are_named(override, message):
-    tree_overrides = [override, "adapt.keep=teacher"] if "teacher" in override else [override]
     with pytest.raises(ConfigError, match=message):
-        load_params(ROOT / "params.yaml", tree_overrides)
+        load_params(ROOT / "params.yaml", [override])
+
+
+def test_the_method_alone_may_change():
+    """What both methods know stays; what the other has takes its defaults."""
+    for name in ("ssl", "mpa"):
+        params = load_params(ROOT / "params.yaml", [f"adapt.method={name}", "adapt.iterations=7"]).adapt
+        assert (params.method, params.iterations, params.optim.clip_norm) == (name, 7, 5.0)
+        assert not hasattr(params, "class_mix")
+    with pytest.raises(ConfigError, match="adapt.clas_mix: unknown"):
+        load_params(ROOT / "params.yaml", ["adapt.clas_mix=0.5"])
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "..", "", " a", "a\\b", "a\nb", "x" * 101])
@@ -145,6 +154,7 @@ def test_sources_of_several_sizes_need_crops():
     tree["data"]["more"] = {**tree["data"]["source"], "folder": "more_sources/more"}
     tree["data"]["more"]["prepare"] = {"height": 128, "width": 192}
     tree["sources"]["more"] = 1.0
+    tree["warmup"]["iterations"] = 1
     parse_params(tree)
     tree["warmup"]["augment_source"]["crop_width"] = 0
     with pytest.raises(

@@ -20,16 +20,6 @@ FOLDER = ROOT / "scenarios"
 SCENARIOS = sorted(scenario_files(FOLDER))
 # Every scenario's tree, with dotted keys: what is the same in most of them, and what each has of its own.
 TREES = json.loads((ROOT / "tests" / "scenario_trees.json").read_text(encoding="utf-8"))
-TRAINING, INFERENCE = ("pretrain", "warmup", "adapt"), ("pseudo_labels", "prototypes", "evaluate")
-RUNTIME = {
-    "log_every": [f"{stage}.log_every" for stage in TRAINING],
-    "checkpoint_every": [f"{stage}.checkpoint_every" for stage in TRAINING],
-    "inference_batch": [f"{stage}.batch_size" for stage in INFERENCE],
-    "piece_images": [f"{stage}.piece_images" for stage in INFERENCE],
-}
-"""What section runtime has once for all stages -> where the known trees have it, whose smallest it is."""
-GONE = ("runtime.deform",)
-"""What no parameter says any more."""
 FREE = (".looks.", ".splits.", ".limit.", "sources.")
 """Keys that are names of somebody's own."""
 
@@ -42,10 +32,6 @@ def test_every_scenario_has_a_known_tree() -> None:
 def test_a_scenario_has_the_values_it_always_had(name: str) -> None:
     """A parameter that is new may be missing in the known tree; the default is then its value everywhere."""
     expected = TREES["common"] | TREES["scenarios"][name]
-    for gone in GONE:
-        expected.pop(gone)
-    for new, old in RUNTIME.items():
-        expected[f"runtime.{new}"] = min(expected.pop(key) for key in old)
     found = flatten(load_scenario(name, folder=FOLDER).model_dump(mode="json"))
     different = {
         key: f"{found.get(key, 'missing')!r} instead of {value!r}"
@@ -122,20 +108,20 @@ def test_a_data_set_that_names_its_kind_replaces_the_whole(project: Path) -> Non
 def test_comments_stay_with_their_values(project: Path) -> None:
     Path("scenarios/one.yaml").write_text(
         "# Of the base alone.\nextends: city\nadapt:\n  # Many.\n  iterations: 700  # Measured.\n"
-        "  # A quarter.\n  teacher: {threshold: 0.25}\n",
+        "  # A quarter.\n  threshold: 0.25\n",
         encoding="utf-8",
     )
     base = open_scenario("one").text()
     assert "# Of the base alone.\n# Written by `panoda scenario one`." in base
     assert "  # Many.\n  # Measured.\n  iterations: 700\n" in base
-    assert "  # A quarter.\n  teacher: {enabled: true, ema_momentum: 0.97, threshold: 0.25}\n" in base
+    assert "  # A quarter.\n  threshold: 0.25\n" in base
     mine = overlay(
-        "# Mine.\n\nextends: one\nadapt:\n  iterations: 5\n  mpa:\n    weight: 0.5 # Half.\n"
+        "# Mine.\n\nextends: one\nadapt:\n  iterations: 5\n  augment_target:\n    hflip: 0.25 # Half.\n"
     ).text()
     assert mine.startswith("# Mine.\n# Written by `panoda scenario mine.yaml`.")
     assert "Measured" not in mine and "Many" not in mine and "Of the base" not in mine
     assert "# A quarter.\n" in mine
-    assert "  mpa:\n    # Half.\n    weight: 0.5\n    temperature: 20.0\n" in mine
+    assert "    # Half.\n    hflip: 0.25\n    yaw_roll: true\n" in mine
 
 
 def test_without_a_base_the_rest_are_defaults(project: Path) -> None:

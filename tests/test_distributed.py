@@ -44,7 +44,7 @@ from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("pretrain", "warmup", "adapt")
+STAGES = ("pretrain", "warmup", "adapt", "mixed")
 TIMES = ("steps_per_second", "data_wait_share")
 
 
@@ -103,7 +103,7 @@ def test_every_logged_value_is_that_of_one_process(runs):
         expected, found = ({k: v for k, v in r.items() if not k.endswith(TIMES)} for r in (expected, found))
         assert found == pytest.approx(expected, rel=2e-4, abs=1e-6), f"step {step}"
     everything = {key.partition("/")[2] for _, row in two.rows for key in row}
-    assert {"loss/mpa_target", "loss/adversarial", "loss/discriminator", "teacher/kept_share"} <= everything
+    assert {"adapt/loss/mpa_target", "adapt/loss/adversarial", "mixed/teacher/kept_share"} <= everything
 
 
 @pytest.mark.parametrize("stage", STAGES)

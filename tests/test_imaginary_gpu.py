@@ -24,6 +24,7 @@ from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.prototypes import PrototypeBank
 from panoda.methods.parts.sphere_warp import warp_onto_sphere
 from panoda.methods.supervised import SupervisedTask
+from panoda.methods.teacher_mix import TeacherMixTask
 from panoda.models import create_model
 
 CLASSES = 5
@@ -58,26 +59,24 @@ def _model() -> Any:
 def test_an_adaptation_step_reads_nothing_back(
     scenario: str, place: ImaginaryDevice, dtype: torch.dtype | None
 ) -> None:
-    """With everything that the recipe of the scenario switches on: teacher, mixing, prototypes, adversary."""
+    """With everything that the method of the scenario has: teacher and mixing, or prototypes and adversary."""
     params = load_scenario(scenario, folder=Path(__file__).parents[1] / "scenarios").adapt
     model = _model()
-    params = params.model_copy(update={"erp_warp": 1.0})
-    means = torch.zeros(CLASSES, model.feature_channels)
-    bank = PrototypeBank(means, torch.ones(CLASSES, dtype=torch.bool), ema_momentum=0.5)
-    adversary = Adversary(Discriminator(CLASSES), lr=1e-4) if params.adversarial_weight else None
-    task = MPATask(
-        model,
-        bank,
-        None,
-        None,
-        params=params,
-        weight=place.tensor(torch.ones(CLASSES)),
-        adversary=adversary,
-        warp=warp_onto_sphere(SOURCE, TARGET),
-        device=place.device,
-    )
+    common = {"params": params, "weight": place.tensor(torch.ones(CLASSES)), "device": place.device}
+    if params.method == "teacher_mix":
+        task, terms = (
+            TeacherMixTask(model, None, None, warp=warp_onto_sphere(SOURCE, TARGET), **common),
+            set(),
+        )
+    else:
+        means = torch.zeros(CLASSES, model.feature_channels)
+        bank = PrototypeBank(means, torch.ones(CLASSES, dtype=torch.bool), ema_momentum=0.5)
+        task = MPATask(
+            model, bank, None, None, adversary=Adversary(Discriminator(CLASSES), lr=1e-4), **common
+        )
+        terms = {"loss/mpa_source", "loss/mpa_target"}
     values = place.take_steps(task, (place.batch(), place.batch()), dtype=dtype)
-    assert {"loss/total", "loss/mpa_source", "loss/mpa_target", "grad_norm"} <= set(values)
+    assert {"loss/total", "loss/target_ce", "grad_norm", *terms} <= set(values)
     assert all(isinstance(value, FakeTensor) for value in values.values())
 
 

@@ -30,6 +30,7 @@ from panoda.methods.alignment import AlignmentParams
 from panoda.methods.mpa import MPAParams
 from panoda.methods.parts.sphere_warp import warp_onto_sphere
 from panoda.methods.supervised import SupervisedParams
+from panoda.methods.teacher_mix import TeacherMixParams
 from panoda.models.core.registry import create_model
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
@@ -216,7 +217,9 @@ def test_every_stage_on_two_sources(data, tmp_path):
         **banks,
         prototypes=tmp_path / "prototypes",
         out=tmp_path / "adapt",
-        params=MPAParams(iterations=2, batch_size=2, optim=optim, augment_source=augment, erp_warp=1.0),
+        params=TeacherMixParams(
+            iterations=2, batch_size=2, optim=optim, augment_source=augment, erp_warp=1.0
+        ),
         **common,
     )
     metrics = evaluate(
@@ -256,8 +259,8 @@ def test_what_only_one_source_annotates(partial, mixture):
     assert partial.lacking(torch.tensor([0])).sum() == 0
 
 
-@pytest.mark.parametrize("method", ["supervised", "alignment", "mpa"])
-def test_no_method_teaches_that_a_lacked_class_is_absent(partial, data, method, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["supervised", "alignment", "mpa", "teacher_mix"])
+def test_no_method_teaches_that_a_lacked_class_is_absent(partial, data, method, tmp_path):
     torch.manual_seed(0)
     model = create_model("trans4pass_nano", num_classes=partial.num_classes)
     optim = OptimParams(lr=1e-3)
@@ -265,7 +268,8 @@ def test_no_method_teaches_that_a_lacked_class_is_absent(partial, data, method, 
     params = {
         "supervised": lambda: SupervisedParams(**common),
         "alignment": lambda: AlignmentParams(**common, adversarial_weight=0.0),
-        "mpa": lambda: MPAParams(**common, mpa={"weight": 0.0}, class_mix=1.0),
+        "mpa": lambda: MPAParams(**common, mpa={"weight": 0.0}),
+        "teacher_mix": lambda: TeacherMixParams(**common, class_mix=1.0, threshold=1.0),
     }[method]()
     target = PreparedSplit(data / "target/train")
     folder = tmp_path / "pseudo_labels"
@@ -281,8 +285,6 @@ def test_no_method_teaches_that_a_lacked_class_is_absent(partial, data, method, 
     task = get_method(method).task(
         Setup(method, model, params, 0, RunContext(), partial, target, folder, tmp_path)
     )
-    if method == "mpa":
-        monkeypatch.setattr(task, "_relabel", lambda image, stored, valid: stored)
     drawn_batches = training_batches(
         partial,
         batch_size=2,

@@ -25,11 +25,12 @@ from panoda.config import (
 )
 from panoda.inference.prediction import predict_features
 from panoda.methods.alignment import AlignmentParams, AlignmentTask
-from panoda.methods.mpa import MPAParams, MPATask, PrototypeLossParams, TeacherParams
+from panoda.methods.mpa import MPAParams, MPATask, PrototypeLossParams
 from panoda.methods.parts.adversarial import Adversary
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.prototypes import DomainPrototypes, PrototypeBank
 from panoda.methods.supervised import SupervisedParams, SupervisedTask
+from panoda.methods.teacher_mix import TeacherMixParams, TeacherMixTask
 from panoda.models import create_model
 from panoda.models.core.checkpoint import load_model
 from panoda.models.core.segmenter import Segmenter
@@ -124,9 +125,6 @@ def test_every_stage(pair, data, tmp_path):
             augment_source=CROP,
             mpa=MPA,
             adversarial_weight=0.01,
-            erp_warp=1.0,
-            teacher=TeacherParams(threshold=0.0),
-            keep="student",
         ),
         **common,
     )
@@ -203,10 +201,13 @@ def test_the_tasks_of_every_stage(pair):
     extra = {"adversarial_weight": 0.1, "colour_transfer": 1.0}
     values = step(AlignmentTask(model, adversary, no_batches, no_batches, **extra, **common))
     assert values["loss/discriminator"] > 0
-    params = MPAParams(iterations=1, batch_size=2, optim=OPTIM, mpa=MPA, teacher=TeacherParams(threshold=0.0))
+    params = MPAParams(iterations=1, batch_size=2, optim=OPTIM, mpa=MPA)
     task = MPATask(
-        model, bank_of(model), no_batches, no_batches, params=params, adversary=adversary, warp=None, **common
+        model, bank_of(model), no_batches, no_batches, params=params, adversary=adversary, **common
     )
     values = step(task)
     assert values["loss/mpa_source"] + values["loss/mpa_target"] > 0
     assert torch.isfinite(values["loss/total"])
+    params = TeacherMixParams(iterations=1, batch_size=2, optim=OPTIM, threshold=0.0)
+    values = step(TeacherMixTask(model, no_batches, no_batches, params=params, warp=None, **common))
+    assert values["teacher/kept_share"] == 1 and torch.isfinite(values["loss/total"])

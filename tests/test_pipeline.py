@@ -94,7 +94,7 @@ def test_another_file_of_weights_under_the_same_name_redoes_training(city: Proje
 
 def test_an_adaptation_parameter_leaves_pseudo_labels_and_prototypes_alone(city: ProjectCopy) -> None:
     kept = {s: city.lock(s) for s in ("pseudo_labels", "prototypes")}
-    city.set("adapt.mpa.refresh_every", 3)
+    city.set("adapt.class_mix", 0.3)
     assert city.repro() == FROM_ADAPT
     assert {s: city.lock(s) for s in kept} == kept
 
@@ -155,7 +155,7 @@ MODEL = FROM_WEIGHTS | FROM_PRETRAIN - {"report"}
     ("file", "stages"),
     [
         ("panoda/report/style.py", {"report"}),  # a figure's colour
-        ("panoda/methods/mpa.py", {"adapt", "rounds"}),
+        ("panoda/methods/teacher_mix.py", {"adapt", "rounds"}),
         ("panoda/methods/alignment.py", {"warmup"}),
         ("panoda/models/decoders/dmlp.py", MODEL),
         ("panoda/models/decoders/upernet.py", set()),  # another decoder than that of params.yaml
@@ -175,8 +175,8 @@ def test_a_change_of_code_redoes_what_uses_it(city: ProjectCopy, file: str, stag
 
 def test_experiments_and_metrics(city: ProjectCopy) -> None:
     city.commit("before the experiment")
-    city.dvc("exp", "run", "--name", "one", "-S", "adapt.mpa.weight=0.5")
-    assert yaml.safe_load((city.folder / "params.yaml").read_text())["adapt"]["mpa"]["weight"] == 0.5
+    city.dvc("exp", "run", "--name", "one", "-S", "adapt.class_mix=0.7")
+    assert yaml.safe_load((city.folder / "params.yaml").read_text())["adapt"]["class_mix"] == 0.7
     difference = json.loads(city.dvc("metrics", "diff", "--json"))
     assert set(difference) == {"outputs/evaluate/headlines.json"}
     assert "one" in city.dvc("exp", "show", "--csv")

@@ -58,11 +58,11 @@ def test_recipe_names_only_what_is_switched_on():
         "iterations": 10,
         "batch_size": 2,
         "optim": {"name": "adamw", "lr": 4e-4},
-        "mpa": {"weight": 0.0},
+        "method": "teacher_mix",
     }
-    adapt |= {"teacher": {"enabled": True, "ema_momentum": 0.99}, "class_mix": 0.0, "erp_warp": 0.3}
+    adapt |= {"ema_momentum": 0.99, "class_mix": 0.0, "erp_warp": 0.3}
     (row,) = tables.recipe_table({"adapt": adapt}).to_dict("records")
-    assert row["parts"] == "pseudo-labels, EMA teacher 0.99, sphere warp 0.3"
+    assert row["parts"] == "teacher mix, EMA teacher 0.99, sphere warp 0.3"
     assert row["optimiser"] == "adamw, 0.0004" and row["steps"] == 10
     assert tables.recipe_table({}).empty
 

@@ -23,9 +23,12 @@ from panoda.config import (
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.pseudo import PseudoLabelSplit, stored_labels
 from panoda.methods.alignment import AlignmentParams
-from panoda.methods.mpa import MPAParams, PrototypeLossParams, TeacherParams
+from panoda.methods.mpa import MPAParams, PrototypeLossParams
 from panoda.methods.parts.prototypes import read_prototypes
+from panoda.methods.source_free import SourceFreeParams
+from panoda.methods.ssl import SSLParams
 from panoda.methods.supervised import SupervisedParams
+from panoda.methods.teacher_mix import TeacherMixParams
 from panoda.models.core.checkpoint import load_model
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
@@ -43,17 +46,18 @@ LABELS = PseudoLabelParams(scales=(1.0,))
 PROTOTYPES = PrototypeParams(scales=(1.0,))
 
 
-def adapt_params(**changes) -> MPAParams:
-    base = {
-        "iterations": 4,
-        "batch_size": 2,
-        "optim": OptimParams(lr=5e-4),
-        "augment_target": AugmentParams(yaw_roll=True, jitter=0.2),
-        "mpa": PrototypeLossParams(weight=0.01, ema_momentum=0.5, refresh_every=2),
-        "erp_warp": 0.5,
-        "class_colour_transfer": 0.5,
-    }
-    return MPAParams(**{**base, **changes})
+STEPS = {"iterations": 4, "batch_size": 2, "optim": OptimParams(lr=5e-4)}
+ROLLED = AugmentParams(yaw_roll=True, jitter=0.2)
+MPA = PrototypeLossParams(weight=0.01, ema_momentum=0.5, refresh_every=2)
+
+
+def adapt_params(**changes) -> TeacherMixParams:
+    base = {"augment_target": ROLLED, "erp_warp": 0.5, "class_colour_transfer": 0.5, "threshold": 0.5}
+    return TeacherMixParams(**{**STEPS, **base, **changes})
+
+
+def mpa_params(**changes) -> MPAParams:
+    return MPAParams(**{**STEPS, "augment_target": ROLLED, "mpa": MPA, **changes})
 
 
 @dataclass
@@ -245,7 +249,7 @@ def test_prototypes_of_another_model_are_refused(world):
 
 
 def test_adapt_with_everything_on(world, tmp_path):
-    metrics = _adapt(world, tmp_path / "out", adapt_params(adversarial_weight=0.001))
+    metrics = _adapt(world, tmp_path / "out", mpa_params(adversarial_weight=0.001))
     assert {"loss/source_ce", "loss/target_ce", "loss/mpa_source", "loss/mpa_target"} <= set(metrics)
     assert metrics["prototypes/moved"] > 0
     assert not _same_weights(tmp_path / "out/model.safetensors", world.checkpoint)
@@ -255,19 +259,21 @@ def test_target_crops_are_mixed_on_their_part_of_the_sphere(world, tmp_path):
     crop = AugmentParams(crop_height=32, crop_width=40, scale=(0.7, 1.5), yaw_roll=True)
     params = adapt_params(augment_target=crop, class_mix=1.0, erp_warp=1.0)
     metrics = _adapt(world, tmp_path / "out", params)
-    assert metrics["loss/target_ce"] > 0 and metrics["loss/mpa_target"] > 0
+    assert metrics["loss/target_ce"] > 0 and 0 < metrics["teacher/kept_share"] <= 1
+
+
+def test_source_free_reads_no_source(world, tmp_path):
+    params = SourceFreeParams(**STEPS, augment_target=ROLLED)
+    nothing = {"source_train": None, "prototypes": None}
+    metrics = _adapt(world, tmp_path / "out", params, **nothing)
+    assert metrics["loss/target_ce"] > 0 and metrics["teacher/kept_share"] > 0.2
+    assert not _same_weights(tmp_path / "out/model.safetensors", world.checkpoint)
+    with pytest.raises(ValueError, match="teacher_mix needs a labelled source; method source_free"):
+        _adapt(world, tmp_path / "other", adapt_params(), **nothing)
 
 
 def test_the_control_does_not_see_the_target(world, tmp_path):
-    params = adapt_params(
-        target_weight=0.0,
-        mpa=PrototypeLossParams(weight=0.0),
-        class_mix=0.0,
-        colour_transfer=0.0,
-        class_colour_transfer=0.0,
-        teacher=TeacherParams(enabled=False),
-        keep="student",
-    )
+    params = SSLParams(**STEPS, target_weight=0.0)
     other = prepared(tmp_path / "other", {"train": 4}, erp=True, labels=False, shade=-60)
     labels = tmp_path / "labels"
     pseudo_labels(
@@ -282,10 +288,18 @@ def test_the_control_does_not_see_the_target(world, tmp_path):
     assert _same_weights(tmp_path / "one/model.safetensors", tmp_path / "two/model.safetensors")
 
 
-def test_adapt_is_deterministic_and_resumes(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("params", "files"),
+    [
+        (adapt_params(), ("model.safetensors",)),
+        (mpa_params(), ("model.safetensors", "prototypes.safetensors")),
+    ],
+    ids=["teacher_mix", "mpa"],
+)
+def test_adapt_is_deterministic_and_resumes(params, files, world, tmp_path, monkeypatch):
     from panoda.engine.step import Stepper
 
-    _adapt(world, tmp_path / "whole", adapt_params())
+    _adapt(world, tmp_path / "whole", params)
     original = Stepper.__call__
 
     def dying(stepper, step, batch):
@@ -296,10 +310,10 @@ def test_adapt_is_deterministic_and_resumes(world, tmp_path, monkeypatch):
     context = RunContext(state_dir=tmp_path / "state", log_every=1, checkpoint_every=2)
     monkeypatch.setattr(Stepper, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
-        _adapt(world, tmp_path / "killed", adapt_params(), context=context)
+        _adapt(world, tmp_path / "killed", params, context=context)
     monkeypatch.setattr(Stepper, "__call__", original)
-    _adapt(world, tmp_path / "killed", adapt_params(), context=context)
-    for name in ("model.safetensors", "prototypes.safetensors"):
+    _adapt(world, tmp_path / "killed", params, context=context)
+    for name in files:
         assert _same_weights(tmp_path / "whole" / name, tmp_path / "killed" / name)
 
 

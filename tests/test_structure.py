@@ -7,7 +7,8 @@ import importlib
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import pytest
 import yaml
@@ -187,7 +188,9 @@ def test_flow_parameters_are_the_stages_sections(stage: Stage) -> None:
     assert names == sections | {"runtime", "tracking", "job"} | ({"role"} if stage.per_role else set())
     hints = inspect.get_annotations(flow.fn, eval_str=True)
     for name in sections:
-        assert params_model().model_fields[name].annotation in hints[name].__args__
+        kind = params_model().model_fields[name].annotation
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        assert set(kinds) <= set(hints[name].__args__)
 
 
 def models() -> list[type[BaseModel]]:

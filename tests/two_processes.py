@@ -46,6 +46,7 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
     from panoda.methods.alignment import AlignmentParams
     from panoda.methods.mpa import MPAParams, PrototypeLossParams
     from panoda.methods.supervised import SupervisedParams, SwaParams
+    from panoda.methods.teacher_mix import TeacherMixParams
     from panoda.stages.adapt import adapt
     from panoda.stages.pretrain import pretrain
     from panoda.stages.warmup import warmup
@@ -78,24 +79,28 @@ def train(*, root: Path, name: str, encoder: dict[str, Any], context: RunContext
         ),
         **common,
     )
-    return found | adapt(
-        checkpoint=root / "start.safetensors",
-        **trains,
-        pseudo_labels=root / "pseudo_labels",
-        prototypes=root / "prototypes",
-        out=root / name / "adapt",
-        params=MPAParams(
-            iterations=2,
-            batch_size=2,
-            optim=optim,
-            augment_target=AugmentParams(yaw_roll=True, jitter=0.2, exposure=0.2),
-            mpa=PrototypeLossParams(weight=0.01, ema_momentum=0.5, refresh_every=1),
-            adversarial_weight=0.1,
-            erp_warp=0.5,
-            class_colour_transfer=0.5,
+    steps: dict[str, Any] = {"iterations": 2, "batch_size": 2, "optim": optim}
+    augment = AugmentParams(yaw_roll=True, jitter=0.2, exposure=0.2)
+    bank = PrototypeLossParams(weight=0.01, ema_momentum=0.5, refresh_every=1)
+    methods = {
+        "adapt": MPAParams(**steps, augment_target=augment, mpa=bank, adversarial_weight=0.1),
+        "mixed": TeacherMixParams(
+            **steps, augment_target=augment, erp_warp=0.5, class_colour_transfer=0.5, threshold=0.3
         ),
-        **common,
-    )
+    }
+    for out, params in methods.items():
+        metrics = adapt(
+            checkpoint=root / "start.safetensors",
+            **trains,
+            pseudo_labels=root / "pseudo_labels",
+            prototypes=root / "prototypes",
+            out=root / name / out,
+            params=params,
+            seed=0,
+            context=replace(context, log_every=1, logger=_Prefixed(context.logger, out)),
+        )
+        found |= {f"{out}/{k}": v for k, v in metrics.items()}
+    return found
 
 
 def train_both(*, roots: dict[str, Path], name: str, context: RunContext) -> dict[str, float]:

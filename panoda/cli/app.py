@@ -42,7 +42,7 @@ class Projection(StrEnum):
 PARAMS = Path("params.yaml")
 WRITTEN = Path(".panoda/params.yaml")
 """What the command scenario wrote last."""
-MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "MPA"}
+MODELS = {"source_only": "source-only", "warmup": "warm-up", "round1": "adapted"}
 SETS = {"source_val": "source val", "target_test": "target test"}
 
 
@@ -215,7 +215,7 @@ def _copies(path: Path) -> set[str]:
 
 
 def _model_title(model: str) -> str:
-    return MODELS.get(model, f"MPA, round {model.removeprefix('round')}")
+    return MODELS.get(model, f"adapted, round {model.removeprefix('round')}")
 
 
 def _percent(value: float | None) -> str:

@@ -6,6 +6,8 @@ Each method's file in ``panoda/methods`` says its own, so this room knows the me
 from __future__ import annotations
 
 import importlib
+import logging
+from collections.abc import Mapping
 from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any
@@ -14,18 +16,46 @@ from pydantic import Field, create_model
 
 from panoda.config.params import Params
 from panoda.config.section import names_in
+from panoda.config.training import MethodParams
+
+log = logging.getLogger("panoda")
 
 METHODS = names_in("methods")
 """Names of methods: the files of ``panoda/methods``."""
-DEFAULTS = {"pretrain": "supervised", "warmup": "alignment", "adapt": "mpa"}
+DEFAULTS = {"pretrain": "supervised", "warmup": "alignment", "adapt": "teacher_mix"}
 """Section of a training stage -> its method where none is named."""
+
+
+@cache
+def methods_of(stage: str) -> Mapping[str, type[MethodParams]]:
+    """The parameters of every method of a stage, by name."""
+    methods = {name: importlib.import_module(f"panoda.methods.{name}").METHOD for name in METHODS}
+    return {name: method.params for name, method in methods.items() if method.stage == stage}
+
+
+def with_methods(tree: dict[str, Any]) -> dict[str, Any]:
+    """A mapping in which every training stage names its method and has no keys that only its others know.
+
+    So `adapt.method` alone changes the method: what both know stays, the rest takes its defaults.
+    """
+    tree = dict(tree)
+    for stage, default in DEFAULTS.items():
+        if isinstance(section := tree.get(stage), dict):
+            methods = methods_of(stage)
+            name = section.get("method", default)
+            own = methods[name].model_fields if name in methods else section
+            others = {key for params in methods.values() for key in params.model_fields}
+            kept = {key: value for key, value in section.items() if key in own or key not in others}
+            tree[stage] = {"method": name, **kept}
+            if aside := [key for key in section if key not in tree[stage]]:
+                log.info("%s.method is %s, which has no %s: left aside", stage, name, ", ".join(aside))
+    return tree
 
 
 @cache
 def method_params(stage: str) -> Any:
     """The type of a stage's section: the parameters of its methods, told apart by ``method``."""
-    methods = [importlib.import_module(f"panoda.methods.{name}").METHOD for name in METHODS]
-    kinds = tuple(method.params for method in methods if method.stage == stage)
+    kinds = tuple(methods_of(stage).values())
     kind = reduce(or_, kinds)
     return Annotated[kind, Field(discriminator="method")] if len(kinds) > 1 else kind
 

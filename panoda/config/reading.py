@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from panoda.config.methods import DEFAULTS, params_model
+from panoda.config.methods import params_model, with_methods
 from panoda.config.params import Params
 from panoda.config.problems import problems
 from panoda.config.section import ConfigError
@@ -49,12 +49,6 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     for override in overrides:
         _apply(tree, override)
     return tree
-
-
-def with_methods(tree: dict[str, Any]) -> dict[str, Any]:
-    """A mapping in which every training stage names its method."""
-    sections = {stage: tree[stage] for stage in DEFAULTS if isinstance(tree.get(stage), dict)}
-    return tree | {stage: {"method": DEFAULTS[stage], **section} for stage, section in sections.items()}
 
 
 def parse_params(tree: dict[str, Any], where: str = "params") -> Params:

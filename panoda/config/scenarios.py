@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from panoda.config.methods import params_model
+from panoda.config.methods import DEFAULTS, methods_of, params_model
 from panoda.config.params import Params
 from panoda.config.problems import sections_in
 from panoda.config.reading import apply_overrides, parse_params, read_tree
@@ -68,7 +68,7 @@ class Scenario:
         tree = self.params().model_dump(mode="json")
         for name, value in tree.items():
             if isinstance(value, Mapping):
-                lines += ["", *(f"# {line}" for line in textwrap.wrap(_purpose(name), LINE))]
+                lines += ["", *(f"# {line}" for line in textwrap.wrap(_purpose(name, value), LINE))]
             lines += _written(name, value, (), self.comments)
         return "\n".join(lines) + "\n"
 
@@ -193,9 +193,9 @@ def _section(name: str) -> type[BaseModel] | None:
     return next(iter(sections_in(params_model().model_fields[name].annotation)), None)
 
 
-def _purpose(name: str) -> str:
-    """What a section is for, in one paragraph."""
-    section = _section(name)
+def _purpose(name: str, value: Mapping[str, Any]) -> str:
+    """What a section is for, in one paragraph; of a training stage, what its method does."""
+    section = methods_of(name)[value["method"]] if name in DEFAULTS else _section(name)
     said = str(section.__doc__ if section else Params.model_fields[name].description)
     return " ".join(said.split("\n\n")[0].split())
 

@@ -37,7 +37,7 @@ class Setup:
         params: The stage's section: the method's own parameters.
         seed: Run seed.
         context: Device, precision, processes.
-        source: Labelled samples.
+        labelled: Samples of the sources; None where a method is to do without.
         target: Samples whose labels, if any, are never read; None in source training.
         pseudo_labels: Folder of stage pseudo_labels, in stage adapt.
         prototypes: Folder of stage prototypes, in stage adapt.
@@ -48,10 +48,17 @@ class Setup:
     params: Any
     seed: int
     context: RunContext
-    source: PreparedSplit | Mixture
+    labelled: PreparedSplit | Mixture | None
     target: PreparedSplit | None = None
     pseudo_labels: Path | None = None
     prototypes: Path | None = None
+
+    @property
+    def source(self) -> PreparedSplit | Mixture:
+        """The labelled samples."""
+        if self.labelled is None:
+            raise ValueError(f"{self.params.method} needs a labelled source; method source_free does without")
+        return self.labelled
 
     @property
     def unlabelled(self) -> PreparedSplit:
@@ -109,7 +116,7 @@ class Setup:
 
     def lacking(self, batch: Batch) -> Tensor | None:
         """(B, K) bool, classes that the sources of a batch do not annotate, on the device; None = none."""
-        found = self.source.lacking(batch["indices"]) if isinstance(self.source, Mixture) else None
+        found = self.labelled.lacking(batch["indices"]) if isinstance(self.labelled, Mixture) else None
         return None if found is None else found.to(self.device, non_blocking=True)
 
     def class_weights(self, params: ClassWeightParams) -> Tensor | None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from panoda.data.loading.transforms import normalise
+
 
 class Teacher(AveragedModel):
     """Moving average of a model's weights and buffers, in evaluation mode.
@@ -23,6 +25,19 @@ class Teacher(AveragedModel):
         super().__init__(model, use_buffers=True)
         self._average = get_ema_multi_avg_fn(momentum)
         self.eval()
+
+    @torch.no_grad()
+    def relabel(self, image: Tensor, label: Tensor, valid: Tensor, threshold: float) -> Tensor:
+        """The teacher's labels where it is sure.
+
+        Args:
+            image: (B, 3, H, W) in 0..1.
+            label: (B, H, W) int64 of the other pixels.
+            valid: (B, H, W) bool; pixels where it is False keep ``label``.
+            threshold: Confidence from which on the teacher is sure, in 0..1.
+        """
+        confidence, own = self.module(normalise(image)).float().softmax(dim=1).max(dim=1)
+        return torch.where((confidence >= threshold) & valid, own, label)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

@@ -23,7 +23,7 @@ def train_further(
     checkpoint: Path,
     *,
     stage: str,
-    source: PreparedSplit | Mixture,
+    source: PreparedSplit | Mixture | None,
     target: PreparedSplit,
     out: Path,
     params: MethodParams,
@@ -39,7 +39,7 @@ def train_further(
     Args:
         checkpoint: The model to start from.
         stage: Name of the stage, for random streams, messages and the model's card.
-        source: Labelled samples.
+        source: Labelled samples; None for methods that do without.
         target: Samples whose labels, if any, are never read.
         out: Result folder (replaced): model.safetensors, history.csv, metrics.json, and what the method saves.
         params: The stage's section.
@@ -51,7 +51,7 @@ def train_further(
     Returns:
         The last step's losses and the method's own metrics.
     """
-    space = source.space
+    space = (source or target).space
     model, old = load_model(checkpoint, space=space, device=context.device)
     state, task, own = LoopState(), None, stream_seed(seed, stage)
     if params.iterations:

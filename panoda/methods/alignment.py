@@ -10,23 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from panoda.config.section import NonNegative, Positive, Probability
-from panoda.config.training import AugmentParams, ClassWeightParams, MethodParams
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.transforms import normalise
-from panoda.engine.losses import auxiliary_cross_entropy, cross_entropy, leave_out
 from panoda.engine.method import Method, Setup
 from panoda.engine.resume_points import Stateful
 from panoda.methods.parts.adversarial import Adversary, Outputs
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.methods.parts.mixing import colour_transfer
-from panoda.methods.parts.pairs import PairTask
+from panoda.methods.parts.pairs import PairParams, PairTask
 
 
-class AlignmentParams(MethodParams):
+class AlignmentParams(PairParams):
     """Adversarial output alignment; 0 iterations passes the source model through."""
 
     method: Literal["alignment"] = "alignment"
@@ -37,12 +34,6 @@ class AlignmentParams(MethodParams):
     """Weight of the adversarial loss."""
     colour_transfer: Probability = 0.0
     """Probability of giving a source image the colour mean and deviation of a target image."""
-    augment_source: AugmentParams = AugmentParams()
-    """Source augmentation."""
-    augment_target: AugmentParams = AugmentParams()
-    """Target augmentation."""
-    class_weights: ClassWeightParams = ClassWeightParams()
-    """Class weights of the source loss."""
 
 
 class AlignmentTask(PairTask):
@@ -55,19 +46,16 @@ class AlignmentTask(PairTask):
         source: Callable[[int], Iterator[Batch]],
         target: Callable[[int], Iterator[Batch]],
         *,
-        weight: Tensor | None,
         adversarial_weight: float,
         colour_transfer: float,
-        device: torch.device,
-        lacking: Callable[[Batch], Tensor | None] = lambda batch: None,
+        **common: Any,
     ) -> None:
         """Train ``model`` on pairs of source and target batches; target labels are never read.
 
-        ``lacking`` says which classes (B, K) the sources of a batch do not annotate.
+        ``common`` as in ``PairTask``.
         """
-        super().__init__(model, source, target, device=device, lacking=lacking)
+        super().__init__(model, source, target, **common)
         self.adversary = adversary
-        self.weight = weight
         self.adversarial_weight = adversarial_weight
         self.colour_transfer = colour_transfer
         self._outputs = Outputs()
@@ -77,20 +65,12 @@ class AlignmentTask(PairTask):
         source_image, label, source_valid = self.unpack(batch[0])
         target_image, _, target_valid = self.unpack(batch[1])
         styled = colour_transfer(source_image, source_valid, target_image, target_valid, self.colour_transfer)
-        source_logits, _, auxiliary = self.trained(normalise(styled), return_auxiliary=True)
+        values: dict[str, Tensor] = {}
+        total, source_logits, _ = self.source_losses(values, styled, label, self.lacking(batch[0]))
         target_logits = self.trained(normalise(target_image))
-        lacking = self.lacking(batch[0])
-        ce = cross_entropy(leave_out(source_logits, lacking), label, self.weight)
-        adversarial = self.adversary.generator_loss(target_logits)
+        values["loss/adversarial"] = self.adversary.generator_loss(target_logits)
         self._outputs.keep(source_logits, target_logits)
-        values = {
-            "loss/total": ce + self.adversarial_weight * adversarial,
-            "loss/source_ce": ce,
-            "loss/adversarial": adversarial,
-        }
-        if auxiliary:
-            values["loss/auxiliary"] = auxiliary_cross_entropy(auxiliary, label, self.weight, lacking=lacking)
-            values["loss/total"] = values["loss/total"] + values["loss/auxiliary"]
+        values["loss/total"] = total + self.adversarial_weight * values["loss/adversarial"]
         return values
 
     def after_step(self, step: int) -> dict[str, Tensor]:

@@ -179,13 +179,11 @@ def _parts(stage: str, section: Mapping[str, Any]) -> list[str]:
     if section.get("adversarial_weight"):
         parts.append(f"adversarial {section['adversarial_weight']:g}")
     if stage == "adapt":
-        if section.get("target_weight", 1.0):
-            parts.append("pseudo-labels")
+        parts.append(str(section.get("method", "")).replace("_", " "))
         if (section.get("mpa") or {}).get("weight"):
-            parts.append(f"MPA {section['mpa']['weight']:g}")
-        if (section.get("teacher") or {}).get("enabled"):
-            parts.append(f"EMA teacher {section['teacher'].get('ema_momentum', 0.0):g}")
+            parts.append(f"prototype loss {section['mpa']['weight']:g}")
     for key, label in (
+        ("ema_momentum", "EMA teacher"),
         ("class_mix", "class-mix"),
         ("colour_transfer", "colour transfer"),
         ("class_colour_transfer", "class-wise colour transfer"),

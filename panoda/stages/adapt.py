@@ -17,10 +17,10 @@ from panoda.system.context import RunContext
 def adapt(
     *,
     checkpoint: Path,
-    source_train: Path,
+    source_train: Path | None,
     target_train: Path,
     pseudo_labels: Path,
-    prototypes: Path,
+    prototypes: Path | None,
     out: Path,
     params: MethodParams,
     seed: int,
@@ -32,10 +32,10 @@ def adapt(
 
     Args:
         checkpoint: The model to start from.
-        source_train: Prepared, labelled split.
+        source_train: Prepared, labelled split; None for methods that read no source.
         target_train: Prepared split; its labels, if any, are never read.
         pseudo_labels: Folder of the pseudo_labels stage.
-        prototypes: Folder of the prototypes stage.
+        prototypes: Folder of the prototypes stage; None for methods that read none.
         out: Result folder (replaced): model.safetensors, prototypes.safetensors, history.csv, metrics.json.
         params: The adapt section.
         seed: Run seed.
@@ -49,7 +49,7 @@ def adapt(
     return train_further(
         checkpoint,
         stage="adapt",
-        source=training_source(source_train, more_sources, sources),
+        source=training_source(source_train, more_sources, sources) if source_train else None,
         target=PreparedSplit(target_train),
         out=out,
         params=params,

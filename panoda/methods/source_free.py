@@ -1,0 +1,113 @@
+"""Source-free adaptation: a trained model and unlabelled target images, no source image.
+
+The stored pseudo-labels of stage pseudo_labels, with a threshold for each class, are the anchor that keeps rare classes
+alive; where a mean teacher (Tarvainen and Valpola 2017) is sure, its label takes their place. Half the classes of
+one target image are pasted onto another (class-mix: Olsson et al. 2021), at a random azimuth, and the colours of
+the mixed image change at random: CE(mixed). The teacher is the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from panoda.config.section import Probability
+from panoda.config.training import AugmentParams, MethodParams
+from panoda.data.loading.loader import Batch
+from panoda.data.loading.pseudo import PseudoLabelSplit
+from panoda.data.loading.transforms import normalise
+from panoda.engine.losses import cross_entropy
+from panoda.engine.method import Method, Setup
+from panoda.engine.resume_points import Stateful
+from panoda.engine.task import Task
+from panoda.engine.teacher import Teacher
+from panoda.labels import IGNORE_INDEX
+from panoda.methods.parts.mixing import class_mix_mask, paste, photometric, place
+from panoda.models.core.segmenter import Segmenter
+from panoda.system.shares import rows
+
+
+class SourceFreeParams(MethodParams):
+    """A mean teacher on mixed target images; no source image is read."""
+
+    method: Literal["source_free"] = "source_free"
+    """This method."""
+    ema_momentum: Probability = 0.99
+    """Share of the old teacher weights kept at each step."""
+    threshold: Probability = 0.8
+    """Where the teacher is at least so confident its label counts, elsewhere the stored pseudo-label."""
+    class_mix: Probability = 0.5
+    """Probability of pasting half the classes of another target image onto a target image."""
+    augment_target: AugmentParams = AugmentParams()
+    """Target augmentation; jitter and exposure change the student's image alone."""
+
+
+class SourceFreeTask(Task):
+    """One adaptation run."""
+
+    def __init__(
+        self,
+        model: Segmenter,
+        target: Callable[[int], Iterator[Batch]],
+        *,
+        params: SourceFreeParams,
+        device: torch.device,
+    ) -> None:
+        """Train ``model`` on target batches with stored pseudo-labels, without colour augmentation."""
+        self.trained, self.target, self.params, self.device = model, target, params, device
+        self.teacher = Teacher(model, momentum=params.ema_momentum)
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Target batches."""
+        return self.target(start_step)
+
+    def losses(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """The cross-entropy of mixed images, and the share of pixels with a label."""
+        image = batch["image"].to(self.device, non_blocking=True).float() / 255
+        stored, valid = (batch[name].to(self.device, non_blocking=True) for name in ("label", "valid"))
+        label = self.teacher.relabel(image, stored, valid, self.params.threshold)
+        size = (image.shape[-2], image.shape[-1])
+        other, other_label = place(image.roll(1, dims=0), label.roll(1, dims=0), size)
+        pasted = class_mix_mask(other_label) & self._chosen(label)
+        mixed, mixed_label = paste(other, other_label, image, label, pasted)
+        colours = self.params.augment_target
+        mixed = photometric(mixed, valid | pasted, jitter=colours.jitter, exposure=colours.exposure)
+        loss = cross_entropy(self.trained(normalise(mixed)), mixed_label)
+        kept = (label != IGNORE_INDEX).float().mean()
+        return {"loss/total": loss, "loss/target_ce": loss, "teacher/kept_share": kept}
+
+    def _chosen(self, label: Tensor) -> Tensor:
+        """(B, 1, 1) bool, images that get something pasted."""
+        drawn = rows(lambda n: torch.rand(n, 1, 1, device=label.device), label.shape[0])
+        return drawn < self.params.class_mix
+
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        """The teacher follows the student."""
+        self.teacher.update_parameters(self.trained)
+        return {}
+
+    def result(self) -> Segmenter:
+        """The teacher."""
+        return cast(Segmenter, self.teacher.module)
+
+    def components(self) -> dict[str, Stateful]:
+        """Student and teacher."""
+        return {"model": self.trained, "teacher": self.teacher}
+
+    def followers(self) -> list[Segmenter]:
+        """The teacher."""
+        return [cast(Segmenter, self.teacher.module)]
+
+
+def task(setup: Setup) -> SourceFreeTask:
+    """The task of a stage's run; the pseudo-labels are those of the stage before."""
+    p: SourceFreeParams = setup.params
+    target = PseudoLabelSplit(setup.unlabelled, setup.folder("pseudo_labels"))
+    batches = setup.batches(target, p.augment_target, domain="target", colour=False)
+    return SourceFreeTask(setup.model, batches, params=p, device=setup.device)
+
+
+METHOD = Method(stage="adapt", params=SourceFreeParams, task=task)
