@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from small_data import prepared
+from typer.testing import CliRunner
 
+from panoda.cli import app
 from panoda.config import (
     AugmentParams,
     EvaluateParams,
@@ -407,3 +410,26 @@ def test_rounds_log_one_after_another(world, tmp_path):
         context=RunContext(logger=logger),
     )
     assert len(logger.seen) == len(set(logger.seen)) == 6
+
+
+def test_a_folder_and_a_model_are_enough(world, tmp_path):
+    """Full panoramas of two sizes, 2:1, as a camera leaves them; the model was trained on pinhole images."""
+    for number, height in enumerate((128, 160, 128)):
+        shade = torch.linspace(0, 255, height, dtype=torch.float32)[:, None, None].expand(-1, 2 * height, 3)
+        Image.fromarray(shade.to(torch.uint8).numpy()).save(tmp_path / f"{number}.png")
+    runner = CliRunner()
+    asked = [
+        "adapt",
+        str(tmp_path),
+        "--checkpoint",
+        str(world.checkpoint),
+        "--out",
+        str(tmp_path / "own/model"),
+    ]
+    result = runner.invoke(app, [*asked, "--steps", "1", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    model, card = load_model(tmp_path / "own/model/model.safetensors")
+    assert card.stage == "adapt" and card.params["prepared"]["projection"] == "erp"
+    assert sorted(p.name for p in (tmp_path / "own").iterdir()) == ["model"]
+    with pytest.raises(ValueError, match="no such folder"):
+        runner.invoke(app, ["adapt", "nowhere", *asked[2:]], catch_exceptions=False, standalone_mode=False)

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from panoda.cli.adapt import adapt_command
 from panoda.cli.bench import bench_command
 from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
@@ -64,6 +65,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
+app.command("adapt")(adapt_command)
 app.command("export")(export_command)
 app.command("models")(models_command)
 app.command("bench")(bench_command)

@@ -131,13 +131,13 @@ def load(path: str | Path, *, device: str | torch.device = "auto") -> Model:
     Raises:
         ValueError: no such file, or no model in it.
     """
-    file = _kept(path)
+    file = find_model(path)
     if is_exported(file):
         return Model(*load_exported(file))
     return Model(*load_model(file, device=resolve_device(device) if isinstance(device, str) else device))
 
 
-def _kept(path: str | Path) -> Path:
+def find_model(path: str | Path) -> Path:
     """The file itself, or the one that ``panoda weights get`` made under that name."""
     file, kept = Path(path).expanduser(), WEIGHTS / f"{path}.safetensors"
     if not file.exists() and kept.is_file():
