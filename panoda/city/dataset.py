@@ -49,9 +49,6 @@ def write_city(out: Path, params: CityDataset, *, progress: bool, workers: int =
     on ``workers``. The folder appears complete or not at all.
 
     Args:
-        out: Folder to (re)place.
-        params: The data set.
-        progress: Show a progress bar.
         workers: Processes; 0 = one per core.
 
     Raises:

@@ -107,8 +107,6 @@ def describe_hits(
     """Normals and texture coordinates of hits.
 
     Args:
-        scene: The scene.
-        origin: (3,) camera position.
         rays: (n, 3) unit directions.
         distance: (n,) to the hit.
         prim: (n,) primitive.

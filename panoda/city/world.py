@@ -56,9 +56,7 @@ def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cp
     a small split of neighbouring seeds holds every class.
 
     Args:
-        seed: World seed, >= 0.
         look: How it looks; see ``panoda.city.looks.get_look``.
-        device: Where its tensors live.
 
     Returns:
         The world; equal arguments give equal worlds.

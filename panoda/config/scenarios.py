@@ -88,7 +88,6 @@ def open_scenario(name: str | Path, *, folder: Path = SCENARIOS) -> Scenario:
 
     Args:
         name: Name of a file in ``folder``, or the path of a YAML file anywhere.
-        folder: Where ``extends`` looks for names.
 
     Raises:
         ConfigError: an unknown name, a circle, or a file that cannot be read.

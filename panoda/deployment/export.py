@@ -117,14 +117,11 @@ def export_model(
 
     Args:
         model: In evaluation mode on the CPU, as ``load_model`` gives it.
-        card: Its card.
-        out: Result folder.
         format: onnx or torch (torch.export).
         size: Height and width in pixels: fixed, or where they stay open those of the checks and latencies;
             None = as in training when the card says it, else 512x1024.
         dynamic: Leave height and width open; None = where the network allows it and no size is given.
         batch: Fixed number of images; None = any.
-        opset: Of ONNX.
         uint8: Take RGB bytes; the normalisation is inside.
         labels: Give labels instead of logits.
         tolerance: Largest difference of a logit from the model's.

@@ -117,15 +117,6 @@ def measure(
 ) -> Iterator[Row]:
     """One row per pair, as it is measured.
 
-    Args:
-        chosen: Encoders and decoders.
-        sizes: Heights and widths in pixels.
-        num_classes: K of every model.
-        fast: Count only; no time and memory.
-        device: Where to measure.
-        threads: CPU threads; None = PyTorch's default.
-        progress: Show a bar.
-
     Raises:
         ValueError: names that do not exist or do not fit.
     """

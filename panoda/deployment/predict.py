@@ -62,7 +62,6 @@ def predict_files(
 
     Args:
         checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
-        images: Image files of any size.
         out: Result folder; files of other images that lie there stay.
         height: Working height in pixels; None = pixels of the angular size seen in training where the
             checkpoint's card (``params["prepared"]``) and the image tell it, else the height in training,
@@ -70,9 +69,6 @@ def predict_files(
         projection: What the images are; auto = as their metadata, the card and their shape say.
         wrap: Whether they close around the circle; None = full circles do.
         sliding: Window and stride of sliding windows at the working height; None = whole images.
-        device: Where to compute.
-        dtype: Autocast type, or None.
-        progress: Show a progress bar.
         say: Told in one line what each image was taken for.
 
     Raises:

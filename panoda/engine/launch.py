@@ -77,11 +77,6 @@ def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
 def launch(function: Callable[..., Metrics], keywords: Mapping[str, Any], context: RunContext) -> Metrics:
     """Call ``function`` in ``context.devices`` processes; returns what the first one returns.
 
-    Args:
-        function: Importable by name; takes ``context``, which it gets with its own rank and device.
-        keywords: Its other arguments, which pickle.
-        context: Of this process; its logger receives what the first process logs.
-
     Raises:
         Exception: whatever a worker raised first, with the worker's traceback as a note.
         Preempted: asked to stop; everything is saved.

@@ -67,18 +67,12 @@ def run_loop(
     """Train for ``num_steps`` optimiser steps, resuming from ``context.state_dir`` when it holds a point.
 
     Args:
-        task: What is trained.
-        optimizer: Over ``task.trained``.
         scheduler: Stepped once per step.
-        num_steps: Steps in all.
-        seed: Run seed.
         clip_norm: Gradient-norm limit; 0 = off.
         checkpoint_every: Steps between resume points.
         log_every: Steps between logged rows.
-        context: Device, precision, logger.
         description: Progress bar text: the stage's name, perhaps with hyphens.
         validate: Called every ``validate_every`` steps (when above 0) and at the end.
-        validate_every: See ``validate``.
         accumulate: Micro-batches that a batch is computed in (``panoda.engine.accumulation``).
 
     Raises:

@@ -36,7 +36,6 @@ def confusion_figure(counts: pd.DataFrame, *, title: str = "") -> Figure:
 
     Args:
         counts: (K, K) pixel counts, index = label, columns = prediction, class names on both.
-        title: Text above.
     """
     values = counts.to_numpy(dtype=np.float64)
     rows = values.sum(axis=1, keepdims=True)
@@ -70,7 +69,6 @@ def per_class_figure(
 
     Args:
         per_class: Rows of per_class.csv for one set.
-        models: Model -> name shown, in order.
         colours: Class -> RGB of the label palette, shown as a small square.
     """
     frequency = per_class.groupby("class", sort=False)["label_pixels"].max()
@@ -142,12 +140,7 @@ def _curve_panel(axes: Axes, history: pd.DataFrame, columns: Sequence[str], name
 
 
 def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> Figure:
-    """Show mIoU over latitude (drawn upwards as in the image), one stepped line per model.
-
-    Args:
-        by_latitude: Rows of by_latitude.csv for one set.
-        models: Model -> name shown, in order.
-    """
+    """Show mIoU over latitude (drawn upwards as in the image), one stepped line per model."""
     with figure_style():
         figure, axes = new_figure(4.6, 4.2)
         for model, colour in model_colours(list(models)).items():
@@ -174,12 +167,7 @@ def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> 
 
 
 def azimuth_figure(by_azimuth: pd.DataFrame, *, models: Mapping[str, str]) -> Figure:
-    """Show mIoU over viewing direction, forward at the top and right on the right.
-
-    Args:
-        by_azimuth: Rows of by_azimuth.csv for one set.
-        models: Model -> name shown, in order.
-    """
+    """Show mIoU over viewing direction, forward at the top and right on the right."""
     with figure_style():
         figure, axes = new_figure(4.6, 4.2, subplot_kw={"projection": "polar"})
         axes.set_theta_zero_location("N")
@@ -253,9 +241,7 @@ def overlay(image: np.ndarray, label: np.ndarray, space: LabelSpace, *, opacity:
     """Blend label colours over an image.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
         label: (H, W) train ids; 255 leaves the image as it is.
-        space: Palette.
         opacity: Share of the label colour, 0..1.
 
     Returns:

@@ -52,10 +52,8 @@ def evaluate(
         source_val: Prepared split with labels.
         target_test: Prepared split, with or without labels; None when there is none.
         out: Result folder; replaced as a whole.
-        params: Section evaluate.
         context: Device, precision, logger, where finished pieces wait, who makes them.
         more_sources: Folder of further prepared sources; their val splits are sets of their own, ROLE_val.
-        sources: Section sources, which names them; None = source alone.
 
     Returns:
         ``<model>/miou/<set>``, ``<model>/iou/<set>/<class>`` and so on; without prefix for the last model.

@@ -50,14 +50,8 @@ def prototypes(
 
     Args:
         checkpoint: The model whose features are averaged.
-        source_train: Prepared, labelled split.
         target_train: Prepared split; its labels, if any, are never read.
-        pseudo_labels: Folder of the pseudo_labels stage.
         out: Result folder (replaced): prototypes.safetensors, classes.csv, metrics.json.
-        params: The prototypes section.
-        context: Device, precision, logger, where finished pieces wait, who makes them.
-        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
-        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         ``classes_source``, ``classes_target``, ``classes_missing`` (seen in neither) and ``cosine_mean``.

@@ -52,12 +52,9 @@ def pseudo_labels(
     """Predict, threshold and store pseudo-labels.
 
     Args:
-        checkpoint: The model that labels.
         target_train: Prepared target split; its labels, if any, are never read.
         out: Result folder (replaced): label and confidence shards, classes.csv, metrics.json, pictures, and
             with ``prototype_sums`` what stage prototypes needs of the target.
-        params: The pseudo_labels section.
-        context: Device, precision, logger, where finished pieces wait, who makes them.
 
     Returns:
         ``kept_share`` and ``classes_predicted``; shares by class are logged and in classes.csv.

@@ -28,9 +28,7 @@ def report(
     Args:
         outputs: Folder with evaluate/ and, where they ran, pretrain/, warmup/, pseudo_labels/, prototypes/,
             adapt/ and rounds/.
-        params: All parameters of the run.
         provenance: Where the run comes from: ``git_commit``, ``git_dirty`` and anything else worth showing.
-        out: Folder of the page; replaced as a whole.
         context: Logger; None keeps no figures.
 
     Returns:

@@ -40,17 +40,9 @@ def rounds(
 
     Args:
         adapted: model.safetensors of round 1.
-        source_train: Prepared, labelled split.
         target_train: Prepared split; its labels, if any, are never read.
         out: Result folder (replaced): round2/{pseudo_labels,prototypes,adapt}/, ...
         rounds: N, counting the first.
-        pseudo_labels: The pseudo_labels section.
-        prototypes: The prototypes section.
-        adapt: The adapt section.
-        seed: Run seed; each round draws from its own streams.
-        context: Device, precision, logger, resume folder.
-        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
-        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         The metrics of every step, prefixed by ``round2/adapt/`` and so on.

@@ -93,11 +93,6 @@ def work_folder(compute: Compute, out: Path) -> Iterator[Path]:
 def finish(work: Work, place: Path, compute: Compute) -> list[Path]:
     """Make every piece that is not finished.
 
-    Args:
-        work: What is to be done.
-        place: Folder of ``work_folder``.
-        compute: The stage's context.
-
     Returns:
         The folders of all pieces, in order.
 

@@ -65,10 +65,7 @@ def obtain(
     """Fetch, verify and unpack what is not there yet.
 
     Args:
-        declaration: What the data set consists of.
         folder: Its folder; archives lie directly in it.
-        progress: Show progress on a terminal.
-        say: Told of every step, one line each.
 
     Raises:
         DataError: a file could not be fetched, or an archive is damaged; what is there stays.

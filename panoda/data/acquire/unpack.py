@@ -63,10 +63,6 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
     Entries that would leave the folder, links to anything but a file of the archive, devices, second entries
     of a name, and encrypted or damaged ones (bad CRC) are kept out and listed.
 
-    Args:
-        archive: The file.
-        folder: Destination; created.
-
     Returns:
         Counts and the entries kept out; ``already`` when a marker shows that this archive was unpacked here.
 

@@ -76,10 +76,6 @@ def walk(folder: Path, enter: Enter = lambda path: True) -> Iterator[tuple[str, 
     Links are followed. A folder that several names lead to is read once: by its own name if it lies below
     ``folder``, else by the first link to it.
 
-    Args:
-        folder: Where to begin.
-        enter: Which subfolders to read; the others are passed over in silence.
-
     Yields:
         (path relative to ``folder``, "") of every file; (path, cause) of what cannot be read.
 

@@ -90,12 +90,9 @@ def write_listing(
     """Hash the files of the items and write pointer and listing into an existing folder.
 
     Args:
-        out: The folder.
         path: The user's folder as given in params.yaml.
-        items: What was found.
         facts: JSON values that the adapter needs again.
         more_files: Paths relative to the user's folder of other files that the result depends on.
-        progress: Show a progress bar.
     """
     files = {*more_files, *(name for item in items for name in (item.image, item.label) if name)}
     write_pointer(out, path, sorted(files), progress=progress)

@@ -54,7 +54,6 @@ def open_stored(path: Path, *, label: bool) -> Stored:
     """Decode a file.
 
     Args:
-        path: The file.
         label: Its values are ids or the colours of classes, so none may be changed by compression.
 
     Raises:

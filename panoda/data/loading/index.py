@@ -33,7 +33,6 @@ class IndexWriter:
 
     Args:
         path: index.parquet in an existing folder; the caller stages it.
-        schema: Columns.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:

@@ -94,12 +94,7 @@ def training_batches(
     """Yield the ``num_steps`` batches of steps start_step, start_step + 1, ...
 
     Args:
-        dataset: A ``PreparedSplit``, ``PseudoLabelSplit`` or ``Mixture``.
         batch_size: Images per batch, over all shares.
-        augment: Joint transform of every sample.
-        seed: Seed of order and augmentation.
-        start_step: First step; above 0 when a run is resumed.
-        num_steps: Number of batches, counted from start_step.
         workers: Loader processes; 0 = load in this process.
         share: (part, parts): yield that one of equal parts of every batch, images in the order of the batch.
         pin: Batches of loader processes come in page-locked memory, from which a GPU copies by itself.

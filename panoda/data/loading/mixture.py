@@ -19,15 +19,10 @@ class Mixture:
     """Labelled splits of one label space as one; item i of part p has index offsets[p] + i.
 
     Args:
-        parts: Role -> split, the first source first.
         weights: Role -> share of the training samples, relative to the others'.
 
     Attributes:
-        parts: The splits by role.
         offsets: Index of the first sample of each part.
-        label_space: Name of the label space.
-        space: The label space.
-        num_classes: K.
         full_circle: Some part covers 360 degrees.
         class_pixels: (K,) int64 labelled pixels per class as training meets them: every part counted with its
             weight instead of its size.

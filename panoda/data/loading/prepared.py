@@ -52,21 +52,13 @@ class PreparedSplit:
         folder: ``data/prepared/<role>/<split>``.
 
     Attributes:
-        label_space: Name of the label space.
-        space: The label space.
         raw_label_space: Name of that of the raw labels; None where that is not known.
         remap: What became of the raw classes; None where that is not known.
-        num_classes: K.
-        height: Image height in pixels.
-        width: Image width in pixels.
         projection: 'pinhole' or 'erp'.
         fov_x_deg: Horizontal field of view in degrees; the median where images differ.
         lat_top_deg: Latitude of the upper edge in degrees; nan for pinhole; the median where images differ.
         lat_bottom_deg: Latitude of the lower edge in degrees, likewise.
         full_circle: The width covers 360 degrees, so columns wrap around.
-        has_labels: Labels exist.
-        codec: How the shards store arrays.
-        shard_images: Images per shard.
         class_pixels: (K,) int64 labelled pixels per class.
         doubts: What was suspicious about the labels when they were prepared, a sentence each.
         digest: SHA-256 over the index, which holds the hashes of raw files and shards.

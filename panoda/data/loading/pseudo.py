@@ -43,8 +43,6 @@ class PseudoLabelWriter:
 
     Args:
         folder: Existing folder; the caller stages it.
-        prepared: The split that is labelled.
-        shard_images: Images per shard.
         images: Positions of the images to come, when they are a piece of the split; None = all.
         first: Number of the first shard.
     """
@@ -84,7 +82,6 @@ class PseudoLabelWriter:
         """Store one image.
 
         Args:
-            name: Item id.
             label: (H, W) uint8 train ids or 255.
             confidence: (H, W) uint8, confidence * 255.
 
@@ -182,10 +179,6 @@ class PseudoLabelSplit:
     """The images of a prepared split with pseudo-labels instead of labels.
 
     Has the attributes of ``PreparedSplit``; ``class_pixels`` and ``digest`` are those of the pseudo-labels.
-
-    Args:
-        prepared: The images.
-        folder: Folder written by ``PseudoLabelWriter``.
 
     Raises:
         DataError: missing, truncated or corrupt files, or pseudo-labels of another preparation.

@@ -37,11 +37,7 @@ class ShardWriter:
     """Append rows to ``shard-00000.arrow``, ``shard-00001.arrow``, ... of a folder.
 
     Args:
-        folder: Existing folder; the caller stages it.
         columns: Shapes of the uint8 arrays of one row.
-        rows_per_shard: Rows after which the next shard is begun.
-        codec: How the arrays are stored.
-        first: Number of the first shard.
     """
 
     def __init__(
@@ -129,10 +125,7 @@ class ShardReader:
     Opens lazily and once per process, so it can be pickled to loader workers.
 
     Args:
-        folder: Folder with the shards.
         columns: Shapes of the uint8 arrays of one row.
-        shards: What the index says about each shard.
-        codec: How the arrays are stored.
 
     Raises:
         DataError: a shard is missing or has another size than the index says.

@@ -102,11 +102,6 @@ class JointTransform:
     def __call__(self, sample: Sample, generator: torch.Generator, *, full_circle: bool) -> AugmentedSample:
         """Transform one sample.
 
-        Args:
-            sample: As a split gives it.
-            generator: Source of every random number.
-            full_circle: The sample's columns wrap around.
-
         Returns:
             A new sample, its maps (crop_height, crop_width), that says what it shows.
         """

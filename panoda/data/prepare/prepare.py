@@ -58,21 +58,14 @@ def prepare(
     time; ``out`` is replaced as a whole at the end, or left as it was.
 
     Args:
-        items: Raw items of all splits.
         out: Folder ``data/prepared/<role>``.
-        height: Prepared height in pixels.
-        width: Prepared width in pixels.
         label_space_from: Label space of the raw labels; None when there are none.
         label_space_to: Label space of the prepared labels.
-        shard_images: Images per shard.
-        progress: Show a progress bar.
-        codec: How the shards store arrays.
         limit: Split name -> at most so many of its items, spread evenly over it; others stay whole.
         state_dir: Folder where finished shards wait for a killed run to go on; None to keep none.
         workers: Images worked on at a time; None = every core this process may use.
         fan_out: Who makes the shards; None = this process.
         cache: Folder in which DVC will keep a second copy; None = no copy.
-        say: Told the space it will take, before the work starts.
 
     Returns:
         The content of ``dataset.json``.

@@ -99,12 +99,6 @@ def write_shards(
 ) -> dict[str, Any]:
     """Make what is not finished in the waiting folder (without one: in ``folder``), and the index.
 
-    Args:
-        work: The split.
-        folder: Where shards and index.parquet end up.
-        classes: What the index says of the label space.
-        progress: Show a progress bar.
-
     Returns:
         What dataset.json says of the split.
 

@@ -128,11 +128,6 @@ def _histogram(values: np.ndarray) -> np.ndarray:
 def write_statistics(folder: Path, splits: Mapping[str, Counts], space: LabelSpace) -> dict[str, float]:
     """Write statistics.json, groups.csv and, with labels, classes.csv and by_latitude.csv.
 
-    Args:
-        folder: Existing folder, ``data/prepared/<role>`` while it is staged.
-        splits: Split name -> counts.
-        space: Label space of the prepared labels.
-
     Returns:
         The content of statistics.json, flat: ``images/<split>``, ``groups/<split>``; mean and population
         standard deviation of the channels on a scale of 0..1, ``image_mean/<split>/<r|g|b>`` and

@@ -40,7 +40,6 @@ class TimmPyramid(nn.Module):
         """Build with random weights; nothing is downloaded.
 
         Args:
-            name: A model of timm.
             drop_path: Stochastic depth of the last block, where the network has any.
             indices: Which of the stated maps to give; None: the deepest of each stride, four up to 32.
 
