@@ -55,7 +55,6 @@ class Hits:
     salt: Tensor
 
     def __len__(self) -> int:
-        """Number of hits."""
         return self.u.shape[0]
 
     def take(self, index: Tensor) -> Hits:
@@ -80,7 +79,6 @@ class Surface:
     soft: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Hard surfaces unless told."""
         if self.soft is None:
             object.__setattr__(self, "soft", torch.zeros_like(self.gloss))
 

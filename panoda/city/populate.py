@@ -27,7 +27,6 @@ class Populator:
     """Places what moves or stands in the streets of a site whose plots are filled."""
 
     def __init__(self, site: Site, *, seed: int) -> None:
-        """Keep the site."""
         self._site = site
         self._streets, self._look, self._rng = site.streets, site.look, site.rng
         self._seed = seed

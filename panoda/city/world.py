@@ -27,14 +27,8 @@ class World:
     """Everything the renderer needs.
 
     Attributes:
-        seed: The world's seed.
-        look: The numbers drawn from its look.
-        scene: Primitives.
-        field: Streets on the ground.
-        light: Sun, sky and air.
         shadow: (S, S) height of the sun's occluders per ground cell, see ``occluder_height``.
         canopy: (C, C) height of whatever stands above each ground cell.
-        streets: The streets themselves; the first is the main street.
         spots: Free places on the lanes for cameras, nearest to the middle of the world first.
     """
 

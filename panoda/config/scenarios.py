@@ -44,7 +44,6 @@ class Scenario:
     """A scenario with all that it extends.
 
     Attributes:
-        name: Name of its file.
         where: Its file and those it extends, for messages.
         tree: What the files say, not yet validated.
         header: Comment lines at the top of its own file.

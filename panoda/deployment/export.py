@@ -51,8 +51,6 @@ class ExportResult:
     """What ``export_model`` wrote and measured.
 
     Attributes:
-        path: The file.
-        card: Its card.
         checks: One per size and batch.
         megabytes: Size of the file, 10^6 bytes.
         size: Height and width in pixels of the images of the latencies.
@@ -76,7 +74,6 @@ class Graph(nn.Module):
     """What is exported: the model with, on demand, normalisation before and the label choice behind it."""
 
     def __init__(self, model: Segmenter, *, uint8: bool, labels: bool) -> None:
-        """Wrap a model in evaluation mode."""
         super().__init__()
         self.model, self.uint8, self.labels = model, uint8, labels
 

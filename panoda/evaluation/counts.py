@@ -58,7 +58,6 @@ class Evaluation:
     """What one model did on one split.
 
     Attributes:
-        confusion: Counts over the whole split.
         latitude: One region per band, from the top; empty for pinhole images.
         azimuth: One region per sector; empty unless the images are full-circle panoramas.
         areas: The same matrix with pixels weighted by the sphere's area they cover, in steps of ``area_step``
@@ -68,7 +67,6 @@ class Evaluation:
         group_images: Group -> number of images.
         predicted_pixels: (K,) int64, pixels predicted as each class outside the ignore band, labelled or not.
         confidence_sum: Sum of the largest class probability over those pixels, in ``CONFIDENCE_STEPS``.
-        images: Number of images.
         predictions: (H, W) uint8 predictions of the images asked for, by index.
     """
 

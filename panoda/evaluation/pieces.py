@@ -30,8 +30,6 @@ class EvaluatedModel:
     """A model to evaluate.
 
     Attributes:
-        path: Its file.
-        digest: SHA-256 of the file.
         same_as: Name of the earlier model that has the same weights, or None.
     """
 
@@ -100,10 +98,7 @@ class EvaluateWork(Work):
 
     Attributes:
         models: Name, file and digest of every model that differs from the one before.
-        paths: The sets' folders.
         sets: Name, digest and number of images of every set.
-        params: The evaluate section.
-        piece_size: Images per piece.
     """
 
     models: tuple[tuple[str, Path, str], ...]
@@ -151,7 +146,6 @@ class EvaluateWork(Work):
         ]
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.plan)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:

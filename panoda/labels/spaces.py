@@ -31,7 +31,6 @@ class LabelSpace:
     """An ordered set of classes.
 
     Attributes:
-        name: Short identifier used in params.yaml, indices and checkpoints.
         names: Class names; position = train id.
         palette: One (R, G, B) in 0..255 per class.
     """

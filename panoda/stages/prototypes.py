@@ -133,13 +133,10 @@ class PrototypeWork(Work):
     """Sums over images of per-image class means; a piece holds ``total`` and ``images``.
 
     Attributes:
-        checkpoint: The model.
-        params: The prototypes section.
         sources: Role and folder of every labelled split.
         target: Prepared split and folder of its pseudo-labels; None when its sums are known.
         digests: SHA-256 of the checkpoint, digests of all splits.
         lengths: Number of images of all splits.
-        piece_size: Images per piece.
     """
 
     checkpoint: Path
@@ -184,7 +181,6 @@ class PrototypeWork(Work):
         return [(part, span) for part, of_split in enumerate(pieces) for span in of_split]
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.plan)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:

@@ -84,12 +84,7 @@ class LabelWork(Work):
     ``prototype_sums``, ``total`` and ``images`` of ``PrototypeSums``.
 
     Attributes:
-        checkpoint: The model.
-        target_train: Prepared split.
-        params: The pseudo_labels section.
-        images: Number of images.
         digests: SHA-256 of the checkpoint, digest of the split.
-        piece_size: Images per piece.
     """
 
     checkpoint: Path
@@ -128,7 +123,6 @@ class LabelWork(Work):
         return spans(self.images, self.piece_size)
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.spans)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:
@@ -172,9 +166,6 @@ class ThresholdWork(Work):
     """The labels of ``LabelWork`` with 255 below the threshold of their class.
 
     Attributes:
-        labelled: What made them.
-        folder: Where its pieces are.
-        limits: The thresholds.
         shard_images: Images per shard of the result, as in the prepared split; a piece holds whole shards.
     """
 
@@ -199,7 +190,6 @@ class ThresholdWork(Work):
         return spans(self.labelled.images, shards * self.shard_images)
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.spans)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:

@@ -115,7 +115,6 @@ class _LaterSteps:
     """Logs steps after those of earlier rounds, so that no curve runs over another in the same run."""
 
     def __init__(self, logger: MetricLogger, offset: int) -> None:
-        """Add ``offset`` to every step."""
         self._logger, self._offset = logger, offset
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

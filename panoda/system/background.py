@@ -23,14 +23,12 @@ class BackgroundWriter:
     """
 
     def __init__(self, depth: int = 2) -> None:
-        """Start the thread."""
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> BackgroundWriter:
-        """Return self."""
         return self
 
     def __exit__(

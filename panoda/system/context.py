@@ -53,9 +53,7 @@ class RunContext:
     """How a stage runs; none of it is part of the result's identity.
 
     Attributes:
-        device: Where tensors live.
         dtype: Autocast type, or None for plain float32.
-        logger: Metric sink.
         state_dir: Folder for resume points, or None to keep none.
         workers: Loader processes; 0 loads in the training process.
         progress: Show a progress bar (it stays quiet when the output is not a terminal).

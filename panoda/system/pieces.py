@@ -154,7 +154,6 @@ class _Bench:
     """The work that is open in this process."""
 
     def __init__(self) -> None:
-        """Nothing is open."""
         self.lock = threading.Lock()
         self.mark: Any = None
         self.make: Callable[[int, Path], None] | None = None
@@ -179,11 +178,9 @@ class _Here:
     """This process makes the pieces."""
 
     def __init__(self, compute: Compute) -> None:
-        """Remember where to compute."""
         self.compute = compute
 
     def __call__(self, work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], None]) -> None:
-        """Make the pieces one after the other."""
         try:
             for number in numbers:
                 make_piece(work, self.compute, folder, number)

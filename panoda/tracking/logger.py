@@ -26,11 +26,7 @@ ALIAS = "adapted"
 
 
 class MLflowLogger:
-    """Logs to one MLflow run: metrics batched, pictures, figures, files, the registered model.
-
-    Attributes:
-        run_id: The run.
-    """
+    """Logs to one MLflow run: metrics batched, pictures, figures, files, the registered model."""
 
     def __init__(
         self, client: MlflowClient, run_id: str, *, warn: Callable[[str], None] = log.warning

@@ -26,9 +26,7 @@ class DatasetRecord:
     """A data set that a stage reads.
 
     Attributes:
-        name: Input name.
         digest: At most 36 characters.
-        path: Where it lies.
     """
 
     name: str

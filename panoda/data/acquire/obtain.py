@@ -33,7 +33,6 @@ class Obtained:
     """What is in the folder afterwards.
 
     Attributes:
-        folder: The data set's folder.
         unpacked: Archives, with the entries that were kept out.
         missing: Files to be fetched by hand that are not there.
         wrong: Files fetched by hand that are not what they should be, with the reason.

@@ -43,10 +43,6 @@ class Unpacked:
     """What came out of an archive.
 
     Attributes:
-        archive: Its file name.
-        files: Files unpacked.
-        bytes: Their size.
-        bad: Entries kept out.
         already: It had been unpacked before; nothing was done.
     """
 

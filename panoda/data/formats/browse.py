@@ -44,7 +44,6 @@ class LeftOut:
     """What is not taken from a folder.
 
     Attributes:
-        folder: The folder.
         causes: Cause (a constant of this module, or other words) -> paths relative to the folder, or names.
     """
 

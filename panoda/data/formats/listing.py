@@ -28,9 +28,6 @@ class ListedItem:
     """An image as it was found.
 
     Attributes:
-        split: Our split name.
-        id: Name that is unique within the split.
-        group: What it has in common with others.
         image: Image path relative to the folder.
         label: Label path relative to the folder, or None.
         fov_x_deg: Horizontal field of view in degrees, where it is known of this image.
@@ -53,8 +50,6 @@ class Listing:
 
     Attributes:
         folder: The folder used in place.
-        items: Every item, in the order in which they were written.
-        facts: What the adapter remembered.
     """
 
     folder: Path

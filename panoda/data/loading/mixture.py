@@ -32,7 +32,6 @@ class Mixture:
     """
 
     def __init__(self, parts: Mapping[str, PreparedSplit], weights: Mapping[str, float]) -> None:
-        """Join ``parts``."""
         self.parts = dict(parts)
         first, *others = self.parts.values()
         for other in others:
@@ -81,7 +80,6 @@ class Mixture:
         return self.part_of(index).full_circle
 
     def __len__(self) -> int:
-        """Number of images of all parts."""
         return sum(len(part) for part in self._splits)
 
     def __getitem__(self, index: int) -> Sample:

@@ -34,8 +34,6 @@ class Sample(TypedDict):
         image: (3, H, W) uint8 RGB.
         label: (H, W) uint8 train ids, 255 where unlabelled; all 255 when the split has no labels.
         valid: (H, W) bool, False in the ignore band.
-        id: Item id.
-        index: Position in the split.
     """
 
     image: Tensor
@@ -68,7 +66,6 @@ class PreparedSplit:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read the index; shards are opened on first use."""
         self.folder = folder
         table, metadata = read_index(folder, ("id", *_PLACES, *_SUMMED))
         self.label_space: str = metadata["label_space"]
@@ -115,7 +112,6 @@ class PreparedSplit:
         return bool(self._ids.equals(ids.combine_chunks()))
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._ids)
 
     @property

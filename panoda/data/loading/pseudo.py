@@ -56,7 +56,6 @@ class PseudoLabelWriter:
         images: range | None = None,
         first: int = 0,
     ) -> None:
-        """Remember the split; nothing is written before the first image."""
         self.folder = folder
         self._prepared = prepared
         self._wanted = set(prepared.ids_of(images or range(len(prepared))))
@@ -66,7 +65,6 @@ class PseudoLabelWriter:
         )
 
     def __enter__(self) -> PseudoLabelWriter:
-        """Return self."""
         return self
 
     def __exit__(
@@ -185,7 +183,6 @@ class PseudoLabelSplit:
     """
 
     def __init__(self, prepared: PreparedSplit, folder: Path) -> None:
-        """Read the index; shards are opened on first use."""
         self.prepared = prepared
         self.folder = folder
         table, metadata = read_index(folder)
@@ -230,7 +227,6 @@ class PseudoLabelSplit:
         return self.full_circle
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.prepared)
 
     def __getitem__(self, index: int) -> Sample:

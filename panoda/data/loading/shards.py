@@ -43,7 +43,6 @@ class ShardWriter:
     def __init__(
         self, folder: Path, *, columns: Columns, rows_per_shard: int, codec: Codec = "raw", first: int = 0
     ) -> None:
-        """Remember the layout; the first shard is created by the first row."""
         self.folder = folder
         self.columns = dict(columns)
         self.rows_per_shard = rows_per_shard
@@ -59,13 +58,11 @@ class ShardWriter:
         self._schema = pa.schema(fields)
 
     def __enter__(self) -> ShardWriter:
-        """Return self."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the open shard."""
         self.close()
 
     def append(self, row: Mapping[str, np.ndarray | bytes]) -> tuple[int, int, int]:
@@ -134,7 +131,6 @@ class ShardReader:
     def __init__(
         self, folder: Path, *, columns: Columns, shards: list[ShardInfo], codec: Codec = "raw"
     ) -> None:
-        """Check the sizes of the shards."""
         self.folder = folder
         self.columns = dict(columns)
         self.codec: Codec = codec
@@ -149,7 +145,6 @@ class ShardReader:
                 raise DataError(f"{path}: {found}, expected {shard['bytes']} bytes; {_REDO}")
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave open files behind."""
         return {**self.__dict__, "_open": {}, "_seen": set()}
 
     def read(self, shard: int, row: int, crc: int) -> dict[str, np.ndarray]:

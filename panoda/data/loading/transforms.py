@@ -83,7 +83,6 @@ class JointTransform:
         jitter: float = 0.0,
         exposure: float = 0.0,
     ) -> None:
-        """Check and store the parameters."""
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(f"scale must be a range of positive factors, lower end first; found {scale}")
         if min(crop_height, crop_width, jitter, exposure) < 0 or not 0 <= hflip <= 1:

@@ -56,10 +56,7 @@ class ShardWork(Work):
     """Some shards of a split, of the same size for any number; ``panoda.data.prepare.finished`` reads a piece.
 
     Attributes:
-        split: Name of the split.
         lists: Folder with a JSON file of every shard, under the piece's number.
-        how: Sizes, labels and codec.
-        count: Number of shards.
         recipes: SHA-256 over numbers and recipes of all.
     """
 
@@ -79,7 +76,6 @@ class ShardWork(Work):
         return {"shards": self.recipes}
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return self.count
 
     def open(self, compute: Any) -> Callable[[int, Path], None]:

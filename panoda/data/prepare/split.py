@@ -53,8 +53,6 @@ class Shard:
     """A shard to be made, or already finished.
 
     Attributes:
-        number: Its number within the split.
-        items: Its items.
         recipe: What it is made from (``panoda.data.prepare.finished``); "" where nothing is kept.
         size: Bytes when it is finished, else None.
     """
@@ -69,10 +67,7 @@ class SplitWork:
     """The shards of one split: which are finished, which are still to be made.
 
     Attributes:
-        name: Split name.
-        items: Its items in order.
         waiting: Folder where finished shards wait until all are; None for none.
-        shards: All shards in order.
         counts: What was counted, complete after ``write_shards``.
     """
 

@@ -33,7 +33,6 @@ class Counts:
     """What was counted in some images; sums of counts are counts.
 
     Attributes:
-        images: Number of images.
         pixels: Pixels outside the ignore band.
         values: (3,) int64, sum of the channel values 0..255 over these pixels.
         squares: (3,) int64, sum of their squares.

@@ -30,7 +30,6 @@ class SETRDecoder(Decoder, ABC):
 
     Attributes:
         auxiliary_kernel: Kernel size of the auxiliary heads' first layer.
-        heads: Auxiliary heads.
     """
 
     needs_pyramid = False

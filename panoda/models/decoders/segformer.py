@@ -21,7 +21,6 @@ class SegFormerDecoder(Decoder):
         linears: One linear layer per stage, first stage first.
         fuse: 1x1 ConvBlock over the concatenated stages, last stage first as published.
         dropout: Drops whole channels ahead of the prediction.
-        predict: 1x1 convolution to class logits.
     """
 
     name = "segformer"

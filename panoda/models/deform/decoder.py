@@ -17,7 +17,6 @@ class DeformableDecoder(Decoder):
     Attributes:
         width: Channels of every embedding (128 as published).
         block: Kind of the blocks: (in_channels, width).
-        blocks: One block per stage.
         predict: 1x1 convolution from the summed embeddings to class logits.
     """
 

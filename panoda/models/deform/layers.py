@@ -30,7 +30,6 @@ class DeformableConv(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int, padding: int
     ) -> None:
-        """Build for (N, in_channels, H, W) inputs."""
         super().__init__()
 
         def conv(channels: int) -> nn.Conv2d:
@@ -66,7 +65,6 @@ class DeformableProjection(DeformableConv):
     """Deformable 3x3 convolution of stride 1, BatchNorm, GELU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        """Build for (N, in_channels, H, W) inputs."""
         super().__init__(in_channels, out_channels, kernel_size=3, stride=1, padding=1)
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.GELU()
@@ -86,7 +84,6 @@ class DeformableMLP(nn.Module):
     """
 
     def __init__(self, channels: int) -> None:
-        """Build for (N, channels, H, W) inputs."""
         super().__init__()
         self.linear = nn.Conv2d(channels, channels, 1)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)

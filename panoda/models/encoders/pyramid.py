@@ -30,8 +30,6 @@ class TimmPyramid(nn.Module):
 
     Attributes:
         net: timm's network up to the last map taken; its weights keep timm's names after ``net.``.
-        channels: Width of each map.
-        strides: Pixels per cell of each map.
         num_layers: Numbers that ``layer_of`` can give; a decoder comes after the last one.
         mean, std: What timm's published weights want images to be normalised with.
     """
