@@ -197,7 +197,7 @@ class PixelCounter:
             ]
 
     def result(self, groups: Sequence[str] | None) -> Evaluation:
-        """What ``update`` counts into, and nothing of what it does not count."""
+        """What ``update`` counts into, and nothing of what it does not count; of no image yet."""
         return Evaluation(
             confusion=self.total,
             latitude=self.latitude,
@@ -229,15 +229,3 @@ class PixelCounter:
         counts = torch.bincount(cell, minlength=height * k * k).view(height, k, k)
         # Whole numbers below 2**53: exact, and CUDA multiplies no matrices of integers.
         return torch.einsum("h,hij->ij", weights.to(counts.device), counts.to(torch.float64)).long()
-
-
-def nothing_counted(
-    split: PreparedSplit,
-    *,
-    num_classes: int,
-    latitude_bands: int,
-    azimuth_sectors: int,
-    groups: Sequence[str] | None,
-) -> Evaluation:
-    """An evaluation of no image yet, for ``Evaluation.add``; arguments as in ``evaluate_model``."""
-    return PixelCounter(split, num_classes, latitude_bands, azimuth_sectors).result(groups)

@@ -63,13 +63,14 @@ def prototypes(
     shape = (space.num_classes, model.feature_channels)
     digest = sha256_file(checkpoint)
     summed = _summed(pseudo_labels, digest, params.scales)
-    work = PrototypeWork.of(
+    splits: list[PreparedSplit | PseudoLabelSplit] = [*source.values(), *([] if summed else [target])]
+    work = PrototypeWork(
         checkpoint.absolute(),
-        digest,
         params,
-        {role: split.folder.absolute() for role, split in source.items()},
+        tuple((role, split.folder.absolute()) for role, split in source.items()),
         None if summed else (target_train.absolute(), pseudo_labels.absolute()),
-        [*source.values(), *([] if summed else [target])],
+        (digest, *(split.digest for split in splits)),
+        tuple(len(split) for split in splits),
         context.piece_size,
     )
     with work_folder(context, out) as place:
@@ -139,6 +140,7 @@ class PrototypeWork(Work):
         lengths: Number of images of all splits.
     """
 
+    name = "prototypes"
     checkpoint: Path
     params: PrototypeParams
     sources: tuple[tuple[str, Path], ...]
@@ -146,27 +148,6 @@ class PrototypeWork(Work):
     digests: tuple[str, ...]
     lengths: tuple[int, ...]
     piece_size: int
-
-    @classmethod
-    def of(
-        cls,
-        checkpoint: Path,
-        digest: str,
-        params: PrototypeParams,
-        sources: Mapping[str, Path],
-        target: tuple[Path, Path] | None,
-        splits: Sequence[PreparedSplit | PseudoLabelSplit],
-        piece_size: int,
-    ) -> PrototypeWork:
-        """The work on open splits: the sources', then the target's if it is to be passed over."""
-        digests = (digest, *(split.digest for split in splits))
-        lengths = tuple(len(split) for split in splits)
-        return cls(checkpoint, params, tuple(sources.items()), target, digests, lengths, piece_size)
-
-    @property
-    def name(self) -> str:
-        """For messages, and the folder of the pieces."""
-        return "prototypes"
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""

@@ -87,6 +87,7 @@ class LabelWork(Work):
         digests: SHA-256 of the checkpoint, digest of the split.
     """
 
+    name = "pseudo-labels"
     checkpoint: Path
     target_train: Path
     params: PseudoLabelParams
@@ -106,11 +107,6 @@ class LabelWork(Work):
         """The work on a split."""
         digests = (sha256_file(checkpoint), split.digest)
         return cls(checkpoint, target_train, params, len(split), digests, piece_size)
-
-    @property
-    def name(self) -> str:
-        """For messages, and the folder of the pieces."""
-        return "pseudo-labels"
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
@@ -169,15 +165,11 @@ class ThresholdWork(Work):
         shard_images: Images per shard of the result, as in the prepared split; a piece holds whole shards.
     """
 
+    name = "thresholds"
     labelled: LabelWork
     folder: Path
     limits: ClassThresholds
     shard_images: int
-
-    @property
-    def name(self) -> str:
-        """For messages, and the folder of the pieces."""
-        return "thresholds"
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
