@@ -15,7 +15,7 @@ from PIL import Image
 
 from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
 from panoda.deployment.model import Prediction, load
-from panoda.deployment.view import Asked, View
+from panoda.deployment.view import Asked
 from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.sliding import Sliding
 from panoda.system.errors import DataError
@@ -101,7 +101,9 @@ def predict_files(
             if say is not None:
                 say(f"{path}: {found.view}")
             written.append(_write(out, names[path], found))
-            rows.append({"image": str(path), "label": names[path], **_assumed(found.view), **found.shares()})
+            view = found.view
+            assumed = dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))
+            rows.append({"image": str(path), "label": names[path], **assumed, **found.shares()})
         shares = out / "class_shares.csv"
         with staged_file(shares) as aside:
             columns = ["image", "label", *ASSUMED, *model.space.names]
@@ -126,10 +128,6 @@ def _check_arguments(images: Sequence[Path]) -> None:
             + f"\nexpected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}; "
             "name the files of a folder with folder/*"
         )
-
-
-def _assumed(view: View) -> dict[str, object]:
-    return dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))
 
 
 def _output_names(images: Sequence[Path]) -> dict[Path, str]:

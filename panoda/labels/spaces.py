@@ -154,13 +154,6 @@ def remap_table(source: str, target: str) -> np.ndarray:
     return table
 
 
-def shared_classes(source: str, target: str) -> tuple[int, ...]:
-    """Ids of ``target`` that labels of ``source`` can take after the remap, ascending."""
-    k = get_label_space(source).num_classes
-    reached = set(remap_table(source, target)[:k].tolist()) - {IGNORE_INDEX}
-    return tuple(sorted(reached))
-
-
 def remap_report(source: str, target: str) -> RemapReport:
     """Which classes a remap drops, merges and leaves without pixels.
 

@@ -111,7 +111,7 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-class _LaterSteps:
+class _LaterSteps(MetricLogger):
     """Logs steps after those of earlier rounds, so that no curve runs over another in the same run."""
 
     def __init__(self, logger: MetricLogger, offset: int) -> None:

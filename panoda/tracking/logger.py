@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from panoda.system.context import MetricLogger
 from panoda.tracking.store import first_line, safe_key
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ BATCH_METRICS = 1000
 ALIAS = "adapted"
 
 
-class MLflowLogger:
+class MLflowLogger(MetricLogger):
     """Logs to one MLflow run: metrics batched, pictures, figures, files, the registered model."""
 
     def __init__(

@@ -26,10 +26,11 @@ from panoda.data.prepare.split import SplitWork, write_shards
 from panoda.data.prepare.statistics import write_statistics
 from panoda.geometry.erp import is_full_circle
 from panoda.labels import LabelSpace, get_label_space, remap_report, remap_table
+from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 from panoda.system.files import staged_directory, write_json
 from panoda.system.machine import cores
-from panoda.system.pieces import Runner, Sharing
+from panoda.system.pieces import Runner
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -97,8 +98,9 @@ def prepare(
         "splits": {},
     }
     if fan_out is not None:
+        shared = RunContext(state_dir=state_dir, progress=progress, fan_out=fan_out)
         for work in works:
-            make_elsewhere(work, Sharing(state_dir, progress, fan_out))
+            make_elsewhere(work, shared)
     with staged_directory(out) as staged:
         _write(works, staged, summary, space, progress=progress)
     return summary
