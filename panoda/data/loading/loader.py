@@ -13,6 +13,7 @@ import multiprocessing
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
@@ -189,23 +190,15 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@dataclass(frozen=True)
 class _Steps(Dataset[Batch]):
     """Step number -> the images at some positions of its batch."""
 
-    def __init__(
-        self,
-        dataset: SampleSource,
-        *,
-        batch_size: int,
-        positions: range,
-        augment: JointTransform,
-        seed: int,
-    ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.positions = positions
-        self.augment = augment
-        self.seed = seed
+    dataset: SampleSource
+    batch_size: int
+    positions: range
+    augment: JointTransform
+    seed: int
 
     def __getitem__(self, step: int) -> Batch:
         samples = []
