@@ -77,8 +77,6 @@ def run_training(
             num_steps=params.iterations,
             seed=seed,
             clip_norm=optim.clip_norm,
-            checkpoint_every=context.checkpoint_every,
-            log_every=context.log_every,
             accumulate=params.accumulate,
             context=context,
             description=description,
