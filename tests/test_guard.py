@@ -143,9 +143,7 @@ def test_no_value_is_read_between_log_points(monkeypatch):
             num_steps=20,
             seed=0,
             clip_norm=1.0,
-            checkpoint_every=100,
-            log_every=5,
-            context=RunContext(),
+            context=RunContext(log_every=5),
             description="test",
         )
     changed = [step for step in range(1, 20) if task.seen[step] != task.seen[step - 1]]

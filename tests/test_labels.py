@@ -7,7 +7,6 @@ from panoda.labels import (
     get_label_space,
     remap_report,
     remap_table,
-    shared_classes,
 )
 from panoda.labels.tables import REMAPS, generated_palette
 
@@ -88,8 +87,7 @@ def test_generated_palette_is_that_of_voc():
     assert len(set(generated_palette(254))) == 254
 
 
-def test_shared_classes_and_report():
-    assert shared_classes("camvid11", "cs13") == (0, 1, 2, 4, 5, 7, 8, 10, 11, 12)
+def test_remap_report():
     report = remap_report("camvid11", "cs13")
     assert report.dropped == ("bicyclist",) and report.merged == {}
     assert report.empty == ("wall", "traffic light", "terrain")

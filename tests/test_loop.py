@@ -52,6 +52,14 @@ def _run(
 ) -> LoopState:
     optimizer = build_optimizer(task.trained, name="adamw", lr=0.01, weight_decay=0.1)
     scheduler = build_scheduler(optimizer, horizon=steps, warmup_iterations=2, poly_power=0.9)
+    context = RunContext(
+        state_dir=folder,
+        checkpoint_every=4,
+        log_every=5,
+        checkpoint_minutes=minutes,
+        on_oom=on_oom,
+        compile=compile,
+    )
     return run_loop(
         task,
         optimizer=optimizer,
@@ -59,9 +67,7 @@ def _run(
         num_steps=steps,
         seed=3,
         clip_norm=1.0,
-        checkpoint_every=4,
-        log_every=5,
-        context=RunContext(state_dir=folder, checkpoint_minutes=minutes, on_oom=on_oom, compile=compile),
+        context=context,
         description="test",
         validate=validate,
         validate_every=10,
@@ -148,9 +154,7 @@ def test_gradients_that_stay_infinite_stop_a_half_precision_run():
             num_steps=40,
             seed=0,
             clip_norm=1.0,
-            checkpoint_every=40,
-            log_every=40,
-            context=RunContext(dtype=torch.float16),
+            context=RunContext(dtype=torch.float16, log_every=40),
             description="test",
         )
 

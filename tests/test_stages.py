@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small_data import prepared
 from typer.testing import CliRunner
 
-from panoda.cli import app
+from panoda.cli.app import app
 from panoda.config import (
     AugmentParams,
     EvaluateParams,
@@ -41,7 +41,7 @@ from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.stages.report import report
 from panoda.stages.rounds import rounds
 from panoda.stages.warmup import warmup
-from panoda.system.context import NullLogger, RunContext
+from panoda.system.context import MetricLogger, RunContext
 
 OPTIM = OptimParams(lr=2e-3, clip_norm=5.0)
 PRETRAIN = SupervisedParams(iterations=30, batch_size=4, optim=OPTIM, validate_every=10)
@@ -390,7 +390,7 @@ def test_a_source_without_labels_is_refused(world, tmp_path):
 
 
 def test_rounds_log_one_after_another(world, tmp_path):
-    class Steps(NullLogger):
+    class Steps(MetricLogger):
         def __init__(self) -> None:
             self.seen: list[tuple[str, int]] = []
 

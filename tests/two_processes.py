@@ -208,9 +208,7 @@ def _train(
         num_steps=steps,
         seed=0,
         clip_norm=0.0,
-        checkpoint_every=checkpoint_every,
-        log_every=1,
-        context=context,
+        context=replace(context, checkpoint_every=checkpoint_every, log_every=1),
         description="linger",
     )
     return state, task

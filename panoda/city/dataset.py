@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import multiprocessing
-import os
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from panoda.city.primitives import Frame
 from panoda.city.render import Pose, render
 from panoda.city.world import World, build_world
 from panoda.config import CameraParams, CityDataset, LookParams
+from panoda.system.background import end_with_parent
 from panoda.system.files import staged_directory
 from panoda.system.machine import cores
 from panoda.system.progress import progress_bar
@@ -49,9 +48,6 @@ def write_city(out: Path, params: CityDataset, *, progress: bool, workers: int =
     on ``workers``. The folder appears complete or not at all.
 
     Args:
-        out: Folder to (re)place.
-        params: The data set.
-        progress: Show a progress bar.
         workers: Processes; 0 = one per core.
 
     Raises:
@@ -116,15 +112,7 @@ def _serial(jobs: list[WorldJob]) -> Iterator[list[dict[str, str]]]:
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed must not leave a process that writes where the next run cleans up."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()  # what is left would write where the next run cleans up
 
 
 def render_job(job: WorldJob) -> list[dict[str, str]]:

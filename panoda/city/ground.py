@@ -19,7 +19,6 @@ def hit_ground(field: StreetField, origin: Tensor, rays: Tensor) -> tuple[Tensor
     edge but lands beyond it has met the kerb's face.
 
     Args:
-        field: The streets.
         origin: (3,) camera position above the sidewalks.
         rays: (n, 3) unit directions with z < 0.
 
@@ -51,9 +50,7 @@ def ground_surface(
     """Class and linear albedo of ground points.
 
     Args:
-        field: The streets.
         points: (n, 3) world points on the ground.
-        face: (n,) bool, hits on kerb faces.
         footprint: (n,) pixel footprint on the ground in metres.
         road_albedo: Reflectance of asphalt.
         dryness: 0 = lush grass, 1 = dry.

@@ -55,7 +55,6 @@ class Hits:
     salt: Tensor
 
     def __len__(self) -> int:
-        """Number of hits."""
         return self.u.shape[0]
 
     def take(self, index: Tensor) -> Hits:
@@ -80,7 +79,6 @@ class Surface:
     soft: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Hard surfaces unless told."""
         if self.soft is None:
             object.__setattr__(self, "soft", torch.zeros_like(self.gloss))
 
@@ -107,8 +105,6 @@ def describe_hits(
     """Normals and texture coordinates of hits.
 
     Args:
-        scene: The scene.
-        origin: (3,) camera position.
         rays: (n, 3) unit directions.
         distance: (n,) to the hit.
         prim: (n,) primitive.

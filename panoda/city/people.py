@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from panoda.city import classes as c
-from panoda.city.cycles import bicycle, motorcycle, tube
 from panoda.city.looks import DrawnLook, palette_colour
 from panoda.city.primitives import Frame, Kind, Kit, Material, Part, Vec3, Vec4
+from panoda.city.vehicles import bicycle, motorcycle, tube
 
 
 def _head(at: Vec3, *, scale: float, skin: Vec3, hair: Vec3) -> tuple[Part, Part]:

@@ -16,7 +16,6 @@ class Occupied:
     """Discs on the ground that are taken."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._discs = np.zeros((256, 3))
         self._count = 0
 
@@ -43,15 +42,10 @@ class Site:
     """A street network with a kit to fill; knows what ground is taken.
 
     Attributes:
-        streets: The network.
-        look: The world's look.
-        rng: Source of every choice.
-        kit: The primitives so far.
         things: Discs on the ground taken by small objects and vehicles.
     """
 
     def __init__(self, streets: list[Street], look: DrawnLook, rng: np.random.Generator) -> None:
-        """Start with bare ground."""
         self.kit = Kit()
         self.streets = streets
         self.look = look

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from panoda.city import cycles, furniture, people, plants, vehicles
+from panoda.city import furniture, people, plants, vehicles
 from panoda.city.plots import LIVELY, Site
 from panoda.city.primitives import Frame
 from panoda.city.streets import KERB_HEIGHT, PARKING_WIDTH, Street
@@ -17,7 +17,7 @@ _BUILDERS = {
     "truck": vehicles.truck,
     "bus": vehicles.bus,
     "tram": vehicles.tram,
-    "motorcycle": cycles.motorcycle,
+    "motorcycle": vehicles.motorcycle,
     "cyclist": people.cyclist,
     "motorcyclist": people.motorcyclist,
 }
@@ -27,7 +27,6 @@ class Populator:
     """Places what moves or stands in the streets of a site whose plots are filled."""
 
     def __init__(self, site: Site, *, seed: int) -> None:
-        """Keep the site."""
         self._site = site
         self._streets, self._look, self._rng = site.streets, site.look, site.rng
         self._seed = seed
@@ -182,7 +181,7 @@ class Populator:
                 self._bicycles(frame, int(rng.integers(1, 4)))
             elif draw < 0.30 and not crossing:
                 turned = frame.shifted(0, 0, turn=float(rng.uniform(0.3, 1.2)))
-                cycles.motorcycle(self._site.kit, turned, self._look, rng)
+                vehicles.motorcycle(self._site.kit, turned, self._look, rng)
             else:
                 continue
             self._site.things.take(frame, 0.35)
@@ -190,7 +189,7 @@ class Populator:
     def _bicycles(self, frame: Frame, count: int) -> None:
         for k in range(count):
             spot = frame.shifted(0.55 * k, 0.0, turn=np.pi / 2 + float(self._rng.uniform(-0.15, 0.15)))
-            cycles.bicycle(self._site.kit, spot.shifted(-0.4, 0), self._look, self._rng)
+            vehicles.bicycle(self._site.kit, spot.shifted(-0.4, 0), self._look, self._rng)
 
     def _crossing_corner(self, street: Street, side: int) -> None:
         """Signals where this street's right kerb meets another street, for both directions."""

@@ -109,7 +109,6 @@ class Scene:
     salt: Tensor
 
     def __len__(self) -> int:
-        """Number of primitives."""
         return self.centre.shape[0]
 
     def to(self, device: torch.device | str) -> Scene:
@@ -127,11 +126,9 @@ class Part(NamedTuple):
     """One primitive of an object.
 
     Attributes:
-        kind: Shape.
         at: Centre in the object's axes, metres.
         size: Full extents along the primitive's own axes, metres.
         colour: Linear RGB albedo.
-        material: Surface.
         accent: Second colour of the material.
         shape: Shape parameters, see ``Kind``.
         tex: Texture parameters of the material.
@@ -153,11 +150,9 @@ class Kit:
     """Collects primitives; ``scene()`` turns them into tensors."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._numbers: list[tuple[float, ...]] = []
 
     def __len__(self) -> int:
-        """Number of primitives so far."""
         return len(self._numbers)
 
     def add(self, frame: Frame, label: int, *parts: Part) -> None:

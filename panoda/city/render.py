@@ -92,8 +92,6 @@ def render(
     """Render one image with its label, on the world's device.
 
     Args:
-        world: The world.
-        camera: Projection and size.
         pose: Where the camera stands and looks.
         exposure: Camera response; None is neutral and without noise.
         seed: Of the sensor noise.

@@ -19,8 +19,6 @@ def shade(world: World, origin: Tensor, rays: Tensor, *, pixel_angle: float) -> 
     """Linear radiance and class along rays.
 
     Args:
-        world: The world.
-        origin: (3,) camera position.
         rays: (G, R, 3) unit world directions in compact groups.
         pixel_angle: Angle between neighbouring pixels in radians.
 

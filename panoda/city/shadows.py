@@ -18,7 +18,6 @@ def occluder_height(scene: Scene, towards: Tensor, *, extent: float, cells: int)
     when p.z is below the map's value there.
 
     Args:
-        scene: The primitives.
         towards: (3,) unit direction towards the light, z > 0.
         extent: Half side of the square map around the origin in metres.
         cells: Cells per side, a multiple of 16.

@@ -116,11 +116,7 @@ class StreetField:
         )
 
     def look_up(self, points: Tensor) -> Ground:
-        """Where ground points lie in the network.
-
-        Args:
-            points: (n, 2) world x, y in metres.
-        """
+        """Where ground points lie in the network."""
         px, py = points[:, :1] - self.start[:, 0], points[:, 1:] - self.start[:, 1]  # (n, M)
         along = px * self.unit[:, 0] + py * self.unit[:, 1]
         lateral = py * self.unit[:, 0] - px * self.unit[:, 1]

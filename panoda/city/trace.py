@@ -108,8 +108,6 @@ def trace(
     """First hit of every ray.
 
     Args:
-        scene: The primitives.
-        origin: (3,) camera position.
         rays: (G, R, 3) unit world directions.
         pairs: Group and primitive of every pair worth testing, (P,) each.
         pixel_angle: Angle between neighbouring pixels in radians; gaps finer than a pixel close.
@@ -162,8 +160,6 @@ def intersect(
         kind: The one shape of all P primitives.
         origin: (3, P, R) or (3, P, 1) local ray origins.
         direction: (3, P, R) or (3, P, 1) local directions, not normalised: distances stay metric.
-        scene: The scene.
-        index: (P,) the primitives.
         pixel_angle: See ``trace``.
 
     Returns:

@@ -27,14 +27,8 @@ class World:
     """Everything the renderer needs.
 
     Attributes:
-        seed: The world's seed.
-        look: The numbers drawn from its look.
-        scene: Primitives.
-        field: Streets on the ground.
-        light: Sun, sky and air.
         shadow: (S, S) height of the sun's occluders per ground cell, see ``occluder_height``.
         canopy: (C, C) height of whatever stands above each ground cell.
-        streets: The streets themselves; the first is the main street.
         spots: Free places on the lanes for cameras, nearest to the middle of the world first.
     """
 
@@ -56,9 +50,7 @@ def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cp
     a small split of neighbouring seeds holds every class.
 
     Args:
-        seed: World seed, >= 0.
         look: How it looks; see ``panoda.city.looks.get_look``.
-        device: Where its tensors live.
 
     Returns:
         The world; equal arguments give equal worlds.

@@ -1,9 +1,9 @@
-"""Sections of the kinds of data sets."""
+"""Sections of the kinds of data sets; each tells its native label space and whether its images cover 360 degrees."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -93,6 +93,8 @@ class LookParams(Section):
 class CityDataset(Section):
     """The embedded procedural city."""
 
+    label_space: ClassVar[str] = "cs19"
+
     kind: Literal["city"]
     """Data set type."""
     path: str = "panoda/city"
@@ -125,14 +127,12 @@ class CityDataset(Section):
         """The images cover 360 degrees."""
         return self.camera.projection == "erp"
 
-    @property
-    def label_space(self) -> str:
-        """Native label space."""
-        return "cs19"
-
 
 class CamVidDataset(Section):
     """CamVid, the 11-class copies: {split}/*.png with same-named files in {split}annot/."""
+
+    label_space: ClassVar[str] = "camvid11"
+    full_circle: ClassVar[bool] = False
 
     kind: Literal["camvid"]
     """Data set type."""
@@ -147,19 +147,12 @@ class CamVidDataset(Section):
         """Every split comes with labels."""
         return True
 
-    @property
-    def full_circle(self) -> bool:
-        """Pinhole images."""
-        return False
-
-    @property
-    def label_space(self) -> str:
-        """Native label space."""
-        return "camvid11"
-
 
 class FolderDataset(Section):
     """A plain folder of panoramas without labels, of any sizes, used in place."""
+
+    label_space: ClassVar[None] = None
+    full_circle: ClassVar[bool] = True
 
     kind: Literal["folder"]
     """Data set type."""
@@ -194,16 +187,6 @@ class FolderDataset(Section):
         """No labels."""
         return False
 
-    @property
-    def full_circle(self) -> bool:
-        """Panoramas."""
-        return True
-
-    @property
-    def label_space(self) -> None:
-        """No labels."""
-        return None
-
 
 class DeclaredDataset(Section):
     """A data set that a YAML file declares: a built-in one, or the user's own."""
@@ -233,6 +216,8 @@ class DeclaredDataset(Section):
 
 class Stanford2D3DDataset(Section):
     """Stanford2D3D, indoor: pinhole images or panoramas of seven areas, in three folds."""
+
+    label_space: ClassVar[str] = "indoor13"
 
     kind: Literal["stanford2d3d"]
     """Data set type."""
@@ -271,14 +256,12 @@ class Stanford2D3DDataset(Section):
         """The images cover 360 degrees."""
         return self.variant == "panoramic"
 
-    @property
-    def label_space(self) -> str:
-        """Native label space."""
-        return "indoor13"
-
 
 class Structured3DDataset(Section):
     """Structured3D, indoor: rendered panoramas, furnished, in one of three lights."""
+
+    label_space: ClassVar[str] = "nyu40"
+    full_circle: ClassVar[bool] = True
 
     kind: Literal["structured3d"]
     """Data set type."""
@@ -299,16 +282,6 @@ class Structured3DDataset(Section):
     def labelled(self, split: str) -> bool:
         """Whether a split comes with labels."""
         return split not in self.unlabelled
-
-    @property
-    def full_circle(self) -> bool:
-        """Panoramas."""
-        return True
-
-    @property
-    def label_space(self) -> str:
-        """Native label space: NYU40."""
-        return "nyu40"
 
 
 def _check_unlabelled(unlabelled: Sequence[str], splits: Mapping[str, str]) -> None:

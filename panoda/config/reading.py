@@ -21,7 +21,6 @@ def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ())
     """Read and validate a params file.
 
     Args:
-        path: YAML file.
         overrides: ``section.key=value`` strings; the value is YAML.
 
     Raises:

@@ -44,7 +44,6 @@ class Scenario:
     """A scenario with all that it extends.
 
     Attributes:
-        name: Name of its file.
         where: Its file and those it extends, for messages.
         tree: What the files say, not yet validated.
         header: Comment lines at the top of its own file.
@@ -88,7 +87,6 @@ def open_scenario(name: str | Path, *, folder: Path = SCENARIOS) -> Scenario:
 
     Args:
         name: Name of a file in ``folder``, or the path of a YAML file anywhere.
-        folder: Where ``extends`` looks for names.
 
     Raises:
         ConfigError: an unknown name, a circle, or a file that cannot be read.

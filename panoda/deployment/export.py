@@ -1,6 +1,6 @@
 """Write a checkpoint as ONNX or as a program of torch.export, checked against the model before it counts.
 
-The deformable operator is traced in plain operators (``panoda.models.deform.traced``). Every file is run, at two
+The deformable operator is traced in plain operators (``panoda.models.deform.sampling``). Every file is run, at two
 sizes and batches where these are open, on noise and on a picture with edges, beside the model itself; one
 that differs is not kept.
 """
@@ -51,8 +51,6 @@ class ExportResult:
     """What ``export_model`` wrote and measured.
 
     Attributes:
-        path: The file.
-        card: Its card.
         checks: One per size and batch.
         megabytes: Size of the file, 10^6 bytes.
         size: Height and width in pixels of the images of the latencies.
@@ -76,7 +74,6 @@ class Graph(nn.Module):
     """What is exported: the model with, on demand, normalisation before and the label choice behind it."""
 
     def __init__(self, model: Segmenter, *, uint8: bool, labels: bool) -> None:
-        """Wrap a model in evaluation mode."""
         super().__init__()
         self.model, self.uint8, self.labels = model, uint8, labels
 
@@ -117,14 +114,11 @@ def export_model(
 
     Args:
         model: In evaluation mode on the CPU, as ``load_model`` gives it.
-        card: Its card.
-        out: Result folder.
         format: onnx or torch (torch.export).
         size: Height and width in pixels: fixed, or where they stay open those of the checks and latencies;
             None = as in training when the card says it, else 512x1024.
         dynamic: Leave height and width open; None = where the network allows it and no size is given.
         batch: Fixed number of images; None = any.
-        opset: Of ONNX.
         uint8: Take RGB bytes; the normalisation is inside.
         labels: Give labels instead of logits.
         tolerance: Largest difference of a logit from the model's.

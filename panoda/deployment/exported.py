@@ -66,14 +66,7 @@ class ExportCard(BaseModel):
 
 
 class ExportedModel(nn.Module):
-    """An exported file with the face of a ``Segmenter``: normalised images to logits, on the CPU.
-
-    Attributes:
-        card: What the file says about itself.
-        num_classes: K.
-        feature_stride: As in the card.
-        wraps: As in the card.
-    """
+    """An exported file with the face of a ``Segmenter``: normalised images to logits, on the CPU."""
 
     def __init__(self, path: Path) -> None:
         """Open a file that ``export_model`` wrote.

@@ -57,11 +57,7 @@ class Prediction:
 
 
 class Model:
-    """A checkpoint or a file exported from one, ready to label images.
-
-    Attributes:
-        card: What the file says of itself.
-    """
+    """A checkpoint or a file exported from one, ready to label images."""
 
     def __init__(self, net: Any, card: ModelCard) -> None:
         """Use ``net``, which takes batches of images, as ``card`` describes it."""

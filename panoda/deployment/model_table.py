@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import multiprocessing
 import os
 import re
@@ -50,7 +51,6 @@ PAIRS: tuple[Pair, ...] = (
     ("timm:convnext_tiny", "upernet"),
 )
 REPEATS = 3
-_SAMPLE_OPERATIONS = 8
 
 
 class Cost(BaseModel):
@@ -117,15 +117,6 @@ def measure(
 ) -> Iterator[Row]:
     """One row per pair, as it is measured.
 
-    Args:
-        chosen: Encoders and decoders.
-        sizes: Heights and widths in pixels.
-        num_classes: K of every model.
-        fast: Count only; no time and memory.
-        device: Where to measure.
-        threads: CPU threads; None = PyTorch's default.
-        progress: Show a bar.
-
     Raises:
         ValueError: names that do not exist or do not fit.
     """
@@ -160,15 +151,16 @@ def operations(model: Segmenter, size: Size) -> int:
 
 
 def _formulas() -> dict[Any, Any]:
-    """Operations of the custom operators, from the shapes of their arguments and results."""
+    """Operations of the samples of a deformable convolution: two for each of four corners."""
 
-    def sampled(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
-        total = _SAMPLE_OPERATIONS
-        for side in out_shape:
-            total *= side
-        return total
+    def gathered(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        return 2 * math.prod(out_shape)  # one corner
 
-    return {torch.ops.panoda.deform_gather: sampled, torch.ops.panoda.deform_bag: sampled}
+    def bagged(*_: Any, out_shape: Sequence[Sequence[int]], **__: Any) -> int:
+        return 8 * math.prod(out_shape[0])
+
+    aten = torch.ops.aten
+    return {aten.gather: gathered, aten._embedding_bag: bagged, aten._embedding_bag_forward_only: bagged}
 
 
 # --- time and memory -----------------------------------------------------------------------------------

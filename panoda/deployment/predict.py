@@ -15,7 +15,7 @@ from PIL import Image
 
 from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
 from panoda.deployment.model import Prediction, load
-from panoda.deployment.view import Asked, View
+from panoda.deployment.view import Asked
 from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.sliding import Sliding
 from panoda.system.errors import DataError
@@ -62,7 +62,6 @@ def predict_files(
 
     Args:
         checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
-        images: Image files of any size.
         out: Result folder; files of other images that lie there stay.
         height: Working height in pixels; None = pixels of the angular size seen in training where the
             checkpoint's card (``params["prepared"]``) and the image tell it, else the height in training,
@@ -70,9 +69,6 @@ def predict_files(
         projection: What the images are; auto = as their metadata, the card and their shape say.
         wrap: Whether they close around the circle; None = full circles do.
         sliding: Window and stride of sliding windows at the working height; None = whole images.
-        device: Where to compute.
-        dtype: Autocast type, or None.
-        progress: Show a progress bar.
         say: Told in one line what each image was taken for.
 
     Raises:
@@ -105,7 +101,9 @@ def predict_files(
             if say is not None:
                 say(f"{path}: {found.view}")
             written.append(_write(out, names[path], found))
-            rows.append({"image": str(path), "label": names[path], **_assumed(found.view), **found.shares()})
+            view = found.view
+            assumed = dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))
+            rows.append({"image": str(path), "label": names[path], **assumed, **found.shares()})
         shares = out / "class_shares.csv"
         with staged_file(shares) as aside:
             columns = ["image", "label", *ASSUMED, *model.space.names]
@@ -130,10 +128,6 @@ def _check_arguments(images: Sequence[Path]) -> None:
             + f"\nexpected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}; "
             "name the files of a folder with folder/*"
         )
-
-
-def _assumed(view: View) -> dict[str, object]:
-    return dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))
 
 
 def _output_names(images: Sequence[Path]) -> dict[Path, str]:

@@ -67,10 +67,6 @@ def view_of(
 
     Args:
         path: Its file, or None: no metadata.
-        height: Pixels, upright.
-        width: Pixels, upright.
-        projection: As the user says; auto = decide.
-        wrap: As the user says; None = full circles alone.
         trained: ``params["prepared"]`` of the model's card: the images it was trained on.
     """
     facts = (None if path is None else read_facts(path)) or FileFacts(height, width)

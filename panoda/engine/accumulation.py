@@ -82,10 +82,7 @@ def accumulate(
         losses: Step and batch -> named losses; ``loss/total`` is minimised. A DistributedDataParallel
             module averages gradients over processes in the last backward pass.
         scale: Of a loss before its backward pass.
-        step: From 0.
         batch: This process's shard of the batch.
-        parts: Micro-batches.
-        shard: Of this process.
         modules: Those whose buffers the losses change: the model, prototypes.
         seed: torch's, for every micro-batch: each samples for the full batch and takes its rows.
 

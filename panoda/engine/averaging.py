@@ -62,8 +62,6 @@ def recompute_batch_norm(
     one pixel in a batch of one) keeps its statistics instead of losing them.
 
     Args:
-        model: Its mode is restored.
-        images: Batches that the model takes, on its device.
         forward: How the model is run; None = ``model(x)``.
     """
     norms = [m for m in model.modules() if isinstance(m, _Norm) and m.track_running_stats]

@@ -16,7 +16,6 @@ import pickle
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +32,8 @@ from panoda.engine.accumulation import finer
 from panoda.engine.distributed import process_group
 from panoda.engine.failures import OutOfMemory
 from panoda.engine.preemption import EXIT_CODE, STOPPED, Preempted, sigterm_ends, stop_requests
-from panoda.system.context import NullLogger, RunContext, check_shares, set_deterministic
+from panoda.system.background import end_with_parent
+from panoda.system.context import MetricLogger, RunContext, check_shares, set_deterministic
 from panoda.system.machine import keep_freed_memory
 
 P = ParamSpec("P")
@@ -77,11 +77,6 @@ def on_devices(stage: Callable[P, Metrics]) -> Callable[P, Metrics]:
 def launch(function: Callable[..., Metrics], keywords: Mapping[str, Any], context: RunContext) -> Metrics:
     """Call ``function`` in ``context.devices`` processes; returns what the first one returns.
 
-    Args:
-        function: Importable by name; takes ``context``, which it gets with its own rank and device.
-        keywords: Its other arguments, which pickle.
-        context: Of this process; its logger receives what the first process logs.
-
     Raises:
         Exception: whatever a worker raised first, with the worker's traceback as a note.
         Preempted: asked to stop; everything is saved.
@@ -89,7 +84,7 @@ def launch(function: Callable[..., Metrics], keywords: Mapping[str, Any], contex
     """
     if context.device.type == "cuda":
         torch.cuda.empty_cache()  # the first worker has the same GPU
-    told = replace(context, logger=NullLogger(), fan_out=None, world=context.devices)
+    told = replace(context, logger=MetricLogger(), fan_out=None, world=context.devices)
     threads = max(1, torch.get_num_threads() // context.devices)
     with tempfile.TemporaryDirectory(prefix="panoda-") as folder:
         workers = _Workers(context)
@@ -194,7 +189,7 @@ def _work(
 ) -> None:
     """What a worker does. SIGTERM ends it at once until it has joined the others."""
     os.setsid()  # ctrl-C comes to the process that started this one, which tells all
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # with it the lock of the GPU goes
     logging.basicConfig(level=logging.WARNING if rank == 0 else logging.ERROR, format="%(message)s")
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -203,7 +198,7 @@ def _work(
         context = keywords["context"]
         set_deterministic(context.deterministic)
         device = torch.device("cuda", rank) if context.device.type == "cuda" else context.device
-        logger = _PipeLogger(link) if rank == 0 else NullLogger()
+        logger = _PipeLogger(link) if rank == 0 else MetricLogger()
         bar = context.progress and rank == 0
         context = replace(context, rank=rank, device=device, logger=logger, progress=bar)
         with process_group(context, rendezvous), sigterm_ends():
@@ -219,7 +214,7 @@ def _work(
         os._exit(code)
 
 
-class _PipeLogger(NullLogger):
+class _PipeLogger(MetricLogger):
     """Hands every call on to the logger of the process that started this one."""
 
     def __init__(self, link: Connection) -> None:
@@ -238,14 +233,6 @@ def _portable(error: BaseException, where: str) -> BaseException:
         found = RuntimeError(f"{type(error).__name__}: {error}")
     found.add_note(f"{where}:\n{told}")
     return found
-
-
-def _end_with_parent() -> None:
-    """With the process that started this one the lock of the GPU goes."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 @contextmanager

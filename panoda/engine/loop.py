@@ -56,8 +56,6 @@ def run_loop(
     num_steps: int,
     seed: int,
     clip_norm: float,
-    checkpoint_every: int,
-    log_every: int,
     context: RunContext,
     description: str,
     validate: Callable[[LoopState], dict[str, float]] | None = None,
@@ -67,18 +65,10 @@ def run_loop(
     """Train for ``num_steps`` optimiser steps, resuming from ``context.state_dir`` when it holds a point.
 
     Args:
-        task: What is trained.
-        optimizer: Over ``task.trained``.
         scheduler: Stepped once per step.
-        num_steps: Steps in all.
-        seed: Run seed.
         clip_norm: Gradient-norm limit; 0 = off.
-        checkpoint_every: Steps between resume points.
-        log_every: Steps between logged rows.
-        context: Device, precision, logger.
         description: Progress bar text: the stage's name, perhaps with hyphens.
         validate: Called every ``validate_every`` steps (when above 0) and at the end.
-        validate_every: See ``validate``.
         accumulate: Micro-batches that a batch is computed in (``panoda.engine.accumulation``).
 
     Raises:
@@ -136,7 +126,7 @@ def run_loop(
                 values = take_step(state.step, batch)
             state.step += 1
             last = state.step == num_steps
-            if state.step % log_every == 0 or last:
+            if state.step % context.log_every == 0 or last:
                 guard.check()
                 row = {**mean(values, context), "lr": float(max(scheduler.get_last_lr())), **batches.pace()}
                 if take_step.parts > 1:
@@ -145,7 +135,7 @@ def run_loop(
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
             asked, late = agree(context, bool(stop), points.overdue())
-            if state.step % checkpoint_every == 0 or last or late or asked:
+            if state.step % context.checkpoint_every == 0 or last or late or asked:
                 points.save()
             if asked:
                 stop.obey(f"step {state.step} of {num_steps}")

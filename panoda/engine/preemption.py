@@ -39,7 +39,6 @@ class Preempted(SystemExit):
         return type(self), (self.message,), self.__dict__
 
     def __str__(self) -> str:
-        """The message, not the code."""
         return self.message
 
 
@@ -51,11 +50,9 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        """No signal yet."""
         self.name: str | None = None
 
     def __bool__(self) -> bool:
-        """There was a signal."""
         return self.name is not None
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:

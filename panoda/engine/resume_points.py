@@ -53,9 +53,6 @@ def save_resume(
     """Write a resume point: ``step`` optimiser steps are done.
 
     Args:
-        folder: Where; None keeps nothing.
-        step: Steps done.
-        components: What has a state.
         extra: Plain values (numbers, strings, lists and dicts of them).
         keep: Points kept, this one included. Later ones are from a run that this one does not go on from
             (they were damaged) and are removed.

@@ -35,7 +35,6 @@ class LossSpikes:
     """
 
     def __init__(self) -> None:
-        """No losses yet."""
         self.rows: list[dict[str, Any]] = []
         self._recent: deque[float] = deque(maxlen=WINDOW)
 

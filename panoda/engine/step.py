@@ -29,14 +29,10 @@ class Stepper:
     """Takes the steps of a run.
 
     Attributes:
-        task: What is trained.
         optimizer: Over ``task.trained``.
-        scaler: Of half precision.
         guard: Looks at losses and gradient norms.
-        context: Device, precision, what to do without memory.
         seed: Of the run; a step draws from (seed, step) alone.
         clip_norm: Gradient-norm limit; 0 = off.
-        name: Of the stage, for messages.
         parts: Micro-batches of a batch; more after memory ran out, if ``context.on_oom`` says so.
         losses: Those of the task, in parallel with other processes.
     """
@@ -53,7 +49,6 @@ class Stepper:
     losses: Losses = field(init=False)
 
     def __post_init__(self) -> None:
-        """Join the other processes."""
         self.losses = parallel_losses(self.task, self.context)
 
     def __call__(self, step: int, batch: Any) -> dict[str, Tensor]:

@@ -50,17 +50,7 @@ def run_training(
     validate: Callable[[LoopState], dict[str, float]] | None = None,
     validate_every: int = 0,
 ) -> LoopState:
-    """Train ``task.trained`` for all iterations of a stage, in train mode; evaluation mode after.
-
-    Args:
-        task: What is trained.
-        params: The stage's section.
-        seed: Of the training loop.
-        context: Device, precision, logger, resume folder.
-        description: For the progress bar and messages.
-        validate: As in ``run_loop``.
-        validate_every: As in ``run_loop``.
-    """
+    """Train ``task.trained`` for all iterations of a stage, in train mode; evaluation mode after."""
     optim, constant = params.optim, task.constant_rate
     optimizer = build_optimizer(
         task.trained,
@@ -87,8 +77,6 @@ def run_training(
             num_steps=params.iterations,
             seed=seed,
             clip_norm=optim.clip_norm,
-            checkpoint_every=context.checkpoint_every,
-            log_every=context.log_every,
             accumulate=params.accumulate,
             context=context,
             description=description,

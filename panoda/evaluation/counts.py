@@ -58,7 +58,6 @@ class Evaluation:
     """What one model did on one split.
 
     Attributes:
-        confusion: Counts over the whole split.
         latitude: One region per band, from the top; empty for pinhole images.
         azimuth: One region per sector; empty unless the images are full-circle panoramas.
         areas: The same matrix with pixels weighted by the sphere's area they cover, in steps of ``area_step``
@@ -68,7 +67,6 @@ class Evaluation:
         group_images: Group -> number of images.
         predicted_pixels: (K,) int64, pixels predicted as each class outside the ignore band, labelled or not.
         confidence_sum: Sum of the largest class probability over those pixels, in ``CONFIDENCE_STEPS``.
-        images: Number of images.
         predictions: (H, W) uint8 predictions of the images asked for, by index.
     """
 
@@ -199,7 +197,7 @@ class PixelCounter:
             ]
 
     def result(self, groups: Sequence[str] | None) -> Evaluation:
-        """What ``update`` counts into, and nothing of what it does not count."""
+        """What ``update`` counts into, and nothing of what it does not count; of no image yet."""
         return Evaluation(
             confusion=self.total,
             latitude=self.latitude,
@@ -231,15 +229,3 @@ class PixelCounter:
         counts = torch.bincount(cell, minlength=height * k * k).view(height, k, k)
         # Whole numbers below 2**53: exact, and CUDA multiplies no matrices of integers.
         return torch.einsum("h,hij->ij", weights.to(counts.device), counts.to(torch.float64)).long()
-
-
-def nothing_counted(
-    split: PreparedSplit,
-    *,
-    num_classes: int,
-    latitude_bands: int,
-    azimuth_sectors: int,
-    groups: Sequence[str] | None,
-) -> Evaluation:
-    """An evaluation of no image yet, for ``Evaluation.add``; arguments as in ``evaluate_model``."""
-    return PixelCounter(split, num_classes, latitude_bands, azimuth_sectors).result(groups)

@@ -41,18 +41,14 @@ def evaluate_model(
     Args:
         model: Segmentation model; it is put into evaluation mode and moved to ``device``.
         split: Prepared images of one size; without labels only predictions are counted.
-        num_classes: K of model and labels.
         scales: Image scales whose logits are averaged.
         flip: Also average the mirrored image.
         sliding: Window and stride of sliding windows, or None for whole images.
-        batch_size: Images per forward pass.
         latitude_bands: Bands of equal angle (ERP only).
         azimuth_sectors: Sectors of equal width (full-circle ERP only).
         groups: Group of every image of the split, to count each group apart, too; None = do not.
         keep: Indices of images whose prediction is returned, if they are among ``images``.
         images: The images to count; None = all.
-        device: Where to compute.
-        dtype: Autocast type, or None for float32.
 
     Raises:
         ValueError: the split is empty, or keep names an image it does not have.

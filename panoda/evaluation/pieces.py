@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save
 
 from panoda.config import EvaluateParams
 from panoda.data.loading.mixture import source_splits
-from panoda.evaluation.counts import Evaluation, nothing_counted
+from panoda.evaluation.counts import Evaluation, PixelCounter
 from panoda.evaluation.evaluate import evaluate_model
 from panoda.evaluation.sets import EvaluationSet, open_sets
 from panoda.labels import LabelSpace
@@ -30,8 +30,6 @@ class EvaluatedModel:
     """A model to evaluate.
 
     Attributes:
-        path: Its file.
-        digest: SHA-256 of the file.
         same_as: Name of the earlier model that has the same weights, or None.
     """
 
@@ -63,35 +61,17 @@ def load_models(models: Mapping[str, Path], *, space: LabelSpace) -> dict[str, E
 
 @dataclass(frozen=True)
 class SetPaths:
-    """What the sets are opened from."""
+    """What the sets are opened from; absolute, for workers elsewhere."""
 
     source_val: Path
     target_test: Path | None
     more_sources: Path | None
-    sources: tuple[tuple[str, float], ...] | None
-
-    @classmethod
-    def of(
-        cls,
-        source_val: Path,
-        target_test: Path | None,
-        more_sources: Path | None,
-        sources: Mapping[str, float] | None,
-    ) -> SetPaths:
-        """Paths as the stage has them."""
-        return cls(
-            source_val.absolute(),
-            target_test.absolute() if target_test else None,
-            more_sources.absolute() if more_sources else None,
-            tuple(sources.items()) if sources else None,
-        )
+    sources: Mapping[str, float] | None
 
     def open(self, pictures: int) -> list[EvaluationSet]:
         """The sets of stage evaluate."""
-        sources = dict(self.sources) if self.sources else None
-        return open_sets(
-            source_splits(self.source_val, self.more_sources, sources), self.target_test, pictures
-        )
+        sources = source_splits(self.source_val, self.more_sources, self.sources)
+        return open_sets(sources, self.target_test, pictures)
 
 
 @dataclass(frozen=True)
@@ -100,12 +80,10 @@ class EvaluateWork(Work):
 
     Attributes:
         models: Name, file and digest of every model that differs from the one before.
-        paths: The sets' folders.
         sets: Name, digest and number of images of every set.
-        params: The evaluate section.
-        piece_size: Images per piece.
     """
 
+    name = "evaluate"
     models: tuple[tuple[str, Path, str], ...]
     paths: SetPaths
     sets: tuple[tuple[str, str, int], ...]
@@ -125,11 +103,6 @@ class EvaluateWork(Work):
         different = tuple((n, m.path, m.digest) for n, m in models.items() if m.same_as is None)
         about = tuple((current.name, current.split.digest, len(current.split)) for current in sets)
         return cls(different, paths, about, params, piece_size)
-
-    @property
-    def name(self) -> str:
-        """For messages, and the folder of the pieces."""
-        return "evaluate"
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
@@ -151,7 +124,6 @@ class EvaluateWork(Work):
         ]
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.plan)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:
@@ -174,13 +146,9 @@ class EvaluateWork(Work):
 
     def joined(self, model: str, current: EvaluationSet, pieces: Sequence[Path]) -> Evaluation:
         """What one model did on one set, from the folders of all pieces."""
-        result = nothing_counted(
-            current.split,
-            num_classes=current.space.num_classes,
-            latitude_bands=self.params.latitude_bands,
-            azimuth_sectors=self.params.azimuth_sectors,
-            groups=current.groups if current.labelled else None,
-        )
+        bands, sectors = self.params.latitude_bands, self.params.azimuth_sectors
+        counter = PixelCounter(current.split, current.space.num_classes, bands, sectors)
+        result = counter.result(current.groups if current.labelled else None)
         for (which, of, _), piece in zip(self.plan, pieces, strict=True):
             if self.models[which][0] == model and self.sets[of][0] == current.name:
                 result.add(load_file(piece / COUNTS))

@@ -76,11 +76,6 @@ def open_sets(
 ) -> list[EvaluationSet]:
     """Open the sets.
 
-    Args:
-        sources: Role -> its prepared val split.
-        target_test: Prepared split, with or without labels; None when there is none.
-        pictures: How many images of each are kept for the report.
-
     Raises:
         ValueError: labelled sets in different label spaces.
     """

@@ -8,7 +8,8 @@ Convention:
 
     An ERP image spans the full circle: column 0 starts at lon = -pi, the middle column looks
     forward. Rows run from ``lat_top`` down to ``lat_bottom`` (a vertical band when those lie
-    inside +-pi/2). The centre of pixel i lies at i + 0.5. Width wraps, height does not.
+    inside +-pi/2). The centre of pixel i lies at i + 0.5. Width wraps, height does not. Angles are
+    in radians, sizes in pixels.
 """
 
 from __future__ import annotations
@@ -39,15 +40,7 @@ def check_band(lat_top: float, lat_bottom: float) -> None:
 def erp_pixel_rays(
     x: Tensor, y: Tensor, *, height: int, width: int, lat_top: float = HALF_PI, lat_bottom: float = -HALF_PI
 ) -> Tensor:
-    """Unit rays of continuous pixel coordinates.
-
-    Args:
-        x: (...) horizontal pixel coordinates; a pixel centre is at +0.5.
-        y: (...) vertical pixel coordinates, same shape.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        lat_top: Latitude of the upper edge in radians.
-        lat_bottom: Latitude of the lower edge in radians.
+    """Unit rays of continuous pixel coordinates x, y (...).
 
     Returns:
         (..., 3) unit directions in camera axes.
@@ -81,13 +74,6 @@ def erp_rays(
 ) -> Tensor:
     """Unit rays of all pixel centres of an ERP image.
 
-    Args:
-        height: Image height in pixels.
-        width: Image width in pixels, spanning 360 degrees.
-        lat_top: Latitude of the upper edge in radians.
-        lat_bottom: Latitude of the lower edge in radians.
-        device: Where the result lives.
-
     Returns:
         (H, W, 3) float32 unit directions; convention in the module docstring.
 
@@ -106,14 +92,7 @@ def erp_rays(
 def rays_to_erp(
     rays: Tensor, *, height: int, width: int, lat_top: float = HALF_PI, lat_bottom: float = -HALF_PI
 ) -> tuple[Tensor, Tensor]:
-    """Continuous pixel coordinates of rays; the inverse of ``erp_pixel_rays``.
-
-    Args:
-        rays: (..., 3) directions of any positive length.
-        height: Image height in pixels.
-        width: Image width in pixels.
-        lat_top: Latitude of the upper edge in radians.
-        lat_bottom: Latitude of the lower edge in radians.
+    """Continuous pixel coordinates of rays (..., 3) of any positive length; the inverse of ``erp_pixel_rays``.
 
     Returns:
         x in [0, width) and y, each (...); y lies outside [0, height] for rays outside the band.
@@ -148,9 +127,6 @@ def sample_erp(
     Args:
         image: (B, C, H, W); any dtype (integers come back rounded, labels want ``nearest``).
         rays: (h, w, 3) or (B, h, w, 3) directions of any positive length.
-        lat_top: Latitude of the image's upper edge in radians.
-        lat_bottom: Latitude of the image's lower edge in radians.
-        mode: Interpolation.
         fill: Value for rays above or below the band.
 
     Returns:
@@ -217,10 +193,9 @@ def solid_angle_weights(
 
 
 def yaw_roll(image: Tensor, pixels: int) -> Tensor:
-    """Turn the camera of an ERP image about the vertical axis by whole columns, without loss.
+    """Turn the camera of an ERP image (..., H, W) about the vertical axis by whole columns, without loss.
 
     Args:
-        image: (..., H, W), any dtype; image and label are rolled alike.
         pixels: Columns; positive turns the camera left, so that content moves right.
 
     Returns:

@@ -71,15 +71,6 @@ def pinhole_rays(
 ) -> Tensor:
     """Unit rays of all pixel centres of a pinhole view.
 
-    Args:
-        height: Image height in pixels.
-        width: Image width in pixels.
-        fov_x: Horizontal field of view in radians.
-        azimuth: Turn to the right in radians.
-        elevation: Turn upwards in radians.
-        roll: Turn of the view about its own axis in radians; its right side goes down.
-        device: Where the result lives.
-
     Returns:
         (H, W, 3) float32 unit directions in panorama axes.
 
@@ -107,16 +98,7 @@ def rays_to_pinhole(
     elevation: float = 0.0,
     roll: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays meet a pinhole view; the inverse of ``pinhole_pixel_rays``.
-
-    Args:
-        rays: (..., 3) directions in panorama axes.
-        height: View height in pixels.
-        width: View width in pixels.
-        fov_x: Horizontal field of view in radians.
-        azimuth: Turn of the view to the right in radians.
-        elevation: Turn of the view upwards in radians.
-        roll: Turn of the view about its own axis in radians.
+    """Where rays (..., 3) in panorama axes meet a pinhole view; the inverse of ``pinhole_pixel_rays``.
 
     Returns:
         x and y, continuous pixel coordinates, and a bool mask of rays that meet the image; each (...).
@@ -148,20 +130,7 @@ def erp_to_pinhole(
     mode: Literal["bilinear", "nearest"] = "bilinear",
     fill: float = 0.0,
 ) -> Tensor:
-    """Cut a pinhole (tangent) view out of an ERP image.
-
-    Args:
-        image: (B, C, H, W) ERP image or label, any dtype.
-        height: View height in pixels.
-        width: View width in pixels.
-        fov_x: Horizontal field of view in radians.
-        azimuth: Turn of the view to the right in radians.
-        elevation: Turn of the view upwards in radians.
-        roll: Turn of the view about its own axis in radians.
-        lat_top: Latitude of the panorama's upper edge in radians.
-        lat_bottom: Latitude of the panorama's lower edge in radians.
-        mode: ``bilinear`` for images, ``nearest`` for labels.
-        fill: Value where the view leaves the panorama's band.
+    """Cut a pinhole (tangent) view out of an ERP image or label (B, C, H, W) of any dtype.
 
     Returns:
         (B, C, height, width) in the dtype of ``image``.
@@ -200,14 +169,6 @@ def pinhole_to_erp(
     Args:
         image: (B, C, h, w) pinhole images, any dtype; sampled bilinearly.
         label: (B, h, w) integer labels; sampled nearest.
-        fov_x: Horizontal field of view of the pinhole images in radians.
-        height: Height of the band in pixels.
-        width: Width of the band in pixels, spanning 360 degrees.
-        lat_top: Latitude of the band's upper edge in radians.
-        lat_bottom: Latitude of the band's lower edge in radians.
-        azimuth: Direction the view is laid to, positive right, in radians.
-        elevation: Direction the view is laid to, positive up, in radians.
-        roll: Turn of the view about its own axis in radians.
         rows: (B, h') continuous rows of the band that each result shows, pixel centres at +0.5; nan shows
             nothing; None = all.
         columns: (B, w') likewise, with ``rows``; columns wrap around.

@@ -10,7 +10,6 @@ from panoda.labels.spaces import (
     remap_report,
     remap_table,
     remap_targets,
-    shared_classes,
     stored_space,
 )
 
@@ -24,6 +23,5 @@ __all__ = [
     "remap_report",
     "remap_table",
     "remap_targets",
-    "shared_classes",
     "stored_space",
 ]

@@ -31,7 +31,6 @@ class LabelSpace:
     """An ordered set of classes.
 
     Attributes:
-        name: Short identifier used in params.yaml, indices and checkpoints.
         names: Class names; position = train id.
         palette: One (R, G, B) in 0..255 per class.
     """
@@ -153,13 +152,6 @@ def remap_table(source: str, target: str) -> np.ndarray:
     for old, new in _remap(source, target).items():
         table[old] = new
     return table
-
-
-def shared_classes(source: str, target: str) -> tuple[int, ...]:
-    """Ids of ``target`` that labels of ``source`` can take after the remap, ascending."""
-    k = get_label_space(source).num_classes
-    reached = set(remap_table(source, target)[:k].tolist()) - {IGNORE_INDEX}
-    return tuple(sorted(reached))
 
 
 def remap_report(source: str, target: str) -> RemapReport:

@@ -93,14 +93,7 @@ def code_digest(paths: Iterable[Path], *, root: Path = PACKAGE.parent) -> str:
 
 
 def fingerprint(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str], code: str) -> str:
-    """16 hex digits that name everything a stage's result depends on.
-
-    Args:
-        stage: Stage label.
-        params: The stage's own parameters, JSON values.
-        inputs: Input name -> digest.
-        code: ``code_digest`` of the stage's code.
-    """
+    """16 hex digits that name everything a stage's result depends on."""
     value = {"stage": stage, "params": params, "inputs": inputs, "code": code}
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -117,12 +110,6 @@ def resume_state(
     Folders of the same stage with other fingerprints belong to other parameters, inputs or code, perhaps of a
     job that waits to go on: they are removed ``STALE_DAYS`` after they were last written to, unless a running
     process holds them.
-
-    Args:
-        name: Folder name of the stage.
-        mark: Fingerprint.
-        root: Project root.
-        say: Where waiting is reported.
     """
     base = root / STATE
     folder = base / f"{name}-{mark}"

@@ -45,17 +45,10 @@ class Results:
     Attributes:
         models: Evaluated models in training order, without copies; the first is source-only.
         copies: Model that a stage of 0 steps passed through -> the model it is.
-        metrics: evaluate/metrics.json.
         sets: evaluate/sets.json: images, labelled, projection, label spaces, digest, note of each set.
-        space: Label space of the scores.
-        per_class: evaluate/per_class.csv.
-        by_latitude: evaluate/by_latitude.csv.
-        by_azimuth: evaluate/by_azimuth.csv.
-        by_group: evaluate/by_group.csv.
         confusion: (model, set) -> (K, K) pixel counts.
         pictures: Fixed images, target first.
         histories: Stage -> history.csv.
-        rounds: Rounds of adaptation.
         checkpoints: Stage -> SHA-256 of its model.safetensors.
     """
 

@@ -36,7 +36,6 @@ def confusion_figure(counts: pd.DataFrame, *, title: str = "") -> Figure:
 
     Args:
         counts: (K, K) pixel counts, index = label, columns = prediction, class names on both.
-        title: Text above.
     """
     values = counts.to_numpy(dtype=np.float64)
     rows = values.sum(axis=1, keepdims=True)
@@ -70,7 +69,6 @@ def per_class_figure(
 
     Args:
         per_class: Rows of per_class.csv for one set.
-        models: Model -> name shown, in order.
         colours: Class -> RGB of the label palette, shown as a small square.
     """
     frequency = per_class.groupby("class", sort=False)["label_pixels"].max()
@@ -88,13 +86,19 @@ def per_class_figure(
             axes.plot(
                 -0.012, place, "s", ms=7, color=colour, clip_on=False, transform=axes.get_yaxis_transform()
             )
-        axes.set_yticks(range(len(classes)), classes)
-        axes.tick_params(axis="y", length=0, pad=12)
-        axes.set(ylim=(len(classes) - 0.4, -0.6), xlim=(0, 100), xlabel="IoU in %")
-        axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
+        _class_rows(axes, classes, pad=12)
+        axes.set(xlim=(0, 100), xlabel="IoU in %")
         legend_below(figure, axes, len(models))
     return figure
+
+
+def _class_rows(axes: Axes, classes: Sequence[str], *, pad: float | None = None) -> None:
+    """One row per class, the first on top, under horizontal bars at 0, 1, ..."""
+    axes.set_yticks(range(len(classes)), classes)
+    axes.tick_params(axis="y", length=0, **({} if pad is None else {"pad": pad}))
+    axes.set_ylim(len(classes) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
 
 
 def curves_figure(history: pd.DataFrame) -> Figure | None:
@@ -142,12 +146,7 @@ def _curve_panel(axes: Axes, history: pd.DataFrame, columns: Sequence[str], name
 
 
 def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> Figure:
-    """Show mIoU over latitude (drawn upwards as in the image), one stepped line per model.
-
-    Args:
-        by_latitude: Rows of by_latitude.csv for one set.
-        models: Model -> name shown, in order.
-    """
+    """Show mIoU over latitude (drawn upwards as in the image), one stepped line per model."""
     with figure_style():
         figure, axes = new_figure(4.6, 4.2)
         for model, colour in model_colours(list(models)).items():
@@ -174,12 +173,7 @@ def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> 
 
 
 def azimuth_figure(by_azimuth: pd.DataFrame, *, models: Mapping[str, str]) -> Figure:
-    """Show mIoU over viewing direction, forward at the top and right on the right.
-
-    Args:
-        by_azimuth: Rows of by_azimuth.csv for one set.
-        models: Model -> name shown, in order.
-    """
+    """Show mIoU over viewing direction, forward at the top and right on the right."""
     with figure_style():
         figure, axes = new_figure(4.6, 4.2, subplot_kw={"projection": "polar"})
         axes.set_theta_zero_location("N")
@@ -220,11 +214,8 @@ def pseudo_label_figure(classes: pd.DataFrame) -> Figure:
             places, 100 * present["kept_share"], 0.62, color=SERIES_COLOURS[0], label="kept share of pixels"
         )
         axes.plot(100 * present["threshold"], places, "|", ms=9, mew=2.2, color="#e09a12", label="threshold")
-        axes.set_yticks(places, list(present["class"]))
-        axes.tick_params(axis="y", length=0)
-        axes.set(ylim=(len(present) - 0.4, -0.6), xlim=(0, 100), xlabel="% of pixels kept, confidence in %")
-        axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
+        _class_rows(axes, list(present["class"]))
+        axes.set(xlim=(0, 100), xlabel="% of pixels kept, confidence in %")
         legend_below(figure, axes, 2)
     return figure
 
@@ -240,12 +231,9 @@ def prototype_figure(classes: pd.DataFrame) -> Figure | None:
         axes.barh(places, both["cosine"], 0.62, color=SERIES_COLOURS[2])
         for place, value in zip(places, both["cosine"], strict=True):
             axes.text(max(value, 0) + 0.01, place, f"{value:.3f}", va="center", fontsize=7.5, color=MUTED)
-        axes.set_yticks(places, list(both["class"]))
-        axes.tick_params(axis="y", length=0)
-        axes.set(ylim=(len(both) - 0.4, -0.6), xlabel="cosine similarity, source to target prototype")
+        _class_rows(axes, list(both["class"]))
+        axes.set_xlabel("cosine similarity, source to target prototype")
         axes.set_xlim(min(0.0, float(both["cosine"].min()) - 0.05), 1.09)
-        axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
     return figure
 
 
@@ -253,9 +241,7 @@ def overlay(image: np.ndarray, label: np.ndarray, space: LabelSpace, *, opacity:
     """Blend label colours over an image.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
         label: (H, W) train ids; 255 leaves the image as it is.
-        space: Palette.
         opacity: Share of the label colour, 0..1.
 
     Returns:

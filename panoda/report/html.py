@@ -182,25 +182,16 @@ def _directions(results: Results) -> list[dict[str, Any]]:
 
 def _rounds(results: Results) -> Iterator[dict[str, Any]]:
     for one in results.rounds if "round1" not in results.copies else ():
-        labels, prototypes = one.pseudo_labels, one.prototypes
         entry: dict[str, Any] = {"number": one.number, "pseudo_labels": None, "prototypes": None}
-        if labels is not None:
+        if (table := one.pseudo_labels) is not None:
             alt = f"Share of pixels kept and confidence threshold per class, round {one.number}."
-            drawn = _figure(figures.pseudo_label_figure(labels), f"pseudo-{one.number}", alt)
-            entry["pseudo_labels"] = {
-                "note": words.pseudo_label_note(labels),
-                "figure": drawn,
-                "table": labels,
-            }
-        if prototypes is not None:
+            drawn = _figure(figures.pseudo_label_figure(table), f"pseudo-{one.number}", alt)
+            entry["pseudo_labels"] = {"note": words.pseudo_label_note(table), "figure": drawn, "table": table}
+        if (table := one.prototypes) is not None:
             alt = f"Cosine similarity of source and target prototypes per class, round {one.number}."
-            drawn = _figure(figures.prototype_figure(prototypes), f"prototypes-{one.number}", alt)
-            entry["prototypes"] = {
-                "note": words.prototype_note(prototypes),
-                "figure": drawn,
-                "table": prototypes,
-            }
-        if labels is not None or prototypes is not None:
+            drawn = _figure(figures.prototype_figure(table), f"prototypes-{one.number}", alt)
+            entry["prototypes"] = {"note": words.prototype_note(table), "figure": drawn, "table": table}
+        if one.pseudo_labels is not None or one.prototypes is not None:
             yield entry
 
 
@@ -236,15 +227,12 @@ def _pictures(results: Results) -> dict[str, Any]:
             left_out += 1
             continue
         spent += size
-        tiles = [{"what": w, "title": _tile_title(w), "uri": uri, "size": wh} for w, uri, wh in images]
+        titles = {w: tables.model_label(w) for w in whats} | {"input": "Input", "truth": "Truth"}
+        tiles = [{"what": w, "title": titles[w], "uri": uri, "size": wh} for w, uri, wh in images]
         entries.append({"set": picture.set_name, "number": picture.number, "tiles": tiles})
     target = [e for e in entries if e["set"] == "target_test"]
     shown = (target or entries)[:OPEN_PICTURES]
     return {"shown": shown, "folded": [e for e in entries if e not in shown], "left_out": left_out}
-
-
-def _tile_title(what: str) -> str:
-    return {"input": "Input", "truth": "Truth"}.get(what, tables.model_label(what))
 
 
 def _data_uri(picture: Picture, what: str) -> tuple[str, tuple[int, int]]:

@@ -58,9 +58,7 @@ def result_table(
     """One row per model: scores on each labelled set and their gaps to the first model.
 
     Args:
-        metrics: evaluate/metrics.json.
         per_class: evaluate/per_class.csv.
-        models: Rows, in order; the first (source-only) is what gaps refer to.
         sets: Sets to show; those without mIoU are left out.
 
     Returns:
@@ -97,10 +95,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def per_class_table(per_class: pd.DataFrame, *, models: Sequence[str]) -> pd.DataFrame:
     """IoU per class and model, most frequent class first.
 
-    Args:
-        per_class: Rows of per_class.csv for one set.
-        models: Columns, in order.
-
     Returns:
         Index = class; ``share`` of labelled pixels, one column per model and ``gap`` (last - first), percent.
     """
@@ -116,10 +110,6 @@ def per_class_table(per_class: pd.DataFrame, *, models: Sequence[str]) -> pd.Dat
 
 def group_table(by_group: pd.DataFrame, *, models: Sequence[str]) -> pd.DataFrame:
     """Scores (mIoU) per group of images and model.
-
-    Args:
-        by_group: Rows of by_group.csv for one set.
-        models: Columns, in order.
 
     Returns:
         Index = group; ``images``, one column per model and ``gap`` (last - first), percent.

@@ -31,17 +31,10 @@ def adapt(
     """Adapt a model to the target domain.
 
     Args:
-        checkpoint: The model to start from.
-        source_train: Prepared, labelled split; None for methods that read no source.
+        source_train: None for methods that read no source.
         target_train: Prepared split; its labels, if any, are never read.
-        pseudo_labels: Folder of the pseudo_labels stage.
         prototypes: Folder of the prototypes stage; None for methods that read none.
         out: Result folder (replaced): model.safetensors, prototypes.safetensors, history.csv, metrics.json.
-        params: The adapt section.
-        seed: Run seed.
-        context: Device, precision, logger, resume folder.
-        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
-        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         The last step's losses and the method's own metrics.

@@ -23,12 +23,6 @@ SHOWN = 5
 def download(*, role: str, dataset: AnyDataset, out: Path, progress: bool) -> dict[str, float]:
     """Fill ``out`` with the raw data of one domain.
 
-    Args:
-        role: source or target; for messages.
-        dataset: The data set's section of params.yaml.
-        out: ``data/raw/<role>``; replaced as a whole.
-        progress: Show progress bars.
-
     Returns:
         Number of raw files and their megabytes (10^6 bytes).
 

@@ -15,10 +15,9 @@ import pandas as pd
 from PIL import Image
 
 from panoda.config import EvaluateParams
-from panoda.data.loading.mixture import source_splits
 from panoda.evaluation.counts import Evaluation, Region, weighted_iou
 from panoda.evaluation.pieces import EvaluateWork, SetPaths, load_models
-from panoda.evaluation.sets import SETS, EvaluationSet, open_sets
+from panoda.evaluation.sets import SETS, EvaluationSet
 from panoda.inference.metrics import ConfusionMatrix
 from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, write_json
@@ -52,10 +51,8 @@ def evaluate(
         source_val: Prepared split with labels.
         target_test: Prepared split, with or without labels; None when there is none.
         out: Result folder; replaced as a whole.
-        params: Section evaluate.
         context: Device, precision, logger, where finished pieces wait, who makes them.
         more_sources: Folder of further prepared sources; their val splits are sets of their own, ROLE_val.
-        sources: Section sources, which names them; None = source alone.
 
     Returns:
         ``<model>/miou/<set>``, ``<model>/iou/<set>/<class>`` and so on; without prefix for the last model.
@@ -65,11 +62,12 @@ def evaluate(
     """
     if not models:
         raise ValueError("evaluate: no model given; pass at least source_only")
-    sets = open_sets(source_splits(source_val, more_sources, sources), target_test, params.pictures)
+    test, more = (None if path is None else path.absolute() for path in (target_test, more_sources))
+    inputs = SetPaths(source_val.absolute(), test, more, sources)
+    sets = inputs.open(params.pictures)
     models = _every_round(models)
     loaded = load_models(models, space=sets[0].space)
     flat: dict[str, float] = {}
-    inputs = SetPaths.of(source_val, target_test, more_sources, sources)
     with work_folder(context, out) as place, staged_directory(out) as folder:
         work = EvaluateWork.of(loaded, inputs, params, sets, context.piece_size)
         pieces = finish(work, place, context)

@@ -25,13 +25,9 @@ def preprocess(
     """Prepare every split of one domain.
 
     Args:
-        role: source, target or the name of a further source; for messages.
-        raw: ``data/raw/<role>``.
         out: Folder of the role below ``data/prepared``; replaced as a whole: a folder per split,
             dataset.json, statistics.json, groups.csv, contact_sheet.png and, with labels, classes.csv and
             by_latitude.csv.
-        domain: The domain's section of params.yaml.
-        label_space: Label space of the prepared labels.
         context: Logger, progress, and the folder where finished shards wait for a killed run to go on.
 
     Returns:

@@ -55,15 +55,8 @@ def pretrain(
     """Train a segmentation model on the source domain.
 
     Args:
-        source_train: Prepared, labelled split.
         source_val: Prepared, labelled split for validation and checkpoint selection.
-        out: Result folder (replaced).
-        model: The model section.
-        params: The pretrain section.
-        seed: Run seed.
-        context: Device, precision, logger, resume folder.
         weights: Result of stage weights; None starts from random weights.
-        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:

@@ -50,14 +50,8 @@ def prototypes(
 
     Args:
         checkpoint: The model whose features are averaged.
-        source_train: Prepared, labelled split.
         target_train: Prepared split; its labels, if any, are never read.
-        pseudo_labels: Folder of the pseudo_labels stage.
         out: Result folder (replaced): prototypes.safetensors, classes.csv, metrics.json.
-        params: The prototypes section.
-        context: Device, precision, logger, where finished pieces wait, who makes them.
-        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
-        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         ``classes_source``, ``classes_target``, ``classes_missing`` (seen in neither) and ``cosine_mean``.
@@ -69,13 +63,14 @@ def prototypes(
     shape = (space.num_classes, model.feature_channels)
     digest = sha256_file(checkpoint)
     summed = _summed(pseudo_labels, digest, params.scales)
-    work = PrototypeWork.of(
+    splits: list[PreparedSplit | PseudoLabelSplit] = [*source.values(), *([] if summed else [target])]
+    work = PrototypeWork(
         checkpoint.absolute(),
-        digest,
         params,
-        {role: split.folder.absolute() for role, split in source.items()},
+        tuple((role, split.folder.absolute()) for role, split in source.items()),
         None if summed else (target_train.absolute(), pseudo_labels.absolute()),
-        [*source.values(), *([] if summed else [target])],
+        (digest, *(split.digest for split in splits)),
+        tuple(len(split) for split in splits),
         context.piece_size,
     )
     with work_folder(context, out) as place:
@@ -139,15 +134,13 @@ class PrototypeWork(Work):
     """Sums over images of per-image class means; a piece holds ``total`` and ``images``.
 
     Attributes:
-        checkpoint: The model.
-        params: The prototypes section.
         sources: Role and folder of every labelled split.
         target: Prepared split and folder of its pseudo-labels; None when its sums are known.
         digests: SHA-256 of the checkpoint, digests of all splits.
         lengths: Number of images of all splits.
-        piece_size: Images per piece.
     """
 
+    name = "prototypes"
     checkpoint: Path
     params: PrototypeParams
     sources: tuple[tuple[str, Path], ...]
@@ -155,27 +148,6 @@ class PrototypeWork(Work):
     digests: tuple[str, ...]
     lengths: tuple[int, ...]
     piece_size: int
-
-    @classmethod
-    def of(
-        cls,
-        checkpoint: Path,
-        digest: str,
-        params: PrototypeParams,
-        sources: Mapping[str, Path],
-        target: tuple[Path, Path] | None,
-        splits: Sequence[PreparedSplit | PseudoLabelSplit],
-        piece_size: int,
-    ) -> PrototypeWork:
-        """The work on open splits: the sources', then the target's if it is to be passed over."""
-        digests = (digest, *(split.digest for split in splits))
-        lengths = tuple(len(split) for split in splits)
-        return cls(checkpoint, params, tuple(sources.items()), target, digests, lengths, piece_size)
-
-    @property
-    def name(self) -> str:
-        """For messages, and the folder of the pieces."""
-        return "prototypes"
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
@@ -190,7 +162,6 @@ class PrototypeWork(Work):
         return [(part, span) for part, of_split in enumerate(pieces) for span in of_split]
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.plan)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:

@@ -52,12 +52,9 @@ def pseudo_labels(
     """Predict, threshold and store pseudo-labels.
 
     Args:
-        checkpoint: The model that labels.
         target_train: Prepared target split; its labels, if any, are never read.
         out: Result folder (replaced): label and confidence shards, classes.csv, metrics.json, pictures, and
             with ``prototype_sums`` what stage prototypes needs of the target.
-        params: The pseudo_labels section.
-        context: Device, precision, logger, where finished pieces wait, who makes them.
 
     Returns:
         ``kept_share`` and ``classes_predicted``; shares by class are logged and in classes.csv.
@@ -87,14 +84,10 @@ class LabelWork(Work):
     ``prototype_sums``, ``total`` and ``images`` of ``PrototypeSums``.
 
     Attributes:
-        checkpoint: The model.
-        target_train: Prepared split.
-        params: The pseudo_labels section.
-        images: Number of images.
         digests: SHA-256 of the checkpoint, digest of the split.
-        piece_size: Images per piece.
     """
 
+    name = "pseudo-labels"
     checkpoint: Path
     target_train: Path
     params: PseudoLabelParams
@@ -115,11 +108,6 @@ class LabelWork(Work):
         digests = (sha256_file(checkpoint), split.digest)
         return cls(checkpoint, target_train, params, len(split), digests, piece_size)
 
-    @property
-    def name(self) -> str:
-        """For messages, and the folder of the pieces."""
-        return "pseudo-labels"
-
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
         params = self.params.model_dump(mode="json")
@@ -131,7 +119,6 @@ class LabelWork(Work):
         return spans(self.images, self.piece_size)
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.spans)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:
@@ -175,21 +162,14 @@ class ThresholdWork(Work):
     """The labels of ``LabelWork`` with 255 below the threshold of their class.
 
     Attributes:
-        labelled: What made them.
-        folder: Where its pieces are.
-        limits: The thresholds.
         shard_images: Images per shard of the result, as in the prepared split; a piece holds whole shards.
     """
 
+    name = "thresholds"
     labelled: LabelWork
     folder: Path
     limits: ClassThresholds
     shard_images: int
-
-    @property
-    def name(self) -> str:
-        """For messages, and the folder of the pieces."""
-        return "thresholds"
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
@@ -202,7 +182,6 @@ class ThresholdWork(Work):
         return spans(self.labelled.images, shards * self.shard_images)
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return len(self.spans)
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:

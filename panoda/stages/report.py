@@ -11,7 +11,7 @@ import pandas as pd
 from panoda.report.collect import collect
 from panoda.report.figures import confusion_figure
 from panoda.report.html import render
-from panoda.system.context import NullLogger, RunContext
+from panoda.system.context import MetricLogger, RunContext
 from panoda.system.files import staged_directory
 
 
@@ -28,9 +28,7 @@ def report(
     Args:
         outputs: Folder with evaluate/ and, where they ran, pretrain/, warmup/, pseudo_labels/, prototypes/,
             adapt/ and rounds/.
-        params: All parameters of the run.
         provenance: Where the run comes from: ``git_commit``, ``git_dirty`` and anything else worth showing.
-        out: Folder of the page; replaced as a whole.
         context: Logger; None keeps no figures.
 
     Returns:
@@ -42,7 +40,7 @@ def report(
     page = render(collect(outputs), params=params, provenance=provenance).encode()
     with staged_directory(out) as folder:
         (folder / "index.html").write_bytes(page)
-    logger = NullLogger() if context is None else context.logger
+    logger = MetricLogger() if context is None else context.logger
     for table in sorted((outputs / "evaluate").glob("confusion_*.csv")):
         title = table.stem.removeprefix("confusion_").replace("_", " ")
         frame = pd.read_csv(table, index_col="label")

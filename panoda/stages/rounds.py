@@ -40,17 +40,9 @@ def rounds(
 
     Args:
         adapted: model.safetensors of round 1.
-        source_train: Prepared, labelled split.
         target_train: Prepared split; its labels, if any, are never read.
         out: Result folder (replaced): round2/{pseudo_labels,prototypes,adapt}/, ...
         rounds: N, counting the first.
-        pseudo_labels: The pseudo_labels section.
-        prototypes: The prototypes section.
-        adapt: The adapt section.
-        seed: Run seed; each round draws from its own streams.
-        context: Device, precision, logger, resume folder.
-        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
-        sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
         The metrics of every step, prefixed by ``round2/adapt/`` and so on.
@@ -119,11 +111,10 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-class _LaterSteps:
+class _LaterSteps(MetricLogger):
     """Logs steps after those of earlier rounds, so that no curve runs over another in the same run."""
 
     def __init__(self, logger: MetricLogger, offset: int) -> None:
-        """Add ``offset`` to every step."""
         self._logger, self._offset = logger, offset
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

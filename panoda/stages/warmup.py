@@ -28,17 +28,6 @@ def warmup(
 ) -> dict[str, float]:
     """Align target outputs with source outputs before self-training.
 
-    Args:
-        checkpoint: Source model.
-        source_train: Prepared, labelled split.
-        target_train: Prepared split; its labels, if any, are never read.
-        out: Result folder (replaced).
-        params: The warmup section.
-        seed: Run seed.
-        context: Device, precision, logger, resume folder.
-        more_sources: Folder of further prepared sources, one per role; read when ``sources`` names any.
-        sources: Section sources: labelled source -> share of the training samples; None = source alone.
-
     Returns:
         The last step's losses.
     """

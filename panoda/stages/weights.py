@@ -24,11 +24,8 @@ def weights(*, weights: Path, out: Path, model: ModelParams, context: RunContext
     """Take ``model.weights`` from the folder of weights and make sure that they fit the model.
 
     Args:
-        weights: ``data/weights``.
         out: Result folder (replaced): report.json and metrics.json, and, with weights given,
             encoder.safetensors, or model.safetensors when they include the model's decoder.
-        model: The model section.
-        context: Not used for computing.
 
     Returns:
         Numbers of entries loaded, new and dropped; nothing without weights.

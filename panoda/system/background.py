@@ -1,7 +1,9 @@
-"""One thread that writes what was computed, one that reads what is needed next; both with bounded queues."""
+"""Threads beside the work: one writes what was computed, one reads what is needed next, one watches the parent."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -23,14 +25,12 @@ class BackgroundWriter:
     """
 
     def __init__(self, depth: int = 2) -> None:
-        """Start the thread."""
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> BackgroundWriter:
-        """Return self."""
         return self
 
     def __exit__(
@@ -97,3 +97,15 @@ def read_ahead(items: Iterable[T], depth: int = 2) -> Generator[T]:
     finally:
         stop.set()
         thread.join()
+
+
+def end_with_parent() -> None:
+    """From now on this process ends as soon as the one that started it has ended, however it did."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from panoda.system.machine import cores
 from panoda.system.pieces import Runner
 
 
-class MetricLogger(Protocol):
-    """Where metrics, pictures and files go; ``panoda.tracking`` has the MLflow one."""
+class MetricLogger:
+    """Where metrics, pictures and files go: this one keeps nothing, ``panoda.tracking`` has the MLflow one."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log many values of one step in one call."""
@@ -32,30 +32,12 @@ class MetricLogger(Protocol):
         """Log a file or folder."""
 
 
-class NullLogger:
-    """Keeps nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Do nothing."""
-
-    def log_image(self, key: str, image: np.ndarray, step: int) -> None:
-        """Do nothing."""
-
-    def log_figure(self, name: str, figure: Any) -> None:
-        """Do nothing."""
-
-    def log_artifact(self, path: Path) -> None:
-        """Do nothing."""
-
-
 @dataclass(frozen=True)
 class RunContext:
     """How a stage runs; none of it is part of the result's identity.
 
     Attributes:
-        device: Where tensors live.
         dtype: Autocast type, or None for plain float32.
-        logger: Metric sink.
         state_dir: Folder for resume points, or None to keep none.
         workers: Loader processes; 0 loads in the training process.
         progress: Show a progress bar (it stays quiet when the output is not a terminal).
@@ -79,7 +61,7 @@ class RunContext:
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype | None = None
-    logger: MetricLogger = field(default_factory=NullLogger)
+    logger: MetricLogger = field(default_factory=MetricLogger)
     state_dir: Path | None = None
     workers: int = 0
     progress: bool = False

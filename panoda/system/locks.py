@@ -23,8 +23,6 @@ def file_lock(path: Path, *, what: str, say: Callable[[str], None] = print) -> I
 
     Args:
         path: Lock file; created when missing and left in place (removing it would race).
-        what: What is locked, for the message.
-        say: Where the message goes.
 
     Raises:
         OSError: the file cannot be opened or is a link; what a link points to is never touched.

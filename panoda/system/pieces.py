@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from panoda.system.files import sha256_file, staged_once, write_json
 from panoda.system.progress import progress_bar
+
+if TYPE_CHECKING:
+    from panoda.system.context import RunContext
 
 NOTE = "piece.json"
 """Name of the note in the folder of a finished piece."""
@@ -54,33 +56,8 @@ class Runner(Protocol):
         """Make the pieces ``numbers`` below ``folder``; call ``done`` after each."""
 
 
-class Compute(Protocol):
-    """What of a stage's context concerns pieces."""
-
-    @property
-    def state_dir(self) -> Path | None:
-        """Folder for resume points, or None."""
-
-    @property
-    def progress(self) -> bool:
-        """Show a progress bar."""
-
-    @property
-    def fan_out(self) -> Runner | None:
-        """Who makes the pieces; None = this process, one after the other."""
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """``Compute`` for work that needs no device."""
-
-    state_dir: Path | None
-    progress: bool
-    fan_out: Runner | None
-
-
 @contextmanager
-def work_folder(compute: Compute, out: Path) -> Iterator[Path]:
+def work_folder(compute: RunContext, out: Path) -> Iterator[Path]:
     """Where pieces wait to be merged: the stage's resume folder, or a temporary one beside ``out``."""
     if compute.state_dir is not None:
         yield compute.state_dir / "pieces"
@@ -90,13 +67,8 @@ def work_folder(compute: Compute, out: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def finish(work: Work, place: Path, compute: Compute) -> list[Path]:
+def finish(work: Work, place: Path, compute: RunContext) -> list[Path]:
     """Make every piece that is not finished.
-
-    Args:
-        work: What is to be done.
-        place: Folder of ``work_folder``.
-        compute: The stage's context.
 
     Returns:
         The folders of all pieces, in order.
@@ -159,7 +131,6 @@ class _Bench:
     """The work that is open in this process."""
 
     def __init__(self) -> None:
-        """Nothing is open."""
         self.lock = threading.Lock()
         self.mark: Any = None
         self.make: Callable[[int, Path], None] | None = None
@@ -183,12 +154,10 @@ _bench = _Bench()
 class _Here:
     """This process makes the pieces."""
 
-    def __init__(self, compute: Compute) -> None:
-        """Remember where to compute."""
+    def __init__(self, compute: RunContext) -> None:
         self.compute = compute
 
     def __call__(self, work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], None]) -> None:
-        """Make the pieces one after the other."""
         try:
             for number in numbers:
                 make_piece(work, self.compute, folder, number)

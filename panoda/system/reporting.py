@@ -20,9 +20,7 @@ def report(error: BaseException, command: str, *, debug: bool = False) -> None:
     """Print an error for the user.
 
     Args:
-        error: What was raised, of whatever class.
         command: Name of the command; its next failure replaces the file.
-        debug: Print the whole traceback instead.
     """
     if debug:
         traceback.print_exception(error)

@@ -91,11 +91,7 @@ def gathered(value: Tensor) -> Tensor:
 
 
 def denominator(value: Tensor) -> Tensor:
-    """What a loss divides by: the mean over shards of ``value``, and 1 where that is 0.
-
-    Args:
-        value: Scalar, not negative: labelled pixels of this shard, or the sum of their weights.
-    """
+    """What a loss divides by: the mean over shards of ``value``, and 1 where that is 0."""
     shard = _current.get()
     mean = value if shard.reductions is None else summed(value.float()) / shard.count
     # Not a tiny denominator: its reciprocal times a gradient scale is infinite, and times zero NaN.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from panoda.system.context import MetricLogger
 from panoda.tracking.store import first_line, safe_key
 
 if TYPE_CHECKING:
@@ -25,12 +26,8 @@ BATCH_METRICS = 1000
 ALIAS = "adapted"
 
 
-class MLflowLogger:
-    """Logs to one MLflow run: metrics batched, pictures, figures, files, the registered model.
-
-    Attributes:
-        run_id: The run.
-    """
+class MLflowLogger(MetricLogger):
+    """Logs to one MLflow run: metrics batched, pictures, figures, files, the registered model."""
 
     def __init__(
         self, client: MlflowClient, run_id: str, *, warn: Callable[[str], None] = log.warning

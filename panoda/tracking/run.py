@@ -26,9 +26,7 @@ class DatasetRecord:
     """A data set that a stage reads.
 
     Attributes:
-        name: Input name.
         digest: At most 36 characters.
-        path: Where it lies.
     """
 
     name: str
@@ -54,17 +52,9 @@ def start_run(
     """Open a run and close it as finished, failed or killed.
 
     Args:
-        uri: Tracking store, already absolute.
-        experiment: Experiment name; created when missing.
-        stage: Value of the tag ``stage``.
-        name: Run name.
-        params: Flat parameters of the stage.
-        tags: More tags; None is left out.
-        datasets: Data sets the stage reads.
         run_id: Run of a killed stage to go on with, if it still exists.
         start: Without ``run_id``: tag ``start`` of a run that a stage may have opened right before it died.
         root: Project root; artifacts of a sqlite store lie in its ``mlruns``.
-        warn: Receives warnings.
 
     Raises:
         TrackingError: the store cannot be used.

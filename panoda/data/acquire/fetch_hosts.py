@@ -71,7 +71,6 @@ class Cityscapes:
     """Packages of the Cityscapes downloader; logs in once, when the first package is wanted."""
 
     def __init__(self) -> None:
-        """Nothing happens before the first package."""
         self._session: Any = None
 
     def download(self, file: RemoteFile, target: Path, *, progress: bool) -> Path:

@@ -68,7 +68,6 @@ def download_http(
     """Bring ``url`` into ``part``, going on where an earlier attempt stopped.
 
     Args:
-        url: http(s) address.
         part: File that holds what has arrived; complete on return.
         expected: Size in bytes, when known.
         advance: Called with the bytes that are here and the size in bytes (None = unknown).

@@ -33,7 +33,6 @@ class Obtained:
     """What is in the folder afterwards.
 
     Attributes:
-        folder: The data set's folder.
         unpacked: Archives, with the entries that were kept out.
         missing: Files to be fetched by hand that are not there.
         wrong: Files fetched by hand that are not what they should be, with the reason.
@@ -65,10 +64,7 @@ def obtain(
     """Fetch, verify and unpack what is not there yet.
 
     Args:
-        declaration: What the data set consists of.
         folder: Its folder; archives lie directly in it.
-        progress: Show progress on a terminal.
-        say: Told of every step, one line each.
 
     Raises:
         DataError: a file could not be fetched, or an archive is damaged; what is there stays.

@@ -43,10 +43,6 @@ class Unpacked:
     """What came out of an archive.
 
     Attributes:
-        archive: Its file name.
-        files: Files unpacked.
-        bytes: Their size.
-        bad: Entries kept out.
         already: It had been unpacked before; nothing was done.
     """
 
@@ -62,10 +58,6 @@ def unpack(archive: Path, folder: Path) -> Unpacked:
 
     Entries that would leave the folder, links to anything but a file of the archive, devices, second entries
     of a name, and encrypted or damaged ones (bad CRC) are kept out and listed.
-
-    Args:
-        archive: The file.
-        folder: Destination; created.
 
     Returns:
         Counts and the entries kept out; ``already`` when a marker shows that this archive was unpacked here.

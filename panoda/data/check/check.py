@@ -43,7 +43,6 @@ class Problem:
 
     Attributes:
         kind: One of the constants of this module.
-        split: Split name.
         path: The file, or the folder of a wrong count.
         detail: What was found and expected.
         value: Number that goes with it (images found, pixels of wrong values), where there is one.
@@ -61,9 +60,6 @@ class SplitReport:
     """Counts of one split.
 
     Attributes:
-        images: Images found.
-        expected: Published number, if known.
-        labels: Labels found.
         class_pixels: (K,) int64 pixels of each class; empty without labels.
         ignored: Pixels that mean unlabelled.
         wrong: Value outside the encoding -> (pixels, files).
@@ -82,7 +78,6 @@ class CheckReport:
     """What a check found.
 
     Attributes:
-        name: Of the data set.
         classes: Class names; empty without labels.
         splits: Counts by split.
         problems: Everything wrong, in the order of the items.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,26 +78,10 @@ def _rows(report: CheckReport) -> list[dict[str, Any]]:
             rows.append({"kind": "class", "split": name, "name": title, "value": pixels, "share": share})
         rows.append({"kind": "ignored", "split": name, "value": split.ignored})
         for value, (pixels, files) in split.wrong.items():
-            rows.append(
-                {
-                    "kind": "label value",
-                    "split": name,
-                    "name": value,
-                    "value": pixels,
-                    "detail": f"in {files} files",
-                }
-            )
+            found = {"name": value, "value": pixels, "detail": f"in {files} files"}
+            rows.append({"kind": "label value", "split": name, **found})
     rows += [{"kind": "suspicious", "detail": doubt} for doubt in report.doubts]
-    for problem in report.problems:
-        rows.append(
-            {
-                "kind": problem.kind,
-                "split": problem.split,
-                "path": problem.path,
-                "value": problem.value,
-                "detail": problem.detail,
-            }
-        )
+    rows += [asdict(problem) for problem in report.problems]
     for cause, names in report.left_out.causes.items() if report.left_out else ():
         rows += [{"kind": "left out", "path": name, "detail": cause} for name in names]
     return rows

@@ -33,8 +33,6 @@ class Survey:
     """The files of a data set, and what they should be.
 
     Attributes:
-        name: Of the data set.
-        items: Every image, in order of split and path.
         classes: Class names of the raw label space; empty without labels.
         expected: Split -> published number of images, None where it is not known. Splits without images are
             in it.

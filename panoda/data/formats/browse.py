@@ -44,7 +44,6 @@ class LeftOut:
     """What is not taken from a folder.
 
     Attributes:
-        folder: The folder.
         causes: Cause (a constant of this module, or other words) -> paths relative to the folder, or names.
     """
 
@@ -75,10 +74,6 @@ def walk(folder: Path, enter: Enter = lambda path: True) -> Iterator[tuple[str, 
 
     Links are followed. A folder that several names lead to is read once: by its own name if it lies below
     ``folder``, else by the first link to it.
-
-    Args:
-        folder: Where to begin.
-        enter: Which subfolders to read; the others are passed over in silence.
 
     Yields:
         (path relative to ``folder``, "") of every file; (path, cause) of what cannot be read.

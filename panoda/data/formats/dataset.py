@@ -57,10 +57,7 @@ class RawItem:
 
     Attributes:
         id: Name that is unique within the split.
-        split: Split name.
         group: What the image has in common with others (city, look, sequence); for reports.
-        image: Image file.
-        label: Label file, or None.
         projection: Camera model of the uncropped image.
         fov_x_deg: Horizontal field of view in degrees; 360 for a full circle.
         lat_top_deg: Latitude of the uncropped upper edge in degrees; nan for pinhole.

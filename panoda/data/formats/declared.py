@@ -76,8 +76,6 @@ def raw_items(declaration: Declaration, listing: Listing, *, name: str) -> Itera
     """What was found, with what the declaration says of it.
 
     Args:
-        declaration: Geometry and label encoding.
-        listing: The data set's folder, and images with or without label.
         name: Built-in name or path of the declaration; a label space in a YAML file lies beside it.
 
     Raises:

@@ -62,8 +62,6 @@ def decode_label(path: Path, encoding: Encoding, *, expected: str | None = None)
     """Read a label file; values outside the encoding are refused unless it ignores them.
 
     Args:
-        path: Label file.
-        encoding: Meaning of its values.
         expected: What the values may be, for the message about wrong ones; None = made from the encoding.
 
     Raises:

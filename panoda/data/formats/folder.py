@@ -25,10 +25,6 @@ def download(dataset: FolderDataset, out: Path, *, progress: bool) -> None:
     Raises:
         DataError: no such folder, an empty split, or splits other than test that share images.
     """
-    if dataset.crop_top + dataset.crop_bottom >= 1:
-        raise DataError(
-            f"crop_top {dataset.crop_top} and crop_bottom {dataset.crop_bottom} leave nothing of the images"
-        )
     folder = existing_folder(dataset.path)
     splits = {split: _find(folder, patterns, split) for split, patterns in dataset.splits.items()}
     for one, two in combinations((name for name in splits if name != "test"), 2):

@@ -28,9 +28,6 @@ class ListedItem:
     """An image as it was found.
 
     Attributes:
-        split: Our split name.
-        id: Name that is unique within the split.
-        group: What it has in common with others.
         image: Image path relative to the folder.
         label: Label path relative to the folder, or None.
         fov_x_deg: Horizontal field of view in degrees, where it is known of this image.
@@ -53,8 +50,6 @@ class Listing:
 
     Attributes:
         folder: The folder used in place.
-        items: Every item, in the order in which they were written.
-        facts: What the adapter remembered.
     """
 
     folder: Path
@@ -90,12 +85,9 @@ def write_listing(
     """Hash the files of the items and write pointer and listing into an existing folder.
 
     Args:
-        out: The folder.
         path: The user's folder as given in params.yaml.
-        items: What was found.
         facts: JSON values that the adapter needs again.
         more_files: Paths relative to the user's folder of other files that the result depends on.
-        progress: Show a progress bar.
     """
     files = {*more_files, *(name for item in items for name in (item.image, item.label) if name)}
     write_pointer(out, path, sorted(files), progress=progress)

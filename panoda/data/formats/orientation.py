@@ -48,10 +48,8 @@ def upright_label(
     """Lay a label over its upright image.
 
     Args:
-        item: Image and label, and what its data set declares.
         ids: (H, W) uint8 as stored.
         own: EXIF orientation of the label file.
-        image: The upright image.
         orientation: EXIF orientation of the image file.
 
     Returns:

@@ -108,11 +108,7 @@ def glob(folder: Path, pattern: str) -> Iterator[str]:
 
 @dataclass
 class LabelFinder:
-    """Finds the label of an image; every folder is listed once.
-
-    Attributes:
-        folder: The data set's folder.
-    """
+    """Finds the label of an image; every folder is listed once."""
 
     folder: Path
     _names: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -10,7 +10,6 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,6 @@ def open_stored(path: Path, *, label: bool) -> Stored:
     """Decode a file.
 
     Args:
-        path: The file.
         label: Its values are ids or the colours of classes, so none may be changed by compression.
 
     Raises:
@@ -145,13 +143,9 @@ def _pictures(image: Image.Image) -> int:
         return 1
     if image.format != "TIFF":
         return int(image.n_frames)  # type: ignore[attr-defined]
-    kinds = [int(page.tag_v2.get(_SUBFILE, 0)) for page in _pages(image)]
+    kinds = [int(page.tag_v2.get(_SUBFILE, 0)) for page in ImageSequence.Iterator(image)]  # type: ignore[attr-defined]
     image.seek(0)
     return max(sum(not kind & 0b101 for kind in kinds), 2 if kinds[0] & 0b101 else 0)
-
-
-def _pages(image: Image.Image) -> Iterator[Any]:
-    return iter(ImageSequence.Iterator(image))
 
 
 def _tiff_refusal(image: Any, *, label: bool) -> str | None:

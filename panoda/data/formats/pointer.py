@@ -53,7 +53,8 @@ def read_pointer(raw: Path) -> Path:
         folder = existing_folder(json.loads(path.read_text(encoding="utf-8"))["path"])
         with (raw / FILES).open(encoding="utf-8", newline="") as stream:
             for known in csv.DictReader(stream):
-                size = _size(folder / known["path"])
+                file = folder / known["path"]
+                size = file.stat().st_size if file.is_file() else None
                 if size != int(known["bytes"]):
                     changed, missing = changed + 1, missing + (size is None)
                     example = example or known["path"]
@@ -74,7 +75,3 @@ def _portable(path: str) -> str:
     given = Path(path).expanduser()
     root = Path.cwd()
     return str(given.relative_to(root) if given.is_absolute() and given.is_relative_to(root) else given)
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None

@@ -44,9 +44,6 @@ def scan_split(folder: Path, declaration: Declaration, split: str, *, named: str
     What a list file names need not exist.
 
     Args:
-        folder: The data set's folder.
-        declaration: What to look for.
-        split: Published split name.
         named: Split name that the items get; None = the published one.
 
     Raises:

@@ -33,23 +33,19 @@ class IndexWriter:
 
     Args:
         path: index.parquet in an existing folder; the caller stages it.
-        schema: Columns.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        """Open the file."""
         self._schema = schema
         self._writer = pq.ParquetWriter(path, schema)
         self._rows: list[pa.RecordBatch] = []
 
     def __enter__(self) -> IndexWriter:
-        """Return self."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file."""
         self._writer.close()
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:

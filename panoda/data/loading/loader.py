@@ -13,6 +13,7 @@ import multiprocessing
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TypedDict, cast
@@ -70,13 +71,9 @@ class SampleSource(Protocol):
         """Columns of sample ``index`` wrap around."""
         ...
 
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample:
-        """One sample."""
-        ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 def training_batches(
@@ -94,12 +91,7 @@ def training_batches(
     """Yield the ``num_steps`` batches of steps start_step, start_step + 1, ...
 
     Args:
-        dataset: A ``PreparedSplit``, ``PseudoLabelSplit`` or ``Mixture``.
         batch_size: Images per batch, over all shares.
-        augment: Joint transform of every sample.
-        seed: Seed of order and augmentation.
-        start_step: First step; above 0 when a run is resumed.
-        num_steps: Number of batches, counted from start_step.
         workers: Loader processes; 0 = load in this process.
         share: (part, parts): yield that one of equal parts of every batch, images in the order of the batch.
         pin: Batches of loader processes come in page-locked memory, from which a GPU copies by itself.
@@ -198,23 +190,15 @@ def _leave_signals_to_the_parent(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@dataclass(frozen=True)
 class _Steps(Dataset[Batch]):
     """Step number -> the images at some positions of its batch."""
 
-    def __init__(
-        self,
-        dataset: SampleSource,
-        *,
-        batch_size: int,
-        positions: range,
-        augment: JointTransform,
-        seed: int,
-    ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.positions = positions
-        self.augment = augment
-        self.seed = seed
+    dataset: SampleSource
+    batch_size: int
+    positions: range
+    augment: JointTransform
+    seed: int
 
     def __getitem__(self, step: int) -> Batch:
         samples = []

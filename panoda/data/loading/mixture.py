@@ -19,15 +19,10 @@ class Mixture:
     """Labelled splits of one label space as one; item i of part p has index offsets[p] + i.
 
     Args:
-        parts: Role -> split, the first source first.
         weights: Role -> share of the training samples, relative to the others'.
 
     Attributes:
-        parts: The splits by role.
         offsets: Index of the first sample of each part.
-        label_space: Name of the label space.
-        space: The label space.
-        num_classes: K.
         full_circle: Some part covers 360 degrees.
         class_pixels: (K,) int64 labelled pixels per class as training meets them: every part counted with its
             weight instead of its size.
@@ -37,7 +32,6 @@ class Mixture:
     """
 
     def __init__(self, parts: Mapping[str, PreparedSplit], weights: Mapping[str, float]) -> None:
-        """Join ``parts``."""
         self.parts = dict(parts)
         first, *others = self.parts.values()
         for other in others:
@@ -86,7 +80,6 @@ class Mixture:
         return self.part_of(index).full_circle
 
     def __len__(self) -> int:
-        """Number of images of all parts."""
         return sum(len(part) for part in self._splits)
 
     def __getitem__(self, index: int) -> Sample:

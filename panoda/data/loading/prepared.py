@@ -34,8 +34,6 @@ class Sample(TypedDict):
         image: (3, H, W) uint8 RGB.
         label: (H, W) uint8 train ids, 255 where unlabelled; all 255 when the split has no labels.
         valid: (H, W) bool, False in the ignore band.
-        id: Item id.
-        index: Position in the split.
     """
 
     image: Tensor
@@ -52,21 +50,13 @@ class PreparedSplit:
         folder: ``data/prepared/<role>/<split>``.
 
     Attributes:
-        label_space: Name of the label space.
-        space: The label space.
         raw_label_space: Name of that of the raw labels; None where that is not known.
         remap: What became of the raw classes; None where that is not known.
-        num_classes: K.
-        height: Image height in pixels.
-        width: Image width in pixels.
         projection: 'pinhole' or 'erp'.
         fov_x_deg: Horizontal field of view in degrees; the median where images differ.
         lat_top_deg: Latitude of the upper edge in degrees; nan for pinhole; the median where images differ.
         lat_bottom_deg: Latitude of the lower edge in degrees, likewise.
         full_circle: The width covers 360 degrees, so columns wrap around.
-        has_labels: Labels exist.
-        codec: How the shards store arrays.
-        shard_images: Images per shard.
         class_pixels: (K,) int64 labelled pixels per class.
         doubts: What was suspicious about the labels when they were prepared, a sentence each.
         digest: SHA-256 over the index, which holds the hashes of raw files and shards.
@@ -76,7 +66,6 @@ class PreparedSplit:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read the index; shards are opened on first use."""
         self.folder = folder
         table, metadata = read_index(folder, ("id", *_PLACES, *_SUMMED))
         self.label_space: str = metadata["label_space"]
@@ -123,7 +112,6 @@ class PreparedSplit:
         return bool(self._ids.equals(ids.combine_chunks()))
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._ids)
 
     @property

@@ -43,8 +43,6 @@ class PseudoLabelWriter:
 
     Args:
         folder: Existing folder; the caller stages it.
-        prepared: The split that is labelled.
-        shard_images: Images per shard.
         images: Positions of the images to come, when they are a piece of the split; None = all.
         first: Number of the first shard.
     """
@@ -58,7 +56,6 @@ class PseudoLabelWriter:
         images: range | None = None,
         first: int = 0,
     ) -> None:
-        """Remember the split; nothing is written before the first image."""
         self.folder = folder
         self._prepared = prepared
         self._wanted = set(prepared.ids_of(images or range(len(prepared))))
@@ -68,7 +65,6 @@ class PseudoLabelWriter:
         )
 
     def __enter__(self) -> PseudoLabelWriter:
-        """Return self."""
         return self
 
     def __exit__(
@@ -84,7 +80,6 @@ class PseudoLabelWriter:
         """Store one image.
 
         Args:
-            name: Item id.
             label: (H, W) uint8 train ids or 255.
             confidence: (H, W) uint8, confidence * 255.
 
@@ -183,16 +178,11 @@ class PseudoLabelSplit:
 
     Has the attributes of ``PreparedSplit``; ``class_pixels`` and ``digest`` are those of the pseudo-labels.
 
-    Args:
-        prepared: The images.
-        folder: Folder written by ``PseudoLabelWriter``.
-
     Raises:
         DataError: missing, truncated or corrupt files, or pseudo-labels of another preparation.
     """
 
     def __init__(self, prepared: PreparedSplit, folder: Path) -> None:
-        """Read the index; shards are opened on first use."""
         self.prepared = prepared
         self.folder = folder
         table, metadata = read_index(folder)
@@ -237,7 +227,6 @@ class PseudoLabelSplit:
         return self.full_circle
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.prepared)
 
     def __getitem__(self, index: int) -> Sample:

@@ -37,17 +37,12 @@ class ShardWriter:
     """Append rows to ``shard-00000.arrow``, ``shard-00001.arrow``, ... of a folder.
 
     Args:
-        folder: Existing folder; the caller stages it.
         columns: Shapes of the uint8 arrays of one row.
-        rows_per_shard: Rows after which the next shard is begun.
-        codec: How the arrays are stored.
-        first: Number of the first shard.
     """
 
     def __init__(
         self, folder: Path, *, columns: Columns, rows_per_shard: int, codec: Codec = "raw", first: int = 0
     ) -> None:
-        """Remember the layout; the first shard is created by the first row."""
         self.folder = folder
         self.columns = dict(columns)
         self.rows_per_shard = rows_per_shard
@@ -63,13 +58,11 @@ class ShardWriter:
         self._schema = pa.schema(fields)
 
     def __enter__(self) -> ShardWriter:
-        """Return self."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the open shard."""
         self.close()
 
     def append(self, row: Mapping[str, np.ndarray | bytes]) -> tuple[int, int, int]:
@@ -129,10 +122,7 @@ class ShardReader:
     Opens lazily and once per process, so it can be pickled to loader workers.
 
     Args:
-        folder: Folder with the shards.
         columns: Shapes of the uint8 arrays of one row.
-        shards: What the index says about each shard.
-        codec: How the arrays are stored.
 
     Raises:
         DataError: a shard is missing or has another size than the index says.
@@ -141,7 +131,6 @@ class ShardReader:
     def __init__(
         self, folder: Path, *, columns: Columns, shards: list[ShardInfo], codec: Codec = "raw"
     ) -> None:
-        """Check the sizes of the shards."""
         self.folder = folder
         self.columns = dict(columns)
         self.codec: Codec = codec
@@ -156,7 +145,6 @@ class ShardReader:
                 raise DataError(f"{path}: {found}, expected {shard['bytes']} bytes; {_REDO}")
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave open files behind."""
         return {**self.__dict__, "_open": {}, "_seen": set()}
 
     def read(self, shard: int, row: int, crc: int) -> dict[str, np.ndarray]:

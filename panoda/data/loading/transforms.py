@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -52,13 +53,14 @@ def normalise(image: Tensor) -> Tensor:
     return (scaled - mean) / std
 
 
+@dataclass(frozen=True, kw_only=True)
 class JointTransform:
     """Random scale, crop, mirror and yaw roll of everything; colour jitter and exposure of the image.
 
     Panoramas of a full circle wrap around: crops may cross the seam. What lies outside the image is
     filled with the mean colour, label 255 and valid False.
 
-    Args:
+    Attributes:
         crop_height: Output height in pixels; 0 = the sample's own.
         crop_width: Output width in pixels; 0 = the sample's own.
         scale: Range of the uniform resize factor before cropping.
@@ -72,40 +74,28 @@ class JointTransform:
         ValueError: a parameter out of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        crop_height: int = 0,
-        crop_width: int = 0,
-        scale: tuple[float, float] = (1.0, 1.0),
-        hflip: float = 0.5,
-        yaw_roll: bool = False,
-        jitter: float = 0.0,
-        exposure: float = 0.0,
-    ) -> None:
-        """Check and store the parameters."""
-        if not 0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale must be a range of positive factors, lower end first; found {scale}")
-        if min(crop_height, crop_width, jitter, exposure) < 0 or not 0 <= hflip <= 1:
+    crop_height: int = 0
+    crop_width: int = 0
+    scale: tuple[float, float] = (1.0, 1.0)
+    hflip: float = 0.5
+    yaw_roll: bool = False
+    jitter: float = 0.0
+    exposure: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(
+                f"scale must be a range of positive factors, lower end first; found {self.scale}"
+            )
+        amounts = (self.crop_height, self.crop_width, self.jitter, self.exposure)
+        if min(amounts) < 0 or not 0 <= self.hflip <= 1:
             raise ValueError(
                 "crop sizes, jitter and exposure must not be negative and hflip must be in 0..1; found "
-                f"{crop_height}, {crop_width}, {jitter}, {exposure}, {hflip}"
+                f"{', '.join(map(str, (*amounts, self.hflip)))}"
             )
-        self.crop_height = crop_height
-        self.crop_width = crop_width
-        self.scale = scale
-        self.hflip = hflip
-        self.yaw_roll = yaw_roll
-        self.jitter = jitter
-        self.exposure = exposure
 
     def __call__(self, sample: Sample, generator: torch.Generator, *, full_circle: bool) -> AugmentedSample:
         """Transform one sample.
-
-        Args:
-            sample: As a split gives it.
-            generator: Source of every random number.
-            full_circle: The sample's columns wrap around.
 
         Returns:
             A new sample, its maps (crop_height, crop_width), that says what it shows.

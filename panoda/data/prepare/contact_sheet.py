@@ -25,10 +25,6 @@ class SheetRow(NamedTuple):
     """A row of the sheet.
 
     Attributes:
-        name: Split name.
-        folder: The prepared split.
-        images: Number of its images.
-        labelled: It has labels.
         class_pixels: (K,) int64 labelled pixels per class.
     """
 

@@ -36,8 +36,6 @@ def check_space(out: Path, need: int, *, waiting: Path | None, kept: int, cache:
     """Fail early when the result exceeds the free disk space.
 
     Args:
-        out: Where the result will lie.
-        need: Bytes that are still to be written.
         waiting: Where shards wait until all are finished; None for beside ``out``.
         kept: Bytes of shards that wait there already.
         cache: Where DVC will keep a second copy of all of it; None for no copy.

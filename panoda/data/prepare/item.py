@@ -25,10 +25,7 @@ class ItemSpec:
     """What is the same for every item.
 
     Attributes:
-        height: Prepared height in pixels.
-        width: Prepared width in pixels.
         num_classes_from: Classes of the raw label space; 0 without labels.
-        num_classes: K of the prepared label space.
         table: (256,) uint8 from raw to prepared ids; None without labels.
     """
 

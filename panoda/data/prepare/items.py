@@ -22,14 +22,7 @@ MAX_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class How:
-    """What is the same for every split.
-
-    Attributes:
-        spec: Sizes and labels.
-        codec: How the shards store arrays.
-        shard_images: Images per shard.
-        workers: Images worked on at a time.
-    """
+    """What is the same for every split."""
 
     spec: ItemSpec
     codec: Codec

@@ -19,11 +19,12 @@ from panoda.data.loading.shards import shard_name
 from panoda.data.prepare import finished
 from panoda.data.prepare.items import How, prepare_items, raise_problems
 from panoda.data.prepare.split import Shard, SplitWork, make_shard
+from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, take_over
-from panoda.system.pieces import Compute, Work, finish
+from panoda.system.pieces import Work, finish
 
 
-def make_elsewhere(work: SplitWork, compute: Compute) -> None:
+def make_elsewhere(work: SplitWork, compute: RunContext) -> None:
     """Have every unfinished shard of a split made by ``compute.fan_out`` and put where finished ones wait.
 
     Raises:
@@ -56,10 +57,7 @@ class ShardWork(Work):
     """Some shards of a split, of the same size for any number; ``panoda.data.prepare.finished`` reads a piece.
 
     Attributes:
-        split: Name of the split.
         lists: Folder with a JSON file of every shard, under the piece's number.
-        how: Sizes, labels and codec.
-        count: Number of shards.
         recipes: SHA-256 over numbers and recipes of all.
     """
 
@@ -79,7 +77,6 @@ class ShardWork(Work):
         return {"shards": self.recipes}
 
     def __len__(self) -> int:
-        """Number of pieces."""
         return self.count
 
     def open(self, compute: Any) -> Callable[[int, Path], None]:

@@ -51,11 +51,8 @@ def doubts(
     Args:
         pixels: (K,) labelled pixels of each class.
         ignored: Pixels that count as unlabelled.
-        images: Labelled images.
-        names: Of the K classes.
         possible: Classes that the labels can have.
         in_part: Classes of the files are left out on purpose.
-        missing: Look for missing classes.
     """
     found = []
     if one_class(pixels, possible):

@@ -26,10 +26,11 @@ from panoda.data.prepare.split import SplitWork, write_shards
 from panoda.data.prepare.statistics import write_statistics
 from panoda.geometry.erp import is_full_circle
 from panoda.labels import LabelSpace, get_label_space, remap_report, remap_table
+from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 from panoda.system.files import staged_directory, write_json
 from panoda.system.machine import cores
-from panoda.system.pieces import Runner, Sharing
+from panoda.system.pieces import Runner
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -58,21 +59,14 @@ def prepare(
     time; ``out`` is replaced as a whole at the end, or left as it was.
 
     Args:
-        items: Raw items of all splits.
         out: Folder ``data/prepared/<role>``.
-        height: Prepared height in pixels.
-        width: Prepared width in pixels.
         label_space_from: Label space of the raw labels; None when there are none.
         label_space_to: Label space of the prepared labels.
-        shard_images: Images per shard.
-        progress: Show a progress bar.
-        codec: How the shards store arrays.
         limit: Split name -> at most so many of its items, spread evenly over it; others stay whole.
         state_dir: Folder where finished shards wait for a killed run to go on; None to keep none.
         workers: Images worked on at a time; None = every core this process may use.
         fan_out: Who makes the shards; None = this process.
         cache: Folder in which DVC will keep a second copy; None = no copy.
-        say: Told the space it will take, before the work starts.
 
     Returns:
         The content of ``dataset.json``.
@@ -104,8 +98,9 @@ def prepare(
         "splits": {},
     }
     if fan_out is not None:
+        shared = RunContext(state_dir=state_dir, progress=progress, fan_out=fan_out)
         for work in works:
-            make_elsewhere(work, Sharing(state_dir, progress, fan_out))
+            make_elsewhere(work, shared)
     with staged_directory(out) as staged:
         _write(works, staged, summary, space, progress=progress)
     return summary

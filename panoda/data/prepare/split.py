@@ -53,8 +53,6 @@ class Shard:
     """A shard to be made, or already finished.
 
     Attributes:
-        number: Its number within the split.
-        items: Its items.
         recipe: What it is made from (``panoda.data.prepare.finished``); "" where nothing is kept.
         size: Bytes when it is finished, else None.
     """
@@ -69,10 +67,7 @@ class SplitWork:
     """The shards of one split: which are finished, which are still to be made.
 
     Attributes:
-        name: Split name.
-        items: Its items in order.
         waiting: Folder where finished shards wait until all are; None for none.
-        shards: All shards in order.
         counts: What was counted, complete after ``write_shards``.
     """
 
@@ -98,12 +93,6 @@ def write_shards(
     work: SplitWork, folder: Path, *, classes: Mapping[str, Any], progress: bool
 ) -> dict[str, Any]:
     """Make what is not finished in the waiting folder (without one: in ``folder``), and the index.
-
-    Args:
-        work: The split.
-        folder: Where shards and index.parquet end up.
-        classes: What the index says of the label space.
-        progress: Show a progress bar.
 
     Returns:
         What dataset.json says of the split.

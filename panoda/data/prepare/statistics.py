@@ -33,7 +33,6 @@ class Counts:
     """What was counted in some images; sums of counts are counts.
 
     Attributes:
-        images: Number of images.
         pixels: Pixels outside the ignore band.
         values: (3,) int64, sum of the channel values 0..255 over these pixels.
         squares: (3,) int64, sum of their squares.
@@ -127,11 +126,6 @@ def _histogram(values: np.ndarray) -> np.ndarray:
 
 def write_statistics(folder: Path, splits: Mapping[str, Counts], space: LabelSpace) -> dict[str, float]:
     """Write statistics.json, groups.csv and, with labels, classes.csv and by_latitude.csv.
-
-    Args:
-        folder: Existing folder, ``data/prepared/<role>`` while it is staged.
-        splits: Split name -> counts.
-        space: Label space of the prepared labels.
 
     Returns:
         The content of statistics.json, flat: ``images/<split>``, ``groups/<split>``; mean and population

@@ -179,10 +179,8 @@ def load_model(
     """Read a checkpoint.
 
     Args:
-        path: File that ``save_model`` wrote.
         num_classes: Refuse a model with another number of classes; None takes any.
         space: Refuse a model with other classes, or with the same in another order; None takes any.
-        device: Where the model goes.
 
     Returns:
         The model in evaluation mode, and its card.

@@ -40,7 +40,6 @@ def create_decoder(
     """Build a decoder with random weights.
 
     Args:
-        name: One of ``decoder_names()``.
         channels: Of the encoder's maps, shallowest first.
         strides: Of the encoder's maps: pixels of the image per pixel of the map.
         num_classes: K, without ignore.

@@ -105,7 +105,6 @@ class ConvBlock(nn.Module):
     """Convolution without bias (size kept), BatchNorm, ReLU: the unit of most published heads."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        """Build for (N, in_channels, H, W)."""
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(out_channels)

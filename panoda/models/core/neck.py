@@ -22,7 +22,6 @@ class PyramidNeck(nn.Module):
     Attributes:
         channels: Width of each output, that of the input.
         strides: 4, 8, 16, 32.
-        scales: The four branches.
     """
 
     strides = (4, 8, 16, 32)

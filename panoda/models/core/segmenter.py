@@ -22,7 +22,6 @@ class Segmenter(nn.Module):
     Attributes:
         name: Registered name of the encoder, or "" for a model built by hand.
         arguments: Keywords with which ``create_model`` built it.
-        encoder: Image -> maps.
         neck: Between a plain ViT and a decoder that wants strides 4 to 32; else None.
         decoder: Maps -> logits and features.
     """
@@ -30,7 +29,6 @@ class Segmenter(nn.Module):
     def __init__(
         self, encoder: nn.Module, decoder: Decoder, *, neck: PyramidNeck | None = None, name: str = ""
     ) -> None:
-        """Join an encoder and a decoder of matching widths."""
         super().__init__()
         self.name = name
         self.arguments: dict[str, Any] = {}

@@ -30,7 +30,6 @@ class SETRDecoder(Decoder, ABC):
 
     Attributes:
         auxiliary_kernel: Kernel size of the auxiliary heads' first layer.
-        heads: Auxiliary heads.
     """
 
     needs_pyramid = False
@@ -50,9 +49,7 @@ class SETRDecoder(Decoder, ABC):
         """Build for ``channels`` of maps that all have one stride.
 
         Args:
-            channels: Of the maps, shallowest first; SETR takes four.
             strides: Of the maps, all equal: the encoder's patch size.
-            num_classes: K.
             width: Channels of the features; None for those of the published model.
             auxiliary_weights: Loss weight of an auxiliary head on each map from the first on, 0 for none;
                 None for 0.4 on every map that has one in the published model.

@@ -15,7 +15,6 @@ class DMLPBlock(nn.Module):
     """Project a stage to the embedding width and mix it with two deformable MLPs."""
 
     def __init__(self, in_channels: int, width: int) -> None:
-        """Build for (N, in_channels, H, W) stage outputs."""
         super().__init__()
         self.project = DeformableProjection(in_channels, width)
         self.mlp1 = DeformableMLP(width)

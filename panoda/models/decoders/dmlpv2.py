@@ -23,7 +23,6 @@ class ChannelMLP(nn.Module):
     """
 
     def __init__(self, channels: int) -> None:
-        """Build for (N, channels, H, W)."""
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels))
         self.fc1 = nn.Linear(channels, channels)
@@ -42,7 +41,6 @@ class DMLPv2Block(nn.Module):
     """Project a stage to the embedding width, mix its channels with pooled neighbours, then deform."""
 
     def __init__(self, in_channels: int, width: int) -> None:
-        """Build for (N, in_channels, H, W) stage outputs."""
         super().__init__()
         self.project = DeformableProjection(in_channels, width)
         self.channel1 = ChannelMLP(width)

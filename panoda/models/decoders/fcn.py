@@ -17,8 +17,6 @@ class FCNDecoder(Decoder):
 
     Attributes:
         index: Which map; the last one unless stated.
-        blocks: The two ConvBlocks.
-        predict: 1x1 convolution to class logits.
     """
 
     name = "fcn"

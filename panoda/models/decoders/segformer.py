@@ -21,7 +21,6 @@ class SegFormerDecoder(Decoder):
         linears: One linear layer per stage, first stage first.
         fuse: 1x1 ConvBlock over the concatenated stages, last stage first as published.
         dropout: Drops whole channels ahead of the prediction.
-        predict: 1x1 convolution to class logits.
     """
 
     name = "segformer"
@@ -36,11 +35,6 @@ class SegFormerDecoder(Decoder):
         strides: Sequence[int] = PYRAMID,
         dropout: float = 0.1,
     ) -> None:
-        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
-
-        Raises:
-            ValueError: as ``Decoder``.
-        """
         super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
         self.linears = nn.ModuleList(nn.Linear(found, width) for found in self.channels)
         self.fuse = ConvBlock(len(self.channels) * width, width, 1)

@@ -28,12 +28,10 @@ class PyramidPooling(nn.Module):
     """PSPNet's pooling: the map beside averages of it over 1, 4, 9 and 36 regions, fused.
 
     Attributes:
-        branches: One 1x1 ConvBlock per pool scale.
         fuse: 3x3 ConvBlock over the map and all branches.
     """
 
     def __init__(self, in_channels: int, width: int, *, scales: Sequence[int] = POOL_SCALES) -> None:
-        """Build for (N, in_channels, H, W)."""
         super().__init__()
         self.scales = tuple(scales)
         self.branches = nn.ModuleList(ConvBlock(in_channels, width, 1) for _ in self.scales)
@@ -73,11 +71,8 @@ class UPerNetDecoder(Decoder):
     """Pyramid pooling on the last stage, a feature pyramid, its fusion at stride 4, a prediction.
 
     Attributes:
-        pooling: On the last stage.
-        laterals: 1x1 ConvBlocks on the other stages, first stage first.
         smooth: 3x3 ConvBlocks on the pyramid's levels but the last.
         fuse: 3x3 ConvBlock over all levels at stride 4, first stage first.
-        predict: 1x1 convolution to class logits.
         heads: The auxiliary FCN head (one 3x3 ConvBlock of half the width) on the third stage.
     """
 

@@ -6,8 +6,6 @@ Source: Trans4PASS (CVPR 2022, arXiv 2203.01452), sections 3.2 and 3.3, and its 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +28,6 @@ class DeformableConv(nn.Module):
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int, padding: int
     ) -> None:
-        """Build for (N, in_channels, H, W) inputs."""
         super().__init__()
 
         def conv(channels: int) -> nn.Conv2d:
@@ -51,7 +48,8 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, Ho, Wo)."""
-        reach = _smaller(x.shape[2], x.shape[3]) // 4
+        # Sizes of an export may be open, and then no branch must settle which is smaller.
+        reach = torch.sym_min(x.shape[2], x.shape[3]) // 4
         # Positions of tens of pixels lose their fraction in bfloat16, so they are predicted in float32.
         with without_autocast(x):
             full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -66,7 +64,6 @@ class DeformableProjection(DeformableConv):
     """Deformable 3x3 convolution of stride 1, BatchNorm, GELU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        """Build for (N, in_channels, H, W) inputs."""
         super().__init__(in_channels, out_channels, kernel_size=3, stride=1, padding=1)
         self.norm = nn.BatchNorm2d(out_channels)
         self.act = nn.GELU()
@@ -86,7 +83,6 @@ class DeformableMLP(nn.Module):
     """
 
     def __init__(self, channels: int) -> None:
-        """Build for (N, channels, H, W) inputs."""
         super().__init__()
         self.linear = nn.Conv2d(channels, channels, 1)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
@@ -98,21 +94,10 @@ class DeformableMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         channels = x.shape[1]
-        reach = _larger(x.shape[2], x.shape[3]) // 4
+        reach = torch.sym_max(x.shape[2], x.shape[3]) // 4
         with without_autocast(x):
             full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             predicted = self.pointwise(self.depthwise(full))
             offset, mask = predicted.split((2 * channels, channels), dim=1)
             offset, mask = offset.clamp(-reach, reach), 2 * torch.sigmoid(mask)
         return self.act(self.norm(deform_conv2d(x, offset, self.linear.weight, self.linear.bias, mask=mask)))
-
-
-def _smaller(one: Any, other: Any) -> Any:
-    """Of two sizes; those of an export may be open, and then no branch must settle which is smaller."""
-    known = isinstance(one, int) and isinstance(other, int)
-    return min(one, other) if known else torch.sym_min(one, other)
-
-
-def _larger(one: Any, other: Any) -> Any:
-    known = isinstance(one, int) and isinstance(other, int)
-    return max(one, other) if known else torch.sym_max(one, other)

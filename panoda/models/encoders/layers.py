@@ -31,7 +31,6 @@ def layer_numbers(
     """Number of the layer of each parameter: 0 the embeddings, then one per block in order.
 
     Args:
-        module: The network.
         matcher: timm's ``group_matcher`` of it, whose groups are numbered.
         last: Prefixes of the names of final norms, which come after the last block.
     """

@@ -40,7 +40,6 @@ def resize_table(table: Tensor, old: Grid, new: Grid, *, prefix: int, wrap: bool
         old: h0, w0.
         new: h, w in patches.
         prefix: Leading entries of class and register tokens, kept as they are.
-        wrap: Whether the columns lie on a circle.
 
     Returns:
         (1, prefix + h * w, D).

@@ -30,8 +30,6 @@ class TimmPyramid(nn.Module):
 
     Attributes:
         net: timm's network up to the last map taken; its weights keep timm's names after ``net.``.
-        channels: Width of each map.
-        strides: Pixels per cell of each map.
         num_layers: Numbers that ``layer_of`` can give; a decoder comes after the last one.
         mean, std: What timm's published weights want images to be normalised with.
     """
@@ -40,7 +38,6 @@ class TimmPyramid(nn.Module):
         """Build with random weights; nothing is downloaded.
 
         Args:
-            name: A model of timm.
             drop_path: Stochastic depth of the last block, where the network has any.
             indices: Which of the stated maps to give; None: the deepest of each stride, four up to 32.
 

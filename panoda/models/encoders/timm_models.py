@@ -15,7 +15,6 @@ def build(name: str, **wanted: Any) -> nn.Module:
 
     Args:
         name: A model of timm, optionally with a tag (``vit_base_patch16_224.mae``).
-        wanted: Keywords passed on where the network's class takes them.
 
     Raises:
         ValueError: timm has no such model or tag.

@@ -22,7 +22,6 @@ class DeformablePatchEmbed(DeformableConv):
     """Deformable 7x7 convolution of stride 4, then LayerNorm (eps 1e-5) over channels."""
 
     def __init__(self, channels: int) -> None:
-        """Build for RGB images."""
         super().__init__(3, channels, kernel_size=7, stride=4, padding=3)
         self.norm = nn.LayerNorm(channels)
         # timm's rule for convolutions, so that this embedding starts like the other three.
@@ -39,9 +38,6 @@ class Encoder(nn.Module):
     """Four stages at strides 4, 8, 16, 32.
 
     Attributes:
-        channels: Width of each stage.
-        strides: Pixels per cell of each stage.
-        depths: Blocks in each stage.
         num_layers: Blocks plus embedding plus final norm, for layer-wise learning rates.
         mean, std: What images are normalised with.
         patch_embed: The 7x7 stride-4 embedding of the first stage, deformable or not.

@@ -62,9 +62,6 @@ def fit(
     auxiliary heads and, where the classes differ, the layers that predict them.
 
     Args:
-        model: Built by ``create_model``.
-        tensors: Of ``read_weights``.
-        card: Of ``read_weights``.
         label_space: Label space of the model; None does not compare it.
         class_names: Names of the model's classes in order; None does not compare them.
 

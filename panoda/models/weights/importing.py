@@ -73,12 +73,8 @@ def import_file(
     Args:
         path: A .pth (read weights-only) or .safetensors file, or a folder that transformers saved.
         source: Where it comes from; kept in the card.
-        encoder: As ``import_state``.
-        decoder: As ``import_state``.
-        num_classes: As ``import_state``.
         label_space: Of the file's classes, where the user knows it.
         encoder_only: Leave the decoder out, whatever it is.
-        part: As ``import_state``.
 
     Raises:
         CheckpointError: as ``read_state_dict`` and ``import_state``, or a label space with another number of
@@ -137,8 +133,6 @@ def import_state(
     """Bring a checkpoint into our layout, strictly.
 
     Args:
-        content: What ``read_state_dict`` gave.
-        source: Where it comes from; kept in the card.
         name: Of the file; tells MAE, BEiT and BEiTv2 apart where the weights themselves do not.
         encoder: What the user says the encoder is; None recognises it.
         decoder: What the user says the decoder is; None recognises it.

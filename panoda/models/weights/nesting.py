@@ -58,7 +58,6 @@ def find_weights(content: Mapping[str, Any], *, part: str | None = None, encoder
     """Find one model's tensors in what a file holds.
 
     Args:
-        content: Of ``read_state_dict``.
         part: The set to take, where there are several; None takes averaged weights, or else the model's.
         encoder: Whose keys tell where the prefixes end; None takes those of the known layouts.
 

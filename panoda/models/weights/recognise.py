@@ -83,13 +83,10 @@ def _alike(state: Mapping[str, Tensor], kind: str) -> list[str]:
     """Candidates whose blocks have the names and sizes of the file's; tables may differ in size."""
     signature = _signature(state)
     if signature is None:
-        return fitting({f"encoder.net.{key}": value for key, value in _without_head(state).items()})
+        own = (key for key in state if not key.startswith(OF_CLASSIFIERS))
+        return fitting({f"encoder.net.{key}": state[key] for key in own})
     names = [name for name in vits_of(signature[1]) if _signature_of(name) == signature]
     return [name for name in names if name.endswith(".mae")] if kind == "mae" else names
-
-
-def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.startswith(OF_CLASSIFIERS)}
 
 
 def _signature_of(encoder: str) -> tuple[Any, ...] | None:

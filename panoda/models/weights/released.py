@@ -81,9 +81,8 @@ def read_state_dict(path: Path) -> dict[str, Any]:
             "where its code is at hand, save its state_dict: torch.save(model.state_dict(), 'weights.pth')"
         ) from error
     except Exception as error:  # damaged bytes make the readers raise nearly anything
-        raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({_first_line(error)}); fetch it again"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: truncated or not a checkpoint ({reason}); fetch it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, found {type(content).__name__}")
     return content
@@ -123,7 +122,3 @@ def _rename(key: str, prefix: str, new_prefix: str, names: tuple[tuple[str, str]
             stage = int(found.group(1)) - 1 if found.groups() else 0
             return new_prefix + found.expand(replacement.replace("{stage}", str(stage))) + rest[found.end() :]
     return key
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -80,8 +80,6 @@ def read_segformer(
 
     Args:
         state: Key -> tensor, as ``save_pretrained`` writes them.
-        config: The config.json beside them.
-        source: Where they come from; kept in the cards.
         label_space: Whose names the classes must have; None finds it among the built-in ones.
 
     Raises:
