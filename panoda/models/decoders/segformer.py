@@ -35,6 +35,11 @@ class SegFormerDecoder(Decoder):
         strides: Sequence[int] = PYRAMID,
         dropout: float = 0.1,
     ) -> None:
+        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
+
+        Raises:
+            ValueError: as ``Decoder``.
+        """
         super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
         self.linears = nn.ModuleList(nn.Linear(found, width) for found in self.channels)
         self.fuse = ConvBlock(len(self.channels) * width, width, 1)

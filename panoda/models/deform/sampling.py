@@ -59,11 +59,10 @@ def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry
     n, each = x.shape[0], x.shape[1] // groups
     first, steps, shares = _corners(x, offset, groups, geometry)
     flat = F.pad(x, (MARGIN,) * 4).reshape(n, groups, each, -1)
-    first = first.reshape(n, groups, 1, -1).expand(-1, -1, each, -1)
+    first = first.reshape(n, groups, 1, -1)
     total: Tensor | None = None
     for step, share in zip(steps, shares, strict=True):
-        # One index for all corners: the backward pass keeps it.
-        part = flat[..., step:].gather(3, first) * share.reshape(n, groups, 1, -1)
+        part = flat.gather(3, (first + step).expand(-1, -1, each, -1)) * share.reshape(n, groups, 1, -1)
         total = part if total is None else total + part
     assert total is not None
     if mask is not None:
@@ -87,7 +86,6 @@ def bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: G
         parts = [row * weight[:, None] for row, weight in zip(rows, weights, strict=True)]
         total = parts[0] + parts[1] + parts[2] + parts[3]
     else:
-        index = index.int() if len(table) < 2**31 else index  # half the memory until the backward pass
         bags = torch.stack([index + step for step in steps], dim=-1)
         total = F.embedding_bag(bags, table, mode="sum", per_sample_weights=torch.stack(weights, dim=-1))
     return total.reshape(n, offset.shape[2] * offset.shape[3], geometry.taps * x.shape[1])
