@@ -8,9 +8,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from panoda.models.deform import ops, sampling
+from panoda.models.deform import ops, sampling, traced
 from panoda.models.deform.ops import deform_conv2d
-from panoda.models.deform.sampling import Geometry, bag, gather
+from panoda.models.deform.sampling import bag, gather
+from panoda.models.deform.sampling_geometry import Geometry
 
 # name: (channels, out, height, width, kernel, offset groups, stride, padding, dilation)
 CASES = {
@@ -60,6 +61,18 @@ def test_values_and_gradients_equal_torchvision(name: str, reach: float, masked:
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tile", [1, 64])
+def test_tiles_do_not_change_the_result(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("embed", "mlp", "taps of their own"):
+        inputs, geometry = _inputs(name, reach=3.0)
+        whole = _both(inputs, geometry)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "_TILE", tile)
+            tiled = _both(inputs, geometry)[0]
+        for one, other in zip(whole, tiled, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["embed", "project", "mlp"])
 @pytest.mark.parametrize("whole", [-30, -8, -7, -2, -1, 0, 1, 7, 8, 30])
 def test_whole_pixel_offsets_take_torchvisions_side(name: str, whole: int) -> None:
@@ -100,7 +113,7 @@ def test_gradcheck(name: str) -> None:
     inputs, geometry = _inputs(name, reach=1.3, dtype=torch.float64)
     inputs = [tensor[..., :9, :9].requires_grad_() if i == 0 else tensor for i, tensor in enumerate(inputs)]
     c, _, _, _, kernel, _, stride, padding, dilation = CASES[name]
-    size = Geometry(kernel, stride, padding, dilation).output(inputs[0].shape[2:])
+    size = sampling.Geometry(kernel, stride, padding, dilation).output(inputs[0].shape[2:])
     inputs[1] = inputs[1][..., : size[0], : size[1]].requires_grad_()
     inputs[4] = inputs[4][..., : size[0], : size[1]].requires_grad_()
     inputs[2].requires_grad_()
@@ -122,6 +135,22 @@ def test_compiles_without_graph_breaks(name: str) -> None:
         results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     for eager, other in zip(*results, strict=True):
         torch.testing.assert_close(eager, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_x", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_operators_keep_the_contract_of_custom_operators(masked: bool, with_x: bool) -> None:
+    for name, forward in (("mlp", sampling.gather), ("project", sampling.bag)):
+        (x, offset, _, _, mask), geometry = _inputs(name, reach=1.0)
+        groups, kernel = CASES[name][5], CASES[name][4]
+        numbers = [*kernel, *geometry["stride"], *geometry["padding"], *geometry["dilation"]]
+        leaves = (
+            x.requires_grad_(with_x),
+            offset.requires_grad_(),
+            mask.requires_grad_() if masked else None,
+        )
+        checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(forward, (*leaves, groups, numbers), test_utils=checks)
 
 
 def test_autocast_and_half_precision_sample_in_float32() -> None:
@@ -183,8 +212,8 @@ def test_faster_than_torchvision_on_a_cpu() -> None:
     ("channels", "groups", "kernel", "stride"), [(3, 1, 7, 4), (8, 8, 1, 1), (16, 1, 3, 1), (16, 2, 3, 2)]
 )
 @pytest.mark.parametrize("masked", [False, True])
-def test_exported_rows_are_those_of_bags_and_single_values(
-    channels: int, groups: int, kernel: int, stride: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+def test_traced_samples_are_those_of_the_operators(
+    channels: int, groups: int, kernel: int, stride: int, masked: bool
 ) -> None:
     geometry = Geometry((kernel, kernel), (stride, stride), (kernel // 2,) * 2, (1, 1))
     torch.manual_seed(0)
@@ -193,13 +222,13 @@ def test_exported_rows_are_those_of_bags_and_single_values(
     offset = 8 * torch.randn(2, 2 * groups * kernel**2, *size)
     offset[0, 0, 0, :4] = torch.tensor((1e6, -1e6, 38.5, -37.5))  # far out, and at the last zero
     mask = torch.rand(2, groups * kernel**2, *size) if masked else None
-    bags = bag(x, offset, mask, groups, geometry)
-    monkeypatch.setattr(sampling, "exporting", lambda: True)
-    torch.testing.assert_close(bag(x, offset, mask, groups, geometry), bags, rtol=0, atol=2e-6)
-    each = channels // groups
-    values = gather(x, offset, mask, groups, geometry).unflatten(1, (groups, each, kernel**2))
-    ordered = values.permute(0, 4, 1, 3, 2).reshape(bags.shape)
-    torch.testing.assert_close(ordered, bags, rtol=0, atol=2e-6)
+    for plain, own in ((traced.gather, gather), (traced.bag, bag)):
+        torch.testing.assert_close(
+            plain(x, offset, mask, groups, geometry),
+            own(x, offset, mask, groups, geometry.packed()),
+            rtol=0,
+            atol=2e-6,
+        )
 
 
 @pytest.mark.parametrize("name", CASES)

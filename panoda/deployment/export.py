@@ -1,6 +1,6 @@
 """Write a checkpoint as ONNX or as a program of torch.export, checked against the model before it counts.
 
-The deformable operator is traced in plain operators (``panoda.models.deform.sampling``). Every file is run, at two
+The deformable operator is traced in plain operators (``panoda.models.deform.traced``). Every file is run, at two
 sizes and batches where these are open, on noise and on a picture with edges, beside the model itself; one
 that differs is not kept.
 """

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
 import multiprocessing
 import os
 import re
@@ -51,6 +50,7 @@ PAIRS: tuple[Pair, ...] = (
     ("timm:convnext_tiny", "upernet"),
 )
 REPEATS = 3
+_SAMPLE_OPERATIONS = 8
 
 
 class Cost(BaseModel):
@@ -151,16 +151,15 @@ def operations(model: Segmenter, size: Size) -> int:
 
 
 def _formulas() -> dict[Any, Any]:
-    """Operations of the samples of a deformable convolution: two for each of four corners."""
+    """Operations of the custom operators, from the shapes of their arguments and results."""
 
-    def gathered(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
-        return 2 * math.prod(out_shape)  # one corner
+    def sampled(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
+        total = _SAMPLE_OPERATIONS
+        for side in out_shape:
+            total *= side
+        return total
 
-    def bagged(*_: Any, out_shape: Sequence[Sequence[int]], **__: Any) -> int:
-        return 8 * math.prod(out_shape[0])
-
-    aten = torch.ops.aten
-    return {aten.gather: gathered, aten._embedding_bag: bagged, aten._embedding_bag_forward_only: bagged}
+    return {torch.ops.panoda.deform_gather: sampled, torch.ops.panoda.deform_bag: sampled}
 
 
 # --- time and memory -----------------------------------------------------------------------------------

@@ -1,128 +1,287 @@
-"""Bilinear samples at learned positions, the first half of ``deform_conv2d``.
+"""Bilinear samples at learned positions: the custom operators under ``deform_conv2d``.
 
 Positions stay in pixels, and values are blended in torchvision's order of operations, so samples
 equal its bit for bit. The round trip through ``grid_sample``'s normalised coordinates would cost
 1e-5 pixels, which turns offsets of exactly zero into a random choice of one-sided derivative and,
 amplified by the layers behind, breaks parity with released weights.
 
-A map is padded by zeros on all sides and flattened; a sample is read from its upper left corner, at an
-index of that flat map, and from the three others at constant steps from there. Where few channels share
-positions (RGB) or each has its own (the deformable MLPs), values are gathered one by one. Where many
-channels share positions, they are read as rows of a channels-last table by ``embedding_bag`` (a bag is the
-four corners of a sample, weighted). Both are made of PyTorch's operators alone, so they have gradients,
-compile, and can be exported; sizes may be symbols. Offsets and groups are laid out as in
-``panoda.models.deform.ops``.
+Two samplers, both deterministic on a CPU, keep only their inputs for the backward pass. Where few
+channels share positions (RGB) or each has its own (the deformable MLPs), values are gathered one by
+one, in tiles that fit a CPU's cache. Where many channels share positions, they are read as rows of
+a channels-last table by ``embedding_bag`` (a bag is the four corners of a sample, weighted), and
+the gradient of the table is the transposed bag. Both are custom operators, so torch.compile takes
+them whole. Offsets and groups are laid out as in ``panoda.models.deform.ops``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panoda.models.encoders.layers import exporting
+from panoda.models.deform.sampling_geometry import (
+    MARGIN,
+    Corners,
+    Geometry,
+    padded,
+    padded_size,
+    steps,
+    unpadded,
+)
 
-# A position is clamped to [-2, size]; both ends read zeros alone, so values and derivatives vanish.
-MARGIN = 2
-
-
-class Geometry(NamedTuple):
-    """Kernel, stride, padding and dilation, height before width."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    @property
-    def taps(self) -> int:
-        """K."""
-        return self.kernel[0] * self.kernel[1]
-
-    def output(self, size: Sequence[int]) -> tuple[int, int]:
-        """Output size for an input size."""
-        reach = [self.dilation[a] * (self.kernel[a] - 1) + 1 for a in (0, 1)]
-        height, width = ((size[a] + 2 * self.padding[a] - reach[a]) // self.stride[a] + 1 for a in (0, 1))
-        return height, width
-
-    def places(self, tap: Tensor, axis: int, size: int) -> Tensor:
-        """(K, size): row (or column) of every tap of every output row (or column), without offsets."""
-        step = torch.arange(size, device=tap.device) * self.stride[axis]
-        return (tap * self.dilation[axis] - self.padding[axis])[:, None] + step
+# Values in one tile on a CPU: just below the size from which PyTorch spreads an elementwise operation
+# over threads. A tile stays in the cache, needs no fresh memory from the system, and none of its many
+# small operations waits for another thread, which on a busy machine costs more than all the work.
+_TILE = 32767
 
 
-def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry) -> Tensor:
-    """Samples (N, C * K, Ho * Wo), value by value."""
-    n, each = x.shape[0], x.shape[1] // groups
-    first, steps, shares = _corners(x, offset, groups, geometry)
-    flat = F.pad(x, (MARGIN,) * 4).reshape(n, groups, each, -1)
-    first = first.reshape(n, groups, 1, -1)
-    total: Tensor | None = None
-    for step, share in zip(steps, shares, strict=True):
-        part = flat.gather(3, (first + step).expand(-1, -1, each, -1)) * share.reshape(n, groups, 1, -1)
-        total = part if total is None else total + part
-    assert total is not None
+# --- few channels on each set of positions: gather ------------------------------------------------
+
+
+class _Tile(NamedTuple):
+    """Some (image, group) rows and taps; tensors are (R, T * Ho * Wo)."""
+
+    rows: slice
+    taps: slice
+    first: Tensor  # int64
+    corners: Corners
+    mask: Tensor | None
+
+
+def _tiles(
+    x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry
+) -> Iterator[_Tile]:
+    """Cut all samples into tiles; one tile on other devices than the CPU."""
+    rows, taps, (height, width) = x.shape[0] * groups, geometry.taps, offset.shape[2:]
+    offsets = offset.reshape(rows, taps, 2, height * width).permute(2, 0, 1, 3)
+    masks = None if mask is None else mask.reshape(rows, taps, height * width)
+    base = geometry.positions((height, width), offset).flatten(2).unsqueeze(1)  # (2, 1, K, Ho * Wo)
+    fitting = max(1, _TILE // (height * width)) if x.device.type == "cpu" else rows * taps
+    tile_taps, tile_rows = min(fitting, taps), max(1, fitting // taps)
+    for row in range(0, rows, tile_rows):
+        for tap in range(0, taps, tile_taps):
+            at, of = slice(row, row + tile_rows), slice(tap, tap + tile_taps)
+            corners = Corners.of(offsets[:, at, of], base[:, :, of], x.shape[2:]).flatten(1)
+            factor = None if masks is None else masks[at, of].flatten(1)
+            yield _Tile(at, of, corners.start.long(), corners, factor)
+
+
+_FORWARD = "(Tensor x, Tensor offset, Tensor? mask, int groups, int[] geometry) -> Tensor"
+_BACKWARD = (
+    "(Tensor grad, Tensor x, Tensor offset, Tensor? mask, int groups, int[] geometry, bool with_x)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("panoda::deform_gather", mutates_args=(), schema=_FORWARD)
+def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
+    """Samples (N, C * K, Ho * Wo)."""
+    shape = Geometry.unpacked(geometry)
+    flat = padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
+    samples = flat.new_empty(*flat.shape[:2], shape.taps, offset.shape[2] * offset.shape[3])
+    for tile in _tiles(x, offset, mask, groups, shape):
+        shares = tile.corners.shares()
+        for channel in range(flat.shape[1]):
+            # In torchvision's order of operations and with all its roundings, which addcmul would skip.
+            own = flat[tile.rows, channel]
+            parts = [own[:, step:].gather(1, tile.first) for step in steps(x)]
+            value = parts[0].mul_(shares[0])
+            for part, share in zip(parts[1:], shares[1:], strict=True):
+                value.add_(part.mul_(share))
+            value = value if tile.mask is None else value.mul_(tile.mask)
+            samples[tile.rows, channel, tile.taps] = value.unflatten(1, (-1, samples.shape[3]))
+    return samples.reshape(x.shape[0], -1, samples.shape[3])
+
+
+@torch.library.custom_op("panoda::deform_gather_backward", mutates_args=(), schema=_BACKWARD)
+def _gather_backward(
+    grad: Tensor,
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    geometry: Sequence[int],
+    with_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless with_x), offset and mask (empty without one)."""
+    shape, pixels = Geometry.unpacked(geometry), offset.shape[2] * offset.shape[3]
+    flat = padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
+    grad = grad.reshape(*flat.shape[:2], shape.taps, pixels)
+    grad_flat = torch.zeros_like(flat) if with_x else flat.new_empty(0)
+    grad_offset = offset.new_empty(flat.shape[0], shape.taps, 2, pixels)
+    grad_mask = flat.new_empty(0) if mask is None else offset.new_empty(flat.shape[0], shape.taps, pixels)
+    for tile in _tiles(x, offset, mask, groups, shape):
+        at, of = tile.rows, tile.taps
+        products: list[Tensor] = []  # gradient times corner, summed over channels
+        for channel in range(flat.shape[1]):
+            own = grad[at, channel, of].flatten(1)
+            parts = [flat[at, channel, step:].gather(1, tile.first).mul_(own) for step in steps(x)]
+            products = [p.add_(q) for p, q in zip(products, parts, strict=True)] if products else parts
+            if with_x:
+                own = own if tile.mask is None else own * tile.mask
+                for step, share in zip(steps(x), tile.corners.shares(), strict=True):
+                    grad_flat[at, channel, step:].scatter_add_(1, tile.first, share.mul_(own))
+        value, *along = tile.corners.surface(products)
+        for axis, slope in enumerate(along):
+            slope = slope if tile.mask is None else slope.mul_(tile.mask)
+            grad_offset[at, of, axis] = slope.unflatten(1, (-1, pixels))
+        if tile.mask is not None:
+            grad_mask[at, of] = value.unflatten(1, (-1, pixels))
+    if with_x:
+        grad_flat = unpadded(grad_flat.reshape(*x.shape[:2], *padded_size(x))).contiguous()
+    return (
+        grad_flat,
+        grad_offset.reshape(offset.shape),
+        grad_mask if mask is None else grad_mask.reshape(mask.shape),
+    )
+
+
+@gather.register_fake
+def _gather_fake(
+    x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]
+) -> Tensor:
+    taps = geometry[0] * geometry[1]
+    return x.new_empty(x.shape[0], x.shape[1] * taps, offset.shape[2] * offset.shape[3])
+
+
+# --- many channels on each set of positions: bags -------------------------------------------------
+
+
+def _bag_corners(offset: Tensor, geometry: Geometry, size: Sequence[int], groups: int) -> Corners:
+    """Corners of the samples in the order (N, Ho, Wo, G, K), flat, as rows of the table."""
+    n, _, height, width = offset.shape
+    offsets = offset.reshape(n, groups, geometry.taps, 2, height, width).permute(3, 0, 4, 5, 1, 2)
+    base = geometry.positions((height, width), offset).permute(0, 2, 3, 1)[:, None, :, :, None]
+    corners = Corners.of(offsets, base, size)
+    pixels = (size[0] + 2 * MARGIN) * (size[1] + 2 * MARGIN)
+    dtype = torch.int32 if n * groups * pixels < 2**31 else torch.int64
+    map_start = torch.arange(n * groups, device=offset.device, dtype=dtype) * pixels
+    return corners._replace(start=corners.start + map_start.reshape(n, 1, 1, groups, 1)).flatten(0)
+
+
+def _bags(corners: Corners, x: Tensor) -> Tensor:
+    """(P, 4) table rows of the corners of every sample."""
+    return torch.stack([corners.start + step for step in steps(x)], dim=-1)
+
+
+def _weights(corners: Corners, flat_mask: Tensor | None) -> Tensor:
+    """(P, 4) factors on those rows."""
+    shares = torch.stack(corners.shares(), dim=-1)
+    return shares if flat_mask is None else shares * flat_mask[:, None]
+
+
+def _table(x: Tensor, groups: int) -> Tensor:
+    """(N * G * padded pixels, C / G)."""
+    return padded(x).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2).reshape(-1, x.shape[1] // groups)
+
+
+def _flat_mask(mask: Tensor | None, groups: int) -> Tensor | None:
+    """In the order of the samples."""
+    return None if mask is None else mask.unflatten(1, (groups, -1)).permute(0, 3, 4, 1, 2).flatten()
+
+
+@torch.library.custom_op("panoda::deform_bag", mutates_args=(), schema=_FORWARD)
+def bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
+    """Samples (N, Ho * Wo, G * K * C/G)."""
+    corners = _bag_corners(offset, Geometry.unpacked(geometry), x.shape[2:], groups)
+    shares = _weights(corners, _flat_mask(mask, groups))
+    bags = _bags(corners, x)
+    samples = F.embedding_bag(bags, _table(x, groups), mode="sum", per_sample_weights=shares)
+    return samples.reshape(x.shape[0], offset.shape[2] * offset.shape[3], -1)
+
+
+@torch.library.custom_op("panoda::deform_bag_backward", mutates_args=(), schema=_BACKWARD)
+def _bag_backward(
+    grad: Tensor,
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    geometry: Sequence[int],
+    with_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless with_x), offset and mask (empty without one)."""
+    shape = Geometry.unpacked(geometry)
+    n, _, height, width = offset.shape
+    corners, flat = _bag_corners(offset, shape, x.shape[2:], groups), _flat_mask(mask, groups)
+    bags, table = _bags(corners, x), _table(x, groups)
+    grad = grad.reshape(-1, table.shape[1]).contiguous()
+    value, *slopes = corners.surface(_dot_rows(grad, table, bags).T.contiguous().unbind(0))
+    along = torch.stack(slopes if flat is None else [slope.mul_(flat) for slope in slopes])  # (2, P)
+    along = along.reshape(2, n, height, width, groups, shape.taps)
+    grad_offset = along.permute(1, 4, 5, 0, 2, 3).reshape(offset.shape).contiguous()
+    grad_mask, grad_x = x.new_empty(0), x.new_empty(0)
     if mask is not None:
-        total = total * mask.reshape(n, groups, 1, -1)
-    return total.reshape(n, x.shape[1] * geometry.taps, offset.shape[2] * offset.shape[3])
+        by_pixel = value.reshape(n, height, width, groups, shape.taps)
+        grad_mask = by_pixel.permute(0, 3, 4, 1, 2).reshape(mask.shape).contiguous()
+    if with_x:
+        shares = _weights(corners, flat)
+        grad_table = _transposed_bag(grad, bags.flatten(), shares.flatten(), rows=table.shape[0])
+        by_channel = grad_table.reshape(n, groups, -1, x.shape[3] + 2 * MARGIN, x.shape[1] // groups).permute(
+            0, 1, 4, 2, 3
+        )
+        grad_x = unpadded(by_channel).reshape(x.shape).contiguous()
+    return grad_x, grad_offset, grad_mask
 
 
-def bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry) -> Tensor:
-    """Samples (N, Ho * Wo, G * K * C/G), row by row."""
-    n, each = x.shape[0], x.shape[1] // groups
-    first, steps, shares = _corners(x, offset, groups, geometry)
-    padded = F.pad(x, (MARGIN,) * 4)
-    cells = padded.shape[2] * padded.shape[3]
-    # Rows of a table (N * G * padded pixels, C / G).
-    table = padded.reshape(n, groups, each, cells).transpose(2, 3).reshape(-1, each)
-    maps = torch.arange(n * groups, device=x.device, dtype=torch.int64).reshape(n, groups, 1, 1, 1)
-    index = _by_pixel(first + maps * cells)
-    weights = [_by_pixel(share if mask is None else share * mask.reshape(share.shape)) for share in shares]
-    if exporting():  # ONNX knows no bags
-        rows = (table.index_select(0, index + step) for step in steps)
-        parts = [row * weight[:, None] for row, weight in zip(rows, weights, strict=True)]
-        total = parts[0] + parts[1] + parts[2] + parts[3]
-    else:
-        bags = torch.stack([index + step for step in steps], dim=-1)
-        total = F.embedding_bag(bags, table, mode="sum", per_sample_weights=torch.stack(weights, dim=-1))
-    return total.reshape(n, offset.shape[2] * offset.shape[3], geometry.taps * x.shape[1])
+@bag.register_fake
+def _bag_fake(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
+    taps = geometry[0] * geometry[1]
+    return x.new_empty(x.shape[0], offset.shape[2] * offset.shape[3], x.shape[1] * taps)
 
 
-def _corners(
-    x: Tensor, offset: Tensor, groups: int, geometry: Geometry
-) -> tuple[Tensor, tuple[int, int, int, int], list[Tensor]]:
-    """Where samples lie: (N, G, K, Ho, Wo) each.
-
-    Returns:
-        Index of the upper left corner in the padded and flattened map; the way from it to all four
-        corners; the corners' shares. NaN gives NaN shares.
-    """
-    y, x_ = _positions(offset, groups, geometry)
-    top, left = y.floor(), x_.floor()
-    # Clamped as integers, where NaN is a number too.
-    row = top.to(torch.int64).clamp(-MARGIN, x.shape[2])
-    column = left.to(torch.int64).clamp(-MARGIN, x.shape[3])
-    width = x.shape[3] + 2 * MARGIN
-    ly, lx = y - top, x_ - left
-    my, mx = 1 - ly, 1 - lx
-    first = row * width + column + MARGIN * (width + 1)
-    return first, (0, 1, width, width + 1), [my * mx, my * lx, ly * mx, ly * lx]
+def _dot_rows(grad: Tensor, table: Tensor, bags: Tensor) -> Tensor:
+    """(P, C) times the four table rows of every sample -> (P, 4), without materialising those rows."""
+    starts = torch.arange(0, bags.numel(), 4, device=bags.device, dtype=bags.dtype)
+    owner = torch.arange(bags.numel(), device=bags.device, dtype=bags.dtype) >> 2
+    backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
+    return backward(grad, table, bags.flatten(), starts, owner, 0).reshape(bags.shape)
 
 
-def _positions(offset: Tensor, groups: int, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Rows y and columns x of every sample, (N, G, K, Ho, Wo) each."""
-    height, width = offset.shape[2:]
-    by_tap = offset.reshape(offset.shape[0], groups, geometry.taps, 2, height, width)
-    tap = torch.arange(geometry.taps, device=offset.device)
-    across = geometry.kernel[1]
-    rows = geometry.places(tap // across, 0, height).to(offset.dtype)
-    columns = geometry.places(tap % across, 1, width).to(offset.dtype)
-    return by_tap[:, :, :, 0] + rows[:, :, None], by_tap[:, :, :, 1] + columns[:, None]
+def _transposed_bag(grad: Tensor, index: Tensor, shares: Tensor, *, rows: int) -> Tensor:
+    """Sum of shares times grad rows per table row: (P, C) and 4 * P indices -> (rows, C)."""
+    ordered, order = index.sort(stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(rows, device=index.device, dtype=index.dtype))
+    sources, starts = (order >> 2).to(index.dtype), starts.to(index.dtype)
+    return F.embedding_bag(sources, grad, starts, mode="sum", per_sample_weights=shares[order])
 
 
-def _by_pixel(values: Tensor) -> Tensor:
-    """(N, G, K, Ho, Wo) -> flat in the order N, Ho, Wo, G, K."""
-    return values.permute(0, 3, 4, 1, 2).reshape(-1)
+# --- both -----------------------------------------------------------------------------------------
+
+
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    groups: int,
+    geometry: Sequence[int],
+    with_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = x.new_empty(x.shape) if with_x else x.new_empty(0)
+    return grad_x, offset.new_empty(offset.shape), x.new_empty(0 if mask is None else mask.shape)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offset, mask, ctx.groups, ctx.geometry = inputs
+    ctx.save_for_backward(x, offset, mask)
+
+
+def _connect(forward: Any, backward: Any) -> None:
+    """Make ``backward`` the gradient of ``forward``."""
+
+    def gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, offset, mask = ctx.saved_tensors
+        with_x = ctx.needs_input_grad[0]
+        grad_x, grad_offset, grad_mask = backward(grad, x, offset, mask, ctx.groups, ctx.geometry, with_x)
+        return grad_x if with_x else None, grad_offset, None if mask is None else grad_mask, None, None
+
+    backward.register_fake(_backward_fake)
+    forward.register_autograd(gradient, setup_context=_keep_inputs)
+
+
+_connect(gather, _gather_backward)
+_connect(bag, _bag_backward)
