@@ -31,6 +31,7 @@ from panoda.config import (
     params_model,
     parse_params,
 )
+from panoda.config.methods import methods_of
 from panoda.config.scenarios import load_scenario
 from panoda.pipeline.runnable import check_runnable
 from panoda.stages.adapt import adapt
@@ -50,6 +51,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "encoder": ("trans4pass_nano", "mit_b0", "pvt_v2_b0", "segformer_b0", "vit:vit_tiny_patch16_224"),
     "label_space": ("cs19", "cs13", "cs13", "camvid11"),
     "iterations": tuple(range(STEPS + 1)),
+    "swa": (None, {"start": 0.0, "every": 1}),
 }
 """What only its meaning tells: names, and how long a test may take. Everything else has a type."""
 ALONE = ("scenario", "path", "kind", "folder", "weights", "tracking", "looks", "seed", "device", "method")
@@ -161,8 +163,9 @@ def _section_of(annotation: Any, base: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in (dict, tuple, list):
         return None
     for model in (*found, *inner):
-        tag = model.model_fields.get("kind")
-        if tag is None or isinstance(base, Mapping) and base.get("kind") in get_args(tag.annotation):
+        name = "kind" if "kind" in model.model_fields else "method"
+        tag = model.model_fields.get(name)
+        if tag is None or isinstance(base, Mapping) and base.get(name) in get_args(tag.annotation):
             return model
     return None
 
@@ -212,6 +215,9 @@ def draw(seed: int, attempt: int = 0) -> dict[str, Any]:
         base["model"] |= MODELS[drawn.random.randrange(3)] | {"wrap": True}
         for stage, name in AUGMENTED:
             base[stage][name] |= {"crop_height": 0, "crop_width": 0, "scale": [1.0, 1.0], "yaw_roll": True}
+    if drawn.random.random() < 0.4:
+        base["adapt"]["method"] = drawn.random.choice(sorted(methods_of("adapt")))
+        base = parse_params(base).model_dump(mode="json")
     if drawn.random.random() < 0.3:
         base["data"]["more"] = {
             **base["data"][drawn.random.choice(("source", "target"))],

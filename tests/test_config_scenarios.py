@@ -183,7 +183,7 @@ def test_the_command_writes_named_scenarios_and_files(project: Path) -> None:
 def test_an_edited_params_file_is_not_replaced(project: Path) -> None:
     panoda("city")
     text = Path("params.yaml").read_text(encoding="utf-8")
-    Path("params.yaml").write_text(text.replace("iterations: 320", "iterations: 321"), encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("iterations: 560", "iterations: 321"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"differs from every scenario.*--force"):
         panoda("city_small")
     assert load_params().adapt.iterations == 321

@@ -103,6 +103,19 @@ def test_the_teacher_labels_valid_pixels_where_it_is_sure() -> None:
         assert torch.equal(label[:, 3:], stored[:, 3:])
 
 
+def test_what_the_teacher_says_of_other_colours_counts_by_its_weight() -> None:
+    """Of a grey image it says class 0 with 0.731; a model that sees red says class 1 of the red version."""
+    teacher = _task().teacher
+    grey, red = torch.full((1, 3, 2, 2), 0.5), torch.zeros(1, 3, 2, 2)
+    red[:, 0] = 1
+    odds = lambda x: torch.stack([1 - x[:, 0], 3 * x[:, 0] - 1], dim=1)  # noqa: E731
+    teacher.module.forward = odds
+    nothing, valid = torch.full((1, 2, 2), 255), torch.ones(1, 2, 2, dtype=torch.bool)
+    for weight, expected in ((0.0, 0), (3.0, 1)):
+        found = teacher.relabel(grey, nothing, valid, 0.5, versions=[(weight, red)])
+        assert (found == expected).all()
+
+
 def test_a_source_free_step_reads_stored_labels_below_the_threshold() -> None:
     """Two grey images; the teacher is sure of class 0 nowhere or everywhere, and class 1 is stored."""
     image = torch.full((2, 3, 32, 64), 150, dtype=torch.uint8)

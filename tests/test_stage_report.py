@@ -108,7 +108,7 @@ def test_says_how_it_was_selected_trained_and_how_to_repeat_it(pages):
         "No target label took part in any choice",
         "highest mIoU on source val",
         "teacher after its last step",
-        "MPA 0.001, EMA teacher 0.99, class-mix 0.5",
+        "teacher mix, EMA teacher 0.99, class-mix 0.5",
         f"git checkout {PROVENANCE['git_commit']}",
         "versions · torch",
         "b2" * 32,

@@ -414,7 +414,7 @@ def test_rounds_log_one_after_another(world, tmp_path):
 
 def test_a_folder_and_a_model_are_enough(world, tmp_path):
     """Full panoramas of two sizes, 2:1, as a camera leaves them; the model was trained on pinhole images."""
-    for number, height in enumerate((128, 160, 128)):
+    for number, height in enumerate((160, 192, 160)):
         shade = torch.linspace(0, 255, height, dtype=torch.float32)[:, None, None].expand(-1, 2 * height, 3)
         Image.fromarray(shade.to(torch.uint8).numpy()).save(tmp_path / f"{number}.png")
     runner = CliRunner()

@@ -31,11 +31,11 @@ def write_models(folder: Path, copies: tuple[str, ...]) -> None:
 def test_every_model_has_a_row(evaluated):
     write_models(evaluated, ())
     text = CliRunner().invoke(cli.app, ["summary"]).output
-    assert "source-only" in text and "warm-up" in text and "MPA" in text and text.count("25.0") == 3
+    assert "source-only" in text and "warm-up" in text and "adapted" in text and text.count("25.0") == 3
     assert "no steps" not in text
 
 
 def test_models_passed_through_have_none(evaluated):
     write_models(evaluated, ("warmup", "round1"))
     text = CliRunner().invoke(cli.app, ["summary"]).output
-    assert text.count("25.0") == 1 and "no steps, so no models of their own: warm-up, MPA" in text
+    assert text.count("25.0") == 1 and "no steps, so no models of their own: warm-up, adapted" in text

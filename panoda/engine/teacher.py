@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -27,7 +28,15 @@ class Teacher(AveragedModel):
         self.eval()
 
     @torch.no_grad()
-    def relabel(self, image: Tensor, label: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    def relabel(
+        self,
+        image: Tensor,
+        label: Tensor,
+        valid: Tensor,
+        threshold: float,
+        *,
+        versions: Sequence[tuple[float, Tensor]] = (),
+    ) -> Tensor:
         """The teacher's labels where it is sure.
 
         Args:
@@ -35,8 +44,13 @@ class Teacher(AveragedModel):
             label: (B, H, W) int64 of the other pixels.
             valid: (B, H, W) bool; pixels where it is False keep ``label``.
             threshold: Confidence from which on the teacher is sure, in 0..1.
+            versions: (weight, image) of the same pixels in other colours: the mean probability counts, in which
+                ``image`` has weight 1.
         """
-        confidence, own = self.module(normalise(image)).float().softmax(dim=1).max(dim=1)
+        total = self.module(normalise(image)).float().softmax(dim=1)
+        for weight, other in versions:
+            total = total + weight * self.module(normalise(other)).float().softmax(dim=1)
+        confidence, own = (total / (1 + sum(weight for weight, _ in versions))).max(dim=1)
         return torch.where((confidence >= threshold) & valid, own, label)
 
     @torch.no_grad()

@@ -70,7 +70,7 @@ def train_further(
         params={**old.params, stage: section_dict(params), "prepared": prepared_size(target)},
     )
     last = next((row for row in reversed(state.history) if "loss/total" in row), {})
-    metrics = {name: value for name, value in last.items() if name.startswith("loss/")}
+    metrics = {name: value for name, value in last.items() if name.startswith(("loss/", "teacher/"))}
     with result_directory(out, context) as folder:
         if task is not None:
             metrics |= task.metrics()

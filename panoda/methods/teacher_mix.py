@@ -1,10 +1,15 @@
 """Self-training with a mean teacher on mixed images: the default method of stage adapt.
 
-Each step: the teacher, an exponential moving average of the student (Tarvainen and Valpola 2017), labels the target
-image; source images take on its colours, as a whole (Reinhard et al. 2001) and class by class, and half of
-their classes are pasted onto it (class-mix: Olsson et al. 2021; DACS: Tranheden et al. 2021), warped onto the sphere
-as the panorama's camera would see them. The student learns from the source image and from the mixed one:
-CE(source) + target_weight * CE(mixed). The teacher is the result.
+Each step:
+
+- The teacher, an exponential moving average of the student (Tarvainen and Valpola 2017), labels the target image, as it
+  is and in the colours of a source image, where the model is at home.
+- Source images take on its colours, as a whole (Reinhard et al. 2001) and class by class. Half of their classes are
+  pasted onto it (class-mix: Olsson et al. 2021; DACS: Tranheden et al. 2021), warped onto the sphere as the
+  panorama's camera would see them.
+- The student learns from both: CE(source) + target_weight * CE(mixed).
+
+The teacher is the result.
 """
 
 from __future__ import annotations
@@ -49,6 +54,9 @@ class TeacherMixParams(PairParams):
     """Share of the old teacher weights kept at each step."""
     threshold: Probability = 0.8
     """Confidence from which on the teacher's label counts."""
+    source_colours: NonNegative = 0.0
+    """Weight of what the teacher says of the target image in the colours of a source image, beside 1 for the
+    image as it is; 0 = off."""
     stored_labels: bool = False
     """Below the threshold: true = the label of stage pseudo_labels, false = none (ignored)."""
     class_mix: Probability = 0.5
@@ -99,7 +107,13 @@ class TeacherMixTask(PairTask):
         lacking = self.lacking(batch[0])
         if not p.stored_labels:
             stored = torch.full_like(stored, IGNORE_INDEX)
-        target_label = self.teacher.relabel(target_image, stored, target_valid, p.threshold)
+        versions = []
+        if p.source_colours > 0:
+            recoloured = colour_transfer(target_image, target_valid, image, valid, 1.0)
+            versions = [(p.source_colours, recoloured)]
+        target_label = self.teacher.relabel(
+            target_image, stored, target_valid, p.threshold, versions=versions
+        )
         values["teacher/kept_share"] = (target_label != IGNORE_INDEX).float().mean()
         styled = colour_transfer(image, valid, target_image, target_valid, p.colour_transfer)
         styled = class_colour_transfer(styled, label, target_image, target_label, p.class_colour_transfer)

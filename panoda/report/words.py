@@ -149,8 +149,9 @@ def selection_sentences(params: Mapping[str, Any], results: Results) -> list[str
         + (" (the mean over all sources)" if len(params.get("sources") or {}) > 1 else ""),
         "last": "keeps the weights of its last step",
     }
-    adapt = params.get("adapt") or {}
-    kept = "the averaged (EMA) teacher" if adapt.get("keep") == "teacher" else "the student"
+    # Methods with a teacher keep it; the others have no average.
+    averaged = "ema_momentum" in (params.get("adapt") or {})
+    kept = "the averaged (EMA) teacher" if averaged else "the model"
     idle = "had no steps: it passes the model on, and is not shown."
     return [
         f"Source training {chosen.get(select, f'selects by {select}')}.",
