@@ -146,11 +146,15 @@ def scenario(
     name: Annotated[
         str, typer.Argument(help="Name of a file in scenarios/, or the path of a .yaml file of your own.")
     ],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="SECTION.NAME=VALUE to write in place of the scenario's own; repeatable."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
     """Switch to a scenario: write the whole params.yaml, with what the scenario extends and the defaults."""
     chosen = open_scenario(name)
-    text = chosen.text()
+    text = chosen.text(change or ())
     if PARAMS.exists() and not force and _edited():
         raise ValueError(
             f"{PARAMS} differs from every scenario, so replacing it would lose your changes; "
@@ -160,7 +164,7 @@ def scenario(
         path.parent.mkdir(exist_ok=True)
         with staged_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
-    for folder in _make_download_folders(chosen.params()):
+    for folder in _make_download_folders(chosen.params(change or ())):
         typer.echo(f"made {folder}: `dvc repro` fetches the data there or says how to get them")
     typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
 
