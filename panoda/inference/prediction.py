@@ -76,8 +76,8 @@ def predict_logits(
         return mix_views(model, images, whole, views, wrap=wrap, band=band, **options)
     total: Tensor | None = None
     with _inference(model, images, dtype):
-        views = _views(model, images, scales, flip=flip, wrap=wrap, sliding=sliding)
-        for view, mirrored, size, margin in views:
+        passes = _views(model, images, scales, flip=flip, wrap=wrap, sliding=sliding)
+        for view, mirrored, size, margin in passes:
             if sliding is None:
                 logits = model(view)
             else:
