@@ -42,6 +42,22 @@ demo: setup ## set up and run the whole pipeline on the embedded city
 	$(BIN)/dvc repro
 	@$(BIN)/panoda summary
 
+REAL := real$(if $(FACADE),_facades)
+demo-real: real-folders setup ## real photographs: CAMVID=FOLDER PANORAMAS=FOLDER [FACADE=FOLDER]
+	$(BIN)/panoda scenario $(REAL) --set 'data.source.dataset.path=$(CAMVID)' --set 'data.target.dataset.path=$(PANORAMAS)' \
+		$(if $(FACADE),--set 'data.facades.dataset.path=$(FACADE)')
+	$(BIN)/dvc repro
+	@$(BIN)/panoda summary
+	@echo "label other panoramas: $(BIN)/panoda predict FOLDER --out labelled"
+
+real-folders:
+	@there() { [ -n "$$2" ] || { echo "say $$1=FOLDER: $$3"; exit 1; }; \
+		[ -d "$$2" ] || { echo "$$1=$$2: no such folder; it is $$3"; exit 1; }; \
+		for part in $$4; do [ -d "$$2/$$part" ] || { echo "$$1=$$2: no folder $$part in it; it is $$3"; exit 1; }; done; }; \
+	there CAMVID '$(CAMVID)' 'CamVid with train, trainannot, val and valannot (panoda data list)' 'train trainannot val valannot' && \
+	there PANORAMAS '$(PANORAMAS)' 'a folder of panoramas, 360 degrees wide, without labels' '' && \
+	if [ -n '$(FACADE)' ]; then there FACADE '$(FACADE)' 'LabelMeFacade with images and labels (docs/datasets.md)' 'images labels'; fi
+
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test: setup ## set up and run the tests of daily work
@@ -74,4 +90,4 @@ lock: ## compile requirements.lock anew
 clean: ## remove hand-made runs and resume state (DVC outputs stay)
 	rm -rf runs .panoda/state
 
-.PHONY: help setup scm demo test test-slow lint format pipeline server benchmark lock clean
+.PHONY: help setup scm demo demo-real real-folders test test-slow lint format pipeline server benchmark lock clean

@@ -180,6 +180,15 @@ def test_the_command_writes_named_scenarios_and_files(project: Path) -> None:
         panoda("nowhere.yaml")
 
 
+def test_values_of_a_scenario_may_be_set(project: Path) -> None:
+    panoda("city_small", "--set", "adapt.iterations=9", "--set", "data.target.folder=target")
+    expected = load_scenario("city_small", ["adapt.iterations=9"])
+    assert load_params() == expected and expected.adapt.iterations == 9
+    panoda("city_small")  # nobody edited what was set on the command line
+    with pytest.raises(ConfigError, match="adapt.iteration: unknown; did you mean iterations"):
+        panoda("city_small", "--set", "adapt.iteration=9")
+
+
 def test_an_edited_params_file_is_not_replaced(project: Path) -> None:
     panoda("city")
     text = Path("params.yaml").read_text(encoding="utf-8")

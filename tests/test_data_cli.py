@@ -215,7 +215,7 @@ def test_the_worked_example_of_the_page(project):
     section = section.replace("/data/harbour/harbour.yaml", "harbour.yaml").replace(
         "/data/harbour", "harbour"
     )
-    tree = load_scenario("camvid_to_folder", folder=ROOT / "scenarios").model_dump(mode="json")
+    tree = load_scenario("real", folder=ROOT / "scenarios").model_dump(mode="json")
     tree |= yaml.safe_load(section)
     params = parse_params({**tree, "label_space": "cs13"})
     for role, domain in params.data.domains.items():

@@ -92,6 +92,25 @@ def test_built_in(tmp_path, name, splits, spaces, counts):
         check_labels(part, own, remap_table(*spaces))
 
 
+def test_every_so_many_images_are_held_out(tmp_path):
+    for number in range(1, 7):
+        for folder, value in (("images", 90), ("labels", 2)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            suffix = "jpg" if folder == "images" else "png"
+            file = tmp_path / folder / f"{number}.{suffix}"
+            Image.fromarray(np.full((32, 32), value, np.uint8)).convert(
+                "RGB" if folder == "images" else "L"
+            ).save(file)
+    declaration = read_declaration("labelmefacade")
+    parts = {}
+    for name, every in (("train", {"leave_every": 3}), ("val", {"take_every": 3})):
+        files = declaration.splits[name].model_copy(update={"take_every": None, "leave_every": None} | every)
+        scan = scan_split(tmp_path, declaration.model_copy(update={"splits": {name: files}}), name)
+        parts[name] = [item.id for item in scan.items]
+        assert not scan.unpaired and unused_labels(tmp_path, files, scan) == []
+    assert parts == {"train": ["1", "2", "4", "5"], "val": ["3", "6"]}
+
+
 def test_camvid32_recordings_are_splits(tmp_path):
     expected = miniature.camvid32(tmp_path / "data")
     dataset = declared("camvid32", tmp_path / "data", splits={"train": "0001TP", "val": "Seq05VD"})
@@ -163,8 +182,8 @@ def test_built_in_declarations_are_whole(name):
     by_hand = [f for f in declaration.files if not (f.url or f.google_drive or f.cityscapes)]
     assert bool(by_hand) == (declaration.adapter is not None)
     assert set(built_in()) == {
-        *("ade20k", "camvid", "camvid32", "cityscapes", "cvrg_pano", "densepass", "synpass"),
-        *("stanford2d3d", "structured3d"),
+        *("ade20k", "camvid", "camvid32", "cityscapes", "cvrg_pano", "densepass", "labelmefacade"),
+        *("stanford2d3d", "structured3d", "synpass"),
     }
     assert name in ADAPTERS or name in DECLARED
 

@@ -118,3 +118,14 @@ def test_classes_are_left_out_where_pixels_come_from_the_source():
     found = leave_out(logits, torch.tensor([[False, True, False]]), where)
     assert found.isneginf().nonzero().tolist() == [[0, 1, 0, 0]]
     assert leave_out(logits, None) is logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_smoothed_and_weighted_losses_do_not_overflow_in_half_precision(dtype):
+    torch.manual_seed(0)
+    logits, label = 30 * torch.randn(2, 5, 64, 64), torch.randint(0, 5, (2, 64, 64))
+    weight = torch.tensor([10.0, 0.1, 1.0, 5.0, 2.0])
+    expected = cross_entropy(logits, label, weight, label_smoothing=0.9)
+    with torch.autocast("cpu", dtype=dtype):
+        found = cross_entropy(logits, label, weight, label_smoothing=0.9)
+    torch.testing.assert_close(found, expected)

@@ -271,9 +271,10 @@ def tiny(folder: Path, images: Path) -> Path:
             picture(images / "camvid" / f"{split}annot" / f"{number}.png", 32, 48, seed=number, classes=12)
     for number in range(3):
         picture(images / "panoramas" / f"{number}.png", 64, 128, seed=number)
-    tree = load_scenario("camvid_to_folder", folder=ROOT / "scenarios").model_dump(mode="json")
+    tree = load_scenario("real", folder=ROOT / "scenarios").model_dump(mode="json")
     tree["data"]["source"]["dataset"]["path"] = str(images / "camvid")
     tree["data"]["target"]["dataset"]["path"] = str(images / "panoramas")
+    tree["model"] = {"encoder": "trans4pass_nano"}
     tree["data"]["source"]["prepare"] = {"height": 32, "width": 48}
     tree["data"]["target"]["prepare"] = {"height": 32, "width": 128}
     for stage in ("pretrain", "warmup", "adapt"):

@@ -14,7 +14,8 @@ from PIL import ExifTags, Image
 from test_gpano import HALF, packet, save
 
 from panoda.cli.app import main
-from panoda.deployment.predict import predict_files
+from panoda.deployment.predict import HOW_ELSE, predict_files
+from panoda.geometry.views import Views
 from panoda.inference.prediction import predict_image
 from panoda.labels import LabelSpace, get_label_space
 from panoda.models import create_model
@@ -193,7 +194,8 @@ def test_a_crop_is_predicted_at_the_resolution_of_the_whole_panorama(
     assert [wrap for _, wrap in asked[3:]] == [False] * 6
     said = ["half circle of 180 degrees (GPano)", "full circle (2:1, no metadata)"]
     said.append("pinhole photograph of 69 degrees (EXIF focal length)")
-    assert lines[:3] == [f"{file}: {text}" for file, text in zip(files, said, strict=True)]
+    hints = ["", HOW_ELSE, ""]
+    assert lines[:3] == [f"{file}: {text}{hint}" for file, text, hint in zip(files, said, hints, strict=True)]
     assert table.taken_for.tolist() == said and table.wrapped.tolist() == [False, True, False]
     assert table.projection.tolist() == ["erp", "erp", "pinhole"] and table.fov_x_deg[0] == 180
     assert "pinhole images are no circles" in refused(monkeypatch, capsys, arguments, tmp_path)
@@ -329,3 +331,46 @@ def test_a_folder_is_read_again_without_what_prediction_wrote_into_it(tmp_path, 
             main()
         assert not ended.value.code
     assert len(pd.read_csv(tmp_path / "class_shares.csv")) == 1
+
+
+def test_a_full_circle_by_its_shape_alone_says_how_to_say_otherwise(tmp_path, checkpoint):
+    file, told = picture(tmp_path / "street.png", (64, 128)), []
+    predict_files(checkpoint, [file], tmp_path / "a", say=told.append)
+    assert (
+        "full circle (2:1, no metadata)" in told[0]
+        and "--projection pinhole" in told[0]
+        and "--no-wrap" in told[0]
+    )
+    for number, options in enumerate(
+        ({"projection": "pinhole"}, {"wrap": False}, {"wrap": True}, {"projection": "erp"})
+    ):
+        told.clear()
+        predict_files(checkpoint, [file], tmp_path / f"out{number}", say=told.append, **options)
+        assert ("full circle" in told[0]) == (number > 1) and "if it is a photograph" not in told[0]
+
+
+def test_perspective_views_of_full_circles_alone(tmp_path, checkpoint):
+    wide, narrow = picture(tmp_path / "a.png", (64, 128)), picture(tmp_path / "b.png", (64, 80))
+    result = predict_files(
+        checkpoint, [wide, narrow], tmp_path / "out", views=Views(fov_deg=60, pitches=(0, 45))
+    )
+    assert [path.name for path in result.labels] == ["a.png"]
+    assert [reason for _, reason in result.failures] == [
+        f"{narrow}: pinhole photograph (1.25:1, no metadata): no full circle, which perspective views need"
+    ]
+
+
+def test_the_option_views(tmp_path, checkpoint, monkeypatch, capsys):
+    one = picture(tmp_path / "a.png", (64, 128))
+    arguments = ["--checkpoint", checkpoint, "--out", tmp_path / "out", "--views"]
+    assert "fov_deg: Input should be less than or equal to 150" in said(
+        monkeypatch, capsys, one, *arguments, "200"
+    )
+    assert "unknown; did you mean share?" in said(monkeypatch, capsys, one, *arguments, "{shares: 1}")
+    monkeypatch.setattr(
+        sys, "argv", ["panoda", "predict", str(one), *map(str, arguments), "{pitches: [0, -30]}"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert (tmp_path / "out" / "labels" / "a.png").is_file()

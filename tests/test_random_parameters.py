@@ -16,8 +16,8 @@ from random_parameters import ALONE, accepted, differences, draw, run, smallest
 from panoda.config import parse_params
 from panoda.pipeline.table import flatten
 
-SEEDS = (2, 15, 17, 21, 23, 25)
-"""Among them: two sources, whole circles that wrap, target crops on the sphere, both half precisions."""
+SEEDS = (15, 23, 39, 67, 88, 135)
+"""Among them: two sources, whole circles that wrap, target crops on the sphere, both half precisions, views."""
 
 
 @pytest.fixture(autouse=True)

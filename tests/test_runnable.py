@@ -66,11 +66,20 @@ def test_the_scenarios_run(name: str) -> None:
             [*VIT, *CIRCLES, "evaluate.sliding={window: 64, stride: 32}"],
             "evaluate.sliding predicts parts; set it to null",
         ),
+        ([*VIT, *CIRCLES, "pseudo_labels.views={}"], "pseudo_labels.views predicts parts; set it to null"),
+        ([*VIT, *CIRCLES, "evaluate.views={share: 1}"], "evaluate.views predicts parts; set it to null"),
     ],
 )
 def test_what_no_stage_could_run_with(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(*overrides)
+
+
+@pytest.mark.parametrize("scenario", ["city_small", "real"])
+def test_a_model_that_wraps_is_refused_with_pinhole_sources_when_parameters_are_read(scenario: str) -> None:
+    message = r"model\.wrap closes .* images of data\.source are no full circles; set wrap: false"
+    with pytest.raises(ConfigError, match=message):
+        load_scenario(scenario, ["model.wrap=true"], folder=FOLDER)
 
 
 def test_full_circles_everywhere_may_wrap() -> None:

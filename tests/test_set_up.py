@@ -20,6 +20,31 @@ def make_scm(folder: Path) -> str:
     ).stdout
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "say CAMVID=FOLDER: CamVid with train, trainannot, val and valannot"),
+        (["CAMVID=nowhere"], "CAMVID=nowhere: no such folder"),
+        (["CAMVID=city", "PANORAMAS=city"], "CAMVID=city: no folder valannot in it"),
+        (["CAMVID=camvid"], "say PANORAMAS=FOLDER: a folder of panoramas"),
+        (["CAMVID=camvid", "PANORAMAS=city", "FACADE=city"], "FACADE=city: no folder images in it"),
+        (["CAMVID=camvid", "PANORAMAS=city"], ""),
+    ],
+)
+def test_the_real_demo_says_which_folder_is_missing(tmp_path: Path, given: list[str], said: str) -> None:
+    for part in ("train", "trainannot", "val", "valannot"):
+        (tmp_path / "camvid" / part).mkdir(parents=True)
+        if part != "valannot":
+            (tmp_path / "city" / part).mkdir(parents=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-f", ROOT / "Makefile", "real-folders", *given],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert said in done.stdout and bool(done.returncode) == bool(said)
+
+
 @pytest.fixture
 def download(tmp_path: Path) -> Path:
     """An unpacked archive of the project, or as much of it as set-up looks at, in somebody's repository."""

@@ -225,6 +225,23 @@ def test_unlabelled_source_is_refused(inputs, tmp_path):
         run({**inputs, "source_val": inputs["unlabelled"]}, tmp_path / "evaluate")
 
 
+def test_perspective_views_are_of_the_target_alone(inputs, tmp_path, monkeypatch):
+    from panoda.inference import prediction
+
+    seen, whole = [], prediction.over_views
+
+    def spy(images, function, views, **band):
+        seen.append((len(images), views.pitches, views.share))
+        return whole(images, function, views, **band)
+
+    monkeypatch.setattr(prediction, "over_views", spy)
+    run(inputs, tmp_path / "out", views={"pitches": [0.0, -20.0], "share": 1.0}, pictures=0)
+    assert {found[1:] for found in seen} == {((0.0, -20.0), 1.0)}
+    seen.clear()
+    run({**inputs, "target_test": None}, tmp_path / "source", views={}, pictures=0)
+    assert not seen
+
+
 def test_sliding_windows_reach_the_model(inputs, tmp_path, monkeypatch):
     from panoda.inference import prediction as inference
 

@@ -236,6 +236,30 @@ def test_pseudo_labels_keep_the_confident_half(world):
         assert confidence[labels == k].min() >= round(255 * table.threshold[k])
 
 
+@pytest.mark.parametrize("sums", [False, True])
+def test_pseudo_labels_of_perspective_views(world, tmp_path, monkeypatch, sums):
+    from panoda.inference import prediction
+
+    seen = []
+    whole = prediction.over_views
+
+    def spy(images, function, views, **band):
+        seen.append((views.fov_deg, views.share, band["lat_top"], band["lat_bottom"]))
+        return whole(images, function, views, **band)
+
+    monkeypatch.setattr(prediction, "over_views", spy)
+    changed = {"views": {"fov_deg": 60.0, "share": 0.25}, "prototype_sums": sums, "scales": (1.0,)}
+    metrics = pseudo_labels(
+        checkpoint=world.checkpoint,
+        target_train=world.train["target_train"],
+        out=tmp_path / "labels",
+        params=PseudoLabelParams.model_validate(LABELS.model_dump() | changed),
+        context=RunContext(),
+    )
+    band = PreparedSplit(world.target / "train").band
+    assert 0.4 < metrics["kept_share"] <= 1 and set(seen) == {(60.0, 0.25, *band)}
+
+
 def test_prototypes_are_the_means_and_missing_classes_stay_missing(world):
     tensors = load_file(world.out / "prototypes/prototypes.safetensors")
     assert not tensors["seen"][3]  # no wall anywhere

@@ -97,7 +97,7 @@ def test_declaration_and_label_spaces_by_content_wherever_they_lie(home):
 
 
 def test_the_command(home):
-    Path("params.yaml").write_text(open_scenario("camvid_to_folder", folder=ROOT / "scenarios").text())
+    Path("params.yaml").write_text(open_scenario("real", folder=ROOT / "scenarios").text())
     main()
     assert '"files": 0' in Path(".panoda/watch/target.json").read_text()
     Path("params.yaml").write_text("a: [")

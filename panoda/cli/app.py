@@ -11,7 +11,8 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+import yaml
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,9 @@ from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
 from panoda.cli.weights import weights
 from panoda.config import Params, load_params, params_model, sections_in
+from panoda.config.problems import problems
 from panoda.config.scenarios import load_scenario, open_scenario, scenario_files
+from panoda.config.views import ViewsParams
 from panoda.data.formats.declaration import DOWNLOADS
 from panoda.pipeline.runs import RECORD, clean_state
 from panoda.pipeline.table import STAGES
@@ -145,11 +148,15 @@ def scenario(
     name: Annotated[
         str, typer.Argument(help="Name of a file in scenarios/, or the path of a .yaml file of your own.")
     ],
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="SECTION.NAME=VALUE to write in place of the scenario's own; repeatable."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an edited params.yaml.")] = False,
 ) -> None:
     """Switch to a scenario: write the whole params.yaml, with what the scenario extends and the defaults."""
     chosen = open_scenario(name)
-    text = chosen.text()
+    text = chosen.text(change or ())
     if PARAMS.exists() and not force and _edited():
         raise ValueError(
             f"{PARAMS} differs from every scenario, so replacing it would lose your changes; "
@@ -159,7 +166,7 @@ def scenario(
         path.parent.mkdir(exist_ok=True)
         with staged_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
-    for folder in _make_download_folders(chosen.params()):
+    for folder in _make_download_folders(chosen.params(change or ())):
         typer.echo(f"made {folder}: `dvc repro` fetches the data there or says how to get them")
     typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
 
@@ -234,6 +241,13 @@ def predict(
     sliding: Annotated[
         int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
     ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="Mix in perspective views of full circles: '{fov_deg: 90, share: 0.5}' or {} for the defaults "
+            "(panoda params evaluate.views)."
+        ),
+    ] = None,
     projection: Annotated[
         Projection, typer.Option(help="What the images are; auto: as metadata, model and shape say.")
     ] = Projection.auto,
@@ -247,11 +261,13 @@ def predict(
     model = _checkpoint(run, checkpoint)
     # Imported here: the other commands start without torch.
     from panoda.deployment.predict import predict_files
+    from panoda.geometry.views import Views
     from panoda.system.context import resolve_device, resolve_precision
     from panoda.system.machine import keep_freed_memory
 
     keep_freed_memory()
     place = resolve_device(device)
+    perspective = None if views is None else Views(**_views(views).model_dump())
     files = list(_expand(images, out))
     result = predict_files(
         model,
@@ -260,6 +276,7 @@ def predict(
         height=height,
         projection=projection.value,
         wrap=wrap,
+        views=perspective,
         sliding=None if sliding is None else (sliding, 2 * sliding // 3),
         device=place,
         dtype=resolve_precision("auto", place),
@@ -271,6 +288,18 @@ def predict(
     typer.echo(f"{len(result.labels)} images in {out}; class shares in {result.shares}")
     if result.failures:
         raise ValueError(f"{len(result.failures)} of {len(files)} images could not be read, see above")
+
+
+def _views(text: str) -> ViewsParams:
+    """Option --views: a mapping as in params.yaml."""
+    try:
+        tree = yaml.safe_load(text)
+        tree = tree if isinstance(tree, dict) else {"fov_deg": tree}
+        return ViewsParams.model_validate(tree)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--views {text!r}: expected a mapping such as '{{fov_deg: 90}}'") from error
+    except ValidationError as error:
+        raise ValueError(f"--views {text!r}: {'; '.join(problems(ViewsParams, tree, error))}") from error
 
 
 def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:

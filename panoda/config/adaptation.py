@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from panoda.config.section import Probability, Scales, Section
+from panoda.config.views import ViewsParams
 
 
 class PseudoLabelParams(Section):
@@ -12,6 +13,8 @@ class PseudoLabelParams(Section):
     """Image scales whose logits are averaged."""
     flip: bool = True
     """Also average the mirrored image."""
+    views: ViewsParams | None = None
+    """Mix in perspective views; null = none."""
     quantile: Probability = 0.5
     """Per-class confidence quantile below which pixels are ignored."""
     cap: Probability = 0.9

@@ -44,6 +44,21 @@ def check_crops(params: Params) -> None:
                 )
 
 
+def check_circles(params: Params) -> None:
+    """ValueError when a model that closes its input around the circle would see pinhole images.
+
+    Declared data sets are not read here; ``panoda.pipeline.runnable`` looks at those, before any stage.
+    """
+    if not params.model.wrap:
+        return
+    for role, domain in params.data.domains.items():
+        if not getattr(domain.dataset, "full_circle", True):
+            raise ValueError(
+                f"model.wrap closes every image around the circle, but the images of data.{role} are no full "
+                "circles; set wrap: false"
+            )
+
+
 def check_devices(params: Params) -> None:
     """ValueError when a batch does not split over ``runtime.devices``."""
     devices = params.runtime.devices

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.domains import DataParams
-from panoda.config.pairs import check_crops, check_devices
+from panoda.config.pairs import check_circles, check_crops, check_devices
 from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
 from panoda.config.section import Count, Name, Section, SourceWeights
 from panoda.config.training import MethodParams, ModelParams
@@ -59,6 +59,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _go_together(self) -> Params:
+        check_circles(self)
         check_crops(self)
         check_devices(self)
         return self

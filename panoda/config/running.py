@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from panoda.config.section import Count, NonNegative, Scales, Section
+from panoda.config.views import ViewsParams
 
 
 class SlidingParams(Section):
@@ -33,6 +34,8 @@ class EvaluateParams(Section):
     """Also average the mirrored image."""
     sliding: SlidingParams | None = None
     """Predict in windows of every scaled image, around the circle of panoramas; null = whole images."""
+    views: ViewsParams | None = None
+    """Mix in perspective views of full circles; other images are predicted without. null = none."""
     latitude_bands: Annotated[int, Field(ge=1)] = 6
     """Bands of equal height for the by-latitude table."""
     azimuth_sectors: Annotated[int, Field(ge=1)] = 8

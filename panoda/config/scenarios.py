@@ -60,11 +60,11 @@ class Scenario:
         """The whole tree, with defaults; ConfigError where it is wrong."""
         return parse_params(apply_overrides(self.tree, overrides), self.where)
 
-    def text(self) -> str:
+    def text(self, overrides: Sequence[str] = ()) -> str:
         """The whole params.yaml, with the comments."""
         told = f"Written by `panoda scenario {self.asked}`. `panoda params` says what every parameter means."
         lines = [*self.header, f"# {told}"]
-        tree = self.params().model_dump(mode="json")
+        tree = self.params(overrides).model_dump(mode="json")
         for name, value in tree.items():
             if isinstance(value, Mapping):
                 lines += ["", *(f"# {line}" for line in textwrap.wrap(_purpose(name, value), LINE))]

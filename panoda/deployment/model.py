@@ -14,6 +14,7 @@ from PIL import Image
 from panoda.data.formats.images import read_rgb
 from panoda.deployment.exported import is_exported, load_exported
 from panoda.deployment.view import Asked, View, pixels_per_radian, view_of, width_at
+from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE, predict_image
 from panoda.inference.sliding import Sliding
 from panoda.labels import LabelSpace
@@ -76,6 +77,7 @@ class Model:
         projection: Asked = "auto",
         wrap: bool | None = None,
         sliding: Sliding | None = None,
+        views: Views | None = None,
         dtype: torch.dtype | None = None,
     ) -> Prediction:
         """Label an image of any size.
@@ -88,10 +90,11 @@ class Model:
             projection: What the image is; auto = as its metadata, the card and its shape say.
             wrap: Whether it closes around the circle; None = full circles do.
             sliding: Window and stride of sliding windows at the working height; None = the whole image.
+            views: Perspective views, for full circles only; None = none.
             dtype: Autocast type, or None.
 
         Raises:
-            DataError: an image that cannot be read or is too small.
+            DataError: an image that cannot be read or is too small, or views of one that is no full circle.
         """
         path = Path(image).expanduser() if isinstance(image, str | Path) else None
         rgb = np.asarray(read_rgb(path) if path is not None else image)
@@ -106,12 +109,16 @@ class Model:
         view = view_of(path, *rgb.shape[:2], projection=projection, wrap=wrap, trained=trained)
         if getattr(self._net, "wraps", False) and not view.wrap:
             view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
+        if views is not None and not view.wrap:
+            raise DataError(f"{path or 'image'}: {view}: no full circle, which perspective views need")
         label = predict_image(
             self._net,
             torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
             height=_working_height(trained, rgb.shape, asked=height, view=view),
             wrap=view.wrap,
             sliding=sliding,
+            views=views,
+            band=view.band(*rgb.shape[:2]),
             dtype=dtype,
         ).numpy()
         return Prediction(rgb, label, self.space, view)

@@ -16,6 +16,7 @@ from PIL import Image
 from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
 from panoda.deployment.model import Prediction, load
 from panoda.deployment.view import Asked
+from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.sliding import Sliding
 from panoda.system.errors import DataError
@@ -24,6 +25,9 @@ from panoda.system.progress import track
 
 ASSUMED = ("projection", "fov_x_deg", "wrapped", "taken_for")
 """Columns of class_shares.csv: what the image was taken for."""
+
+HOW_ELSE = "; if it is a photograph: --projection pinhole, if its ends do not meet: --no-wrap"
+"""Said of images that are taken for full circles by their shape alone."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def predict_files(
     projection: Asked = "auto",
     wrap: bool | None = None,
     sliding: Sliding | None = None,
+    views: Views | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     progress: bool = False,
@@ -69,6 +74,7 @@ def predict_files(
         projection: What the images are; auto = as their metadata, the card and their shape say.
         wrap: Whether they close around the circle; None = full circles do.
         sliding: Window and stride of sliding windows at the working height; None = whole images.
+        views: Perspective views, for full circles only; None = none.
         say: Told in one line what each image was taken for.
 
     Raises:
@@ -93,13 +99,19 @@ def predict_files(
         for path in track(images, "predicting", enabled=progress):
             try:
                 found = model.predict(
-                    path, height=height, projection=projection, wrap=wrap, sliding=sliding, dtype=dtype
+                    path,
+                    height=height,
+                    projection=projection,
+                    wrap=wrap,
+                    sliding=sliding,
+                    views=views,
+                    dtype=dtype,
                 )
             except DataError as error:
                 failures.append((path, str(error)))
                 continue
             if say is not None:
-                say(f"{path}: {found.view}")
+                say(f"{path}: {found.view}{HOW_ELSE if found.view.guessed and found.view.wrap else ''}")
             written.append(_write(out, names[path], found))
             view = found.view
             assumed = dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))

@@ -31,6 +31,8 @@ class View:
         wrap: Columns are closed around the circle.
         evidence: Why, in a few words.
         notes: Metadata that was not used, and the like.
+        latitudes_deg: Of the upper and lower edge of a panorama in degrees, where the file says them.
+        guessed: A full circle by its shape alone; it may as well be a photograph.
     """
 
     projection: Projection
@@ -38,6 +40,20 @@ class View:
     wrap: bool
     evidence: str
     notes: tuple[str, ...] = ()
+    latitudes_deg: tuple[float, float] | None = None
+    guessed: bool = False
+
+    def band(self, height: int, width: int) -> tuple[float, float]:
+        """Latitudes of the upper and lower edge in radians; of square pixels about the horizon if unknown.
+
+        Example:
+            >>> [round(math.degrees(edge)) for edge in View("erp", 360.0, True, "").band(512, 2048)]
+            [45, -45]
+        """
+        if self.latitudes_deg is not None:
+            return math.radians(self.latitudes_deg[0]), math.radians(self.latitudes_deg[1])
+        half = min(90.0, (self.fov_x_deg or 360.0) * height / width / 2)
+        return math.radians(half), -math.radians(half)
 
     def __str__(self) -> str:
         """Such as "half circle of 180 degrees (GPano)"."""
@@ -103,7 +119,8 @@ def _from_area(facts: FileFacts) -> View | None:
     if facts.area is None:
         return None
     fov = facts.area.fov_x_deg
-    return View("erp", fov, is_full_circle("erp", fov), "GPano")
+    edges = (facts.area.lat_top_deg, facts.area.lat_bottom_deg)
+    return View("erp", fov, is_full_circle("erp", fov), "GPano", latitudes_deg=edges)
 
 
 def _by_shape(height: int, width: int, evidence: str) -> View:
@@ -126,4 +143,4 @@ def _without_area(
         return View("pinhole", None, False, f"{evidence}; the model saw pinhole images in training")
     if kind == "erp" and not is_full_circle("erp", fov):
         return View("erp", fov, False, f"{evidence}; as the model's training images")
-    return View("erp", 360.0, True, evidence)
+    return View("erp", 360.0, True, evidence, guessed=True)

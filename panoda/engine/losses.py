@@ -88,7 +88,8 @@ def cross_entropy(
     if label_smoothing:
         every = F.log_softmax(logits.float(), dim=1)  # (B, K, H, W)
         every = torch.where(every.isneginf() | ~labelled[:, None], 0.0, every)
-        spread = every.sum(dim=1) if weight is None else torch.einsum("bkhw,k->bhw", every, weight)
+        # Not einsum: autocast would sum it in half precision, which overflows.
+        spread = every if weight is None else every * weight[:, None, None]
         total = (1 - label_smoothing) * total - label_smoothing / logits.shape[1] * spread.sum()
     if weight is None:
         return total / denominator(labelled.sum())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.evaluation.counts import CONFIDENCE_STEPS, Evaluation, PixelCounter
+from panoda.geometry.views import Views
 from panoda.inference.prediction import predict_logits
 from panoda.inference.sliding import Sliding
 from panoda.labels import IGNORE_INDEX
@@ -27,6 +28,7 @@ def evaluate_model(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     sliding: Sliding | None = None,
+    views: Views | None = None,
     batch_size: int = 4,
     latitude_bands: int = 6,
     azimuth_sectors: int = 8,
@@ -44,6 +46,7 @@ def evaluate_model(
         scales: Image scales whose logits are averaged.
         flip: Also average the mirrored image.
         sliding: Window and stride of sliding windows, or None for whole images.
+        views: Perspective views mixed in where the split is full circles, or None.
         latitude_bands: Bands of equal angle (ERP only).
         azimuth_sectors: Sectors of equal width (full-circle ERP only).
         groups: Group of every image of the split, to count each group apart, too; None = do not.
@@ -67,7 +70,14 @@ def evaluate_model(
     for indices, pixels, labels, valid in read_ahead(batches):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits = predict_logits(
-                model, pixels.to(device), scales=scales, flip=flip, wrap=wrap, sliding=sliding
+                model,
+                pixels.to(device),
+                scales=scales,
+                flip=flip,
+                wrap=wrap,
+                sliding=sliding,
+                views=views if wrap else None,
+                band=split.band,
             )
         confidence, pred = logits.float().softmax(1).max(1)  # (B, H, W) each
         valid = valid.to(device)

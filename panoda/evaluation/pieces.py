@@ -15,6 +15,7 @@ from panoda.data.loading.mixture import source_splits
 from panoda.evaluation.counts import Evaluation, PixelCounter
 from panoda.evaluation.evaluate import evaluate_model
 from panoda.evaluation.sets import EvaluationSet, open_sets
+from panoda.geometry.views import Views
 from panoda.labels import LabelSpace
 from panoda.models.core.checkpoint import load_model
 from panoda.models.core.segmenter import Segmenter
@@ -169,6 +170,7 @@ def _count(
         num_classes=current.space.num_classes,
         scales=params.scales,
         flip=params.flip,
+        views=Views(**params.views.model_dump()) if params.views else None,
         sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
         batch_size=compute.inference_batch,
         latitude_bands=params.latitude_bands,

@@ -7,8 +7,10 @@ their other end before the model sees them, and every resize treats columns as p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
 from panoda.data.loading.transforms import normalise
+from panoda.geometry.erp import HALF_PI
+from panoda.geometry.views import SURE, Views, mixed, over_views
 from panoda.inference.sliding import Sliding, slide
 
 MIN_SIDE = 32
@@ -25,6 +29,11 @@ MARGIN_UNIT = 32
 WINDOW = 2048
 """Widest piece in pixels that ``predict_image`` hands to the model at once, margins not counted."""
 _STRIP_PIXELS = 2**20
+VIEW_FILL = 128.0
+"""Grey of what perspective views show above and below a band."""
+Band = tuple[float, float]
+"""Latitudes of the upper and lower edge in radians."""
+SPHERE: Band = (HALF_PI, -HALF_PI)
 
 
 def predict_logits(
@@ -36,6 +45,8 @@ def predict_logits(
     wrap: bool,
     dtype: torch.dtype | None = None,
     sliding: Sliding | None = None,
+    views: Views | None = None,
+    band: Band = SPHERE,
 ) -> Tensor:
     """Mean logits over scales and, on demand, the mirrored image; without gradients.
 
@@ -48,19 +59,25 @@ def predict_logits(
         dtype: Autocast type; None leaves autocast as it is.
         sliding: (window, stride) in pixels of the scaled image: square windows are predicted one after the
             other and averaged where they overlap; None = the whole image at once.
+        views: Perspective views, predicted one after the other and mixed with the rest; None = none.
+        band: Latitudes of the images' upper and lower edge in radians; with views only.
 
     Returns:
         (B, K, H, W) float32.
 
     Raises:
-        ValueError: images of another shape or dtype, no scales or one that is not positive, or windows that
-            leave gaps or do not suit the model.
+        ValueError: images of another shape or dtype, no scales or one that is not positive, windows that
+            leave gaps or do not suit the model, or views of what is no full circle.
     """
     _check(images, scales)
+    if views is not None:
+        options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
+        whole = partial(predict_logits, model, images, wrap=wrap, sliding=sliding, **options)
+        return mix_views(model, images, whole, views, wrap=wrap, band=band, **options)
     total: Tensor | None = None
     with _inference(model, images, dtype):
-        views = _views(model, images, scales, flip=flip, wrap=wrap, sliding=sliding)
-        for view, mirrored, size, margin in views:
+        passes = _views(model, images, scales, flip=flip, wrap=wrap, sliding=sliding)
+        for view, mirrored, size, margin in passes:
             if sliding is None:
                 logits = model(view)
             else:
@@ -119,6 +136,8 @@ def predict_image(
     dtype: torch.dtype | None = None,
     window: int = WINDOW,
     sliding: Sliding | None = None,
+    views: Views | None = None,
+    band: Band = SPHERE,
 ) -> Tensor:
     """Label one whole image of any size.
 
@@ -137,6 +156,8 @@ def predict_image(
         dtype: As in ``predict_logits``.
         window: Widest piece in pixels.
         sliding: As in ``predict_logits``.
+        views: As in ``predict_logits``.
+        band: As in ``predict_logits``.
 
     Returns:
         (H, W) uint8 train ids on the CPU.
@@ -155,10 +176,16 @@ def predict_image(
     work = (
         _resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
     )
-    pieces = _pieces(
-        model, work, wrap=wrap, window=window, scales=scales, flip=flip, dtype=dtype, sliding=sliding
-    )
-    logits = torch.cat(list(pieces), dim=-1)
+    options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
+
+    def whole() -> Tensor:
+        pieces = _pieces(model, work, wrap=wrap, window=window, sliding=sliding, **options)
+        return torch.cat(list(pieces), dim=-1)
+
+    if views is None:
+        logits = whole()
+    else:
+        logits = mix_views(model, work, whole, views, wrap=wrap, band=band, **options)
     label = torch.empty(full, dtype=torch.uint8)
     step = max(1, _STRIP_PIXELS // full[1])
     for top in range(0, full[0], step):
@@ -166,6 +193,47 @@ def predict_image(
         strip = resize_linear(logits, full, wrap=wrap, rows=rows)
         label[rows.start : rows.stop] = strip.argmax(dim=1)[0].to(torch.uint8).cpu()
     return label
+
+
+def mix_views(
+    model: nn.Module,
+    images: Tensor,
+    whole: Callable[[], Tensor],
+    views: Views,
+    *,
+    wrap: bool,
+    band: Band,
+    **options: Any,
+) -> Tensor:
+    """Logits of perspective views, mixed with those of the whole images where these have a share.
+
+    Args:
+        model: As in ``predict_logits``.
+        images: As in ``predict_logits``.
+        whole: Gives the logits (B, K, H, W) of the whole images; not asked where views alone count.
+        views: Where the views are, and their share.
+        wrap: The width is a full circle.
+        band: Latitudes of the images' upper and lower edge in radians.
+        options: ``scales``, ``flip``, ``dtype`` of ``predict_logits``, for every view.
+
+    Returns:
+        (B, K, H, W) float32.
+
+    Raises:
+        ValueError: images that are no full circles, or a model that closes its input around the circle.
+    """
+    if not wrap:
+        raise ValueError("perspective views are of full circles, and this is none; predict without views")
+    if _wraps(model):
+        raise ValueError(
+            "the model closes its input around the circle (model.wrap), but a view is a part of it; predict "
+            "without views"
+        )
+    one = partial(predict_logits, model, wrap=False, **options)
+    seen, weights = over_views(images, one, views, lat_top=band[0], lat_bottom=band[1], fill=VIEW_FILL)
+    if views.share == 1 and bool((weights >= SURE).all()):
+        return seen
+    return mixed(whole(), seen, weights, views.share)
 
 
 def resize_linear(x: Tensor, size: tuple[int, int], *, wrap: bool, rows: range | None = None) -> Tensor:

@@ -79,8 +79,14 @@ def _check_circles(params: Params) -> None:
             raise ConfigError(
                 f"{why} {name} cuts or scales them; set crop_width: 0 and scale: [1.0, 1.0], or wrap: false"
             )
-    if params.evaluate.sliding is not None:
-        raise ConfigError(f"{why} evaluate.sliding predicts parts; set it to null, or wrap: false")
+    parts = {
+        "evaluate.sliding": params.evaluate.sliding,
+        "evaluate.views": params.evaluate.views,
+        "pseudo_labels.views": params.pseudo_labels.views,
+    }
+    for name, value in parts.items():
+        if value is not None:
+            raise ConfigError(f"{why} {name} predicts parts; set it to null, or wrap: false")
 
 
 def _batches(params: Params) -> Iterator[Given]:

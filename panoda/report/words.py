@@ -21,6 +21,7 @@ DECLARED = {
     "cityscapes": "Cityscapes street images",
     "cvrg_pano": "CVRG-Pano panoramas",
     "densepass": "DensePASS panoramas",
+    "labelmefacade": "LabelMeFacade photographs",
     "synpass": "SynPASS panoramas",
 }
 """What the images of the built-in declarations are."""

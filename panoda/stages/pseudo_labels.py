@@ -30,8 +30,9 @@ from panoda.data.loading.pseudo import (
     join_pieces,
     stored_labels,
 )
+from panoda.geometry.views import Views
 from panoda.inference.pictures import picture_indices
-from panoda.inference.prediction import predict_features, predict_logits
+from panoda.inference.prediction import mix_views, predict_features, predict_logits
 from panoda.labels import IGNORE_INDEX
 from panoda.methods.parts.prototype_sums import PrototypeSums
 from panoda.methods.parts.thresholds import ClassThresholds, ConfidenceHistogram, quantise
@@ -149,7 +150,7 @@ class LabelWork(Work):
             BackgroundWriter() as background,
         ):
             for samples in read_ahead([split[i] for i in part] for part in compute.batches(span)):
-                label, level = _predict(model, samples, params, compute, split.full_circle, sums)
+                label, level = _predict(model, samples, params, compute, split, sums)
                 background.submit(keep, samples, label, level)
         tensors = {"histogram": histogram.counts}
         if sums is not None:
@@ -212,22 +213,37 @@ def _predict(
     samples: Sequence[Sample],
     params: PseudoLabelParams,
     compute: RunContext,
-    wrap: bool,
+    split: PreparedSplit,
     sums: PrototypeSums | None,
 ) -> tuple[Tensor, Tensor]:
     """(B, H, W) uint8 label, 255 in the ignore band, and confidence level."""
     images = torch.stack([s["image"] for s in samples]).to(compute.device)
     valid = torch.stack([s["valid"] for s in samples]).to(compute.device)
-    scales = params.scales
+    scales, wrap = params.scales, split.full_circle
+    views = Views(**params.views.model_dump()) if params.views else None
     with compute.autocast():
         if sums is None:
-            logits = predict_logits(model, images, scales=scales, flip=params.flip, wrap=wrap)
+            logits = predict_logits(
+                model, images, scales=scales, flip=params.flip, wrap=wrap, views=views, band=split.band
+            )
         else:
             logits, features = predict_features(model, images, scales=scales, wrap=wrap)
             prediction = logits.argmax(dim=1)
             if params.flip:
                 mirrored = predict_logits(model, images.flip(-1), scales=scales, wrap=wrap)
                 logits = (logits + mirrored.flip(-1)) / 2
+            if views is not None:
+                whole = logits
+                logits = mix_views(
+                    model,
+                    images,
+                    lambda: whole,
+                    views,
+                    wrap=wrap,
+                    band=split.band,
+                    scales=scales,
+                    flip=params.flip,
+                )
     confidence, label = logits.float().softmax(dim=1).max(dim=1)
     label, level = label.masked_fill(~valid, IGNORE_INDEX), quantise(confidence)
     if sums is not None:

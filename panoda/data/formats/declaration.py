@@ -59,6 +59,10 @@ class SplitFiles(Section):
     group_lists: dict[str, str] = {}
     """Group -> text file (relative to the folder) that names its images or their folders, one a line; in
     place of what ``{group}`` matches. With patterns only."""
+    take_every: Annotated[int, Field(ge=2)] | None = None
+    """Only every so many-th image of what the patterns match, in order of path: a part held out."""
+    leave_every: Annotated[int, Field(ge=2)] | None = None
+    """All images but those that ``take_every`` of the same number takes."""
     expected: int | None = None
     """Published number of images; a difference is reported."""
 
@@ -147,6 +151,8 @@ class Declaration(Section):
                 raise ValueError(f"split {name}: give images or list_file, one of them")
             if split.group_lists and split.list_file is not None:
                 raise ValueError(f"split {name}: write the groups into the list file in place of group_lists")
+            if split.list_file is not None and (split.take_every or split.leave_every):
+                raise ValueError(f"split {name}: take_every and leave_every go with patterns, not list_file")
             if split.labels and self.labels is None:
                 raise ValueError(f"split {name} has labels, but there is no section labels")
         return self

@@ -74,6 +74,8 @@ def has_labels(folder: Path, files: SplitFiles) -> bool:
 
 def unused_labels(folder: Path, files: SplitFiles, scan: Scan) -> list[str]:
     """Files that a split's label patterns match and that belong to no image of it, sorted."""
+    if files.take_every or files.leave_every:
+        return []  # the others belong to the other part
     used = {item.label for item in scan.items}
     return sorted({m.path for pattern in files.labels for m in find(folder, pattern)} - used - {None})
 
@@ -117,7 +119,7 @@ def _matched(
     labels = LabelFinder(folder)
     lists = read_group_lists(folder, files.group_lists)
     found = {match.path: match for pattern in reversed(files.images) for match in find(folder, pattern)}
-    for path in sorted(found):
+    for path in _held_out(sorted(found), files):
         match = found[path]
         name = match.id if match.group is None else f"{match.group}/{match.id}"
         parent = PurePosixPath(match.id).parent.as_posix()
@@ -125,6 +127,15 @@ def _matched(
         if files.group_lists:
             group = group_of(path, lists)
         yield ListedItem(named, name, group, path, labels.find(match, files.labels))
+
+
+def _held_out(paths: list[str], files: SplitFiles) -> list[str]:
+    """The part of a split's images that ``take_every`` or ``leave_every`` leaves."""
+    if files.take_every:
+        paths = paths[files.take_every - 1 :: files.take_every]
+    if files.leave_every:
+        paths = [path for number, path in enumerate(paths, 1) if number % files.leave_every]
+    return paths
 
 
 def _listed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +119,11 @@ class PreparedSplit:
     def sampling(self) -> tuple[tuple[int, float], ...]:
         """(length, weight) of its one part, for the loader."""
         return ((len(self), 1.0),)
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Latitudes of the upper and lower edge in radians; nan for pinhole images."""
+        return math.radians(self.lat_top_deg), math.radians(self.lat_bottom_deg)
 
     def wraps(self, index: int) -> bool:
         """Columns of sample ``index`` wrap around; the same for all."""
