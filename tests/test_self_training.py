@@ -62,12 +62,14 @@ def test_the_student_learns_what_is_pasted_and_what_the_teacher_is_sure_of() -> 
     )
     right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
     for threshold, expected in ((0.7, 7 / 8 * right + 1 / 8 * wrong), (0.75, wrong)):
-        task = _task(class_mix=1.0, threshold=threshold)
+        task = _task(class_mix=1.0, threshold=threshold, ramp=4)
         values = task.losses(0, batches)  # type: ignore[arg-type]
         shown = task.trained.seen[1]
         pasted = (shown[:, 0] != shown[:, 0].amax()).flatten(1).sum(dim=1)
         assert pasted.tolist() == [256, 256]
         assert values["loss/target_ce"].item() == pytest.approx(expected, rel=1e-5)
+        weight = values["loss/total"] - values["loss/source_ce"]
+        assert weight.item() == pytest.approx(values["loss/target_ce"].item() / 4, rel=1e-4)
 
 
 def test_colours_of_invalid_pixels_do_not_reach_the_student() -> None:

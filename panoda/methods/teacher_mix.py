@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from panoda.config.section import NonNegative, Probability
+from panoda.config.section import Count, NonNegative, Probability
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.pseudo import PseudoLabelSplit
 from panoda.data.loading.transforms import normalise
@@ -50,6 +50,8 @@ class TeacherMixParams(PairParams):
     """This method."""
     target_weight: NonNegative = 1.0
     """Weight of the cross-entropy of mixed images."""
+    ramp: Count = 0
+    """Steps over which that weight grows from 0: the teacher is better by then."""
     ema_momentum: Probability = 0.99
     """Share of the old teacher weights kept at each step."""
     threshold: Probability = 0.8
@@ -125,7 +127,8 @@ class TeacherMixTask(PairTask):
         total, _, _ = self.source_losses(values, styled, label, lacking)
         logits = leave_out(self.trained(normalise(mixed)), lacking, pasted)
         values["loss/target_ce"] = cross_entropy(logits, mixed_label)
-        return {**values, "loss/total": total + p.target_weight * values["loss/target_ce"]}
+        weight = p.target_weight * min(1.0, (step + 1) / max(1, p.ramp))
+        return {**values, "loss/total": total + weight * values["loss/target_ce"]}
 
     def _placed(self, image: Tensor, label: Tensor, batch: tuple[Batch, Batch]) -> tuple[Tensor, Tensor]:
         """Source images and labels where the target samples may show them, 255 elsewhere."""
