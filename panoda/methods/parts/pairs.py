@@ -43,7 +43,7 @@ class PairTask(Task):
         source: Callable[[int], Iterator[Batch]],
         target: Callable[[int], Iterator[Batch]],
         *,
-        weight: Tensor | None,
+        weight: Tensor | None = None,
         device: torch.device,
         lacking: Callable[[Batch], Tensor | None] = lambda batch: None,
     ) -> None:
