@@ -21,6 +21,7 @@ class FakeSplit:
         self.valid = torch.ones_like(label, dtype=torch.bool) if valid is None else valid
         self.projection, self.full_circle = projection, full_circle
         self.lat_top_deg, self.lat_bottom_deg = top, bottom
+        self.band = (math.radians(top), math.radians(bottom))
         self.height, self.width = pred.shape[1:]
 
     def __len__(self):
