@@ -9,7 +9,7 @@ the mixed image change at random: CE(mixed). The teacher is the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,11 +21,10 @@ from panoda.data.loading.pseudo import PseudoLabelSplit
 from panoda.data.loading.transforms import normalise
 from panoda.engine.losses import cross_entropy
 from panoda.engine.method import Method, Setup
-from panoda.engine.resume_points import Stateful
-from panoda.engine.task import Task
 from panoda.engine.teacher import Teacher
 from panoda.labels import IGNORE_INDEX
 from panoda.methods.parts.mixing import class_mix_mask, paste, photometric, place
+from panoda.methods.parts.teacher_kept import TeacherKept
 from panoda.models.core.segmenter import Segmenter
 from panoda.system.shares import rows
 
@@ -45,7 +44,7 @@ class SourceFreeParams(MethodParams):
     """Target augmentation; jitter and exposure change the student's image alone."""
 
 
-class SourceFreeTask(Task):
+class SourceFreeTask(TeacherKept):
     """One adaptation run."""
 
     def __init__(
@@ -83,23 +82,6 @@ class SourceFreeTask(Task):
         """(B, 1, 1) bool, images that get something pasted."""
         drawn = rows(lambda n: torch.rand(n, 1, 1, device=label.device), label.shape[0])
         return drawn < self.params.class_mix
-
-    def after_step(self, step: int) -> dict[str, Tensor]:
-        """The teacher follows the student."""
-        self.teacher.update_parameters(self.trained)
-        return {}
-
-    def result(self) -> Segmenter:
-        """The teacher."""
-        return cast(Segmenter, self.teacher.module)
-
-    def components(self) -> dict[str, Stateful]:
-        """Student and teacher."""
-        return {"model": self.trained, "teacher": self.teacher}
-
-    def followers(self) -> list[Segmenter]:
-        """The teacher."""
-        return [cast(Segmenter, self.teacher.module)]
 
 
 def task(setup: Setup) -> SourceFreeTask:

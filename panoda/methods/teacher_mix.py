@@ -15,7 +15,7 @@ The teacher is the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from panoda.data.loading.pseudo import PseudoLabelSplit
 from panoda.data.loading.transforms import normalise
 from panoda.engine.losses import cross_entropy, leave_out
 from panoda.engine.method import Method, Setup
-from panoda.engine.resume_points import Stateful
 from panoda.engine.teacher import Teacher
 from panoda.labels import IGNORE_INDEX
 from panoda.methods.parts.mixing import (
@@ -39,6 +38,7 @@ from panoda.methods.parts.mixing import (
 )
 from panoda.methods.parts.pairs import PairParams, PairTask
 from panoda.methods.parts.sphere_warp import Warp, warp_onto_sphere
+from panoda.methods.parts.teacher_kept import TeacherKept
 from panoda.models.core.segmenter import Segmenter
 from panoda.system.shares import rows
 
@@ -71,7 +71,7 @@ class TeacherMixParams(PairParams):
     """Probability of warping a pinhole source image onto the target's sphere before it is pasted."""
 
 
-class TeacherMixTask(PairTask):
+class TeacherMixTask(TeacherKept, PairTask):
     """One adaptation run."""
 
     def __init__(
@@ -140,23 +140,6 @@ class TeacherMixTask(PairTask):
         """(B, H, W) bool, True on the pixels of placed source images that are pasted."""
         drawn = rows(lambda n: torch.rand(n, 1, 1, device=label.device), label.shape[0])
         return class_mix_mask(label) & (drawn < self.params.class_mix)
-
-    def after_step(self, step: int) -> dict[str, Tensor]:
-        """The teacher follows the student."""
-        self.teacher.update_parameters(self.trained)
-        return {}
-
-    def result(self) -> Segmenter:
-        """The teacher."""
-        return cast(Segmenter, self.teacher.module)
-
-    def components(self) -> dict[str, Stateful]:
-        """Student and teacher."""
-        return {"model": self.trained, "teacher": self.teacher}
-
-    def followers(self) -> list[Segmenter]:
-        """The teacher."""
-        return [cast(Segmenter, self.teacher.module)]
 
 
 def task(setup: Setup) -> TeacherMixTask:
