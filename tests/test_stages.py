@@ -23,8 +23,11 @@ from panoda.config import (
     PrototypeParams,
     PseudoLabelParams,
 )
+from panoda.data.loading.colours import mean_colours
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.pseudo import PseudoLabelSplit, stored_labels
+from panoda.inference.prediction import predict_logits
+from panoda.labels import IGNORE_INDEX
 from panoda.methods.alignment import AlignmentParams
 from panoda.methods.mpa import MPAParams, PrototypeLossParams
 from panoda.methods.parts.prototypes import read_prototypes
@@ -32,7 +35,7 @@ from panoda.methods.source_free import SourceFreeParams
 from panoda.methods.ssl import SSLParams
 from panoda.methods.supervised import SupervisedParams
 from panoda.methods.teacher_mix import TeacherMixParams
-from panoda.models.core.checkpoint import load_model
+from panoda.models.core.checkpoint import load_model, read_card
 from panoda.stages.adapt import adapt
 from panoda.stages.evaluate import evaluate
 from panoda.stages.pretrain import pretrain
@@ -113,6 +116,28 @@ def world(tmp_path_factory) -> World:
     return here
 
 
+@pytest.mark.parametrize("sums", [False, True])
+def test_pseudo_labels_hear_both_versions_of_an_image(world, tmp_path, sums):
+    params = LABELS.model_copy(update={"source_colours": 2.0, "quantile": 0.0, "prototype_sums": sums})
+    train = world.train["target_train"]
+    out = tmp_path / "labels"
+    pseudo_labels(
+        checkpoint=world.checkpoint, target_train=train, out=out, params=params, context=RunContext()
+    )
+    split = PreparedSplit(train)
+    stored = PseudoLabelSplit(split, out)
+    model, _ = load_model(world.checkpoint)
+    options = {"scales": params.scales, "flip": params.flip, "wrap": split.full_circle}
+    changed = 0
+    for index in range(len(split)):
+        image, valid = split[index]["image"][None], split[index]["valid"][None]
+        label = predict_logits(model, image, **options, source_colours=2.0, valid=valid).argmax(dim=1)[0]
+        kept = stored[index]["label"] != IGNORE_INDEX
+        assert torch.equal(stored[index]["label"][kept], label[kept])
+        changed += int((predict_logits(model, image, **options).argmax(dim=1)[0] != label).sum())
+    assert changed > 0
+
+
 def _adapt(world: World, out: Path, params: MPAParams, **changes) -> dict[str, float]:
     keywords = {
         "checkpoint": world.checkpoint,
@@ -147,6 +172,7 @@ def test_pretrain_writes_what_it_promises_and_keeps_the_best(world):
     assert {"step", "loss/total", "lr", "grad_norm"} <= set(history)
     model, card = load_model(world.checkpoint, num_classes=13)
     assert card.stage == "pretrain" and card.params["pretrain"]["iterations"] == 30
+    assert model.colours == card.colours == mean_colours(PreparedSplit(world.source / "train"))
 
 
 def test_a_killed_pretrain_resumes_bit_identical(world, tmp_path, monkeypatch):
@@ -454,6 +480,7 @@ def test_a_folder_and_a_model_are_enough(world, tmp_path):
     assert result.exit_code == 0, result.output
     model, card = load_model(tmp_path / "own/model/model.safetensors")
     assert card.stage == "adapt" and card.params["prepared"]["projection"] == "erp"
+    assert card.params["adapt"]["source_colours"] == 1 and card.colours == read_card(world.checkpoint).colours
     assert sorted(p.name for p in (tmp_path / "own").iterdir()) == ["model"]
     with pytest.raises(ValueError, match="no such folder"):
         runner.invoke(app, ["adapt", "nowhere", *asked[2:]], catch_exceptions=False, standalone_mode=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from panoda.config.section import Probability, Scales, Section
+from panoda.config.section import NonNegative, Probability, Scales, Section
 from panoda.config.views import ViewsParams
 
 
@@ -15,6 +15,8 @@ class PseudoLabelParams(Section):
     """Also average the mirrored image."""
     views: ViewsParams | None = None
     """Mix in perspective views; null = none."""
+    source_colours: NonNegative = 0.0
+    """Weight of each image in the colours that the model learned from, beside 1 for the image as it is; 0 = off."""
     quantile: Probability = 0.5
     """Per-class confidence quantile below which pixels are ignored."""
     cap: Probability = 0.9

@@ -36,6 +36,8 @@ class EvaluateParams(Section):
     """Predict in windows of every scaled image, around the circle of panoramas; null = whole images."""
     views: ViewsParams | None = None
     """Mix in perspective views of full circles; other images are predicted without. null = none."""
+    source_colours: NonNegative = 0.0
+    """Weight of each image in the colours that the model learned from, beside 1 for the image as it is; 0 = off."""
     latitude_bands: Annotated[int, Field(ge=1)] = 6
     """Bands of equal height for the by-latitude table."""
     azimuth_sectors: Annotated[int, Field(ge=1)] = 8

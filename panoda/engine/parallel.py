@@ -92,6 +92,7 @@ def full_model(model: Segmenter, context: RunContext) -> Segmenter:
         return model
     copy = create_model(model.name, **model.arguments).to(context.device)
     copy.load_state_dict(_FullState(model).state_dict())
+    copy.colours = model.colours
     return copy.eval()
 
 

@@ -29,6 +29,7 @@ def evaluate_model(
     flip: bool = False,
     sliding: Sliding | None = None,
     views: Views | None = None,
+    source_colours: float = 0.0,
     batch_size: int = 4,
     latitude_bands: int = 6,
     azimuth_sectors: int = 8,
@@ -47,6 +48,7 @@ def evaluate_model(
         flip: Also average the mirrored image.
         sliding: Window and stride of sliding windows, or None for whole images.
         views: Perspective views mixed in where the split is full circles, or None.
+        source_colours: Weight of the images in the model's own colours; 0 = as they are alone.
         latitude_bands: Bands of equal angle (ERP only).
         azimuth_sectors: Sectors of equal width (full-circle ERP only).
         groups: Group of every image of the split, to count each group apart, too; None = do not.
@@ -78,6 +80,8 @@ def evaluate_model(
                 sliding=sliding,
                 views=views if wrap else None,
                 band=split.band,
+                source_colours=source_colours,
+                valid=valid.to(device),
             )
         confidence, pred = logits.float().softmax(1).max(1)  # (B, H, W) each
         valid = valid.to(device)

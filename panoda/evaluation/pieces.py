@@ -171,6 +171,7 @@ def _count(
         scales=params.scales,
         flip=params.flip,
         views=Views(**params.views.model_dump()) if params.views else None,
+        source_colours=params.source_colours,
         sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
         batch_size=compute.inference_batch,
         latitude_bands=params.latitude_bands,

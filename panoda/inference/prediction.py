@@ -21,6 +21,7 @@ from panoda.data.loading.transforms import normalise
 from panoda.geometry.erp import HALF_PI
 from panoda.geometry.views import SURE, Views, mixed, over_views
 from panoda.inference.sliding import Sliding, slide
+from panoda.models.core.colours import in_source_colours
 
 MIN_SIDE = 32
 """Smallest input side of the models in pixels."""
@@ -47,6 +48,8 @@ def predict_logits(
     sliding: Sliding | None = None,
     views: Views | None = None,
     band: Band = SPHERE,
+    source_colours: float = 0.0,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Mean logits over scales and, on demand, the mirrored image; without gradients.
 
@@ -61,17 +64,24 @@ def predict_logits(
             other and averaged where they overlap; None = the whole image at once.
         views: Perspective views, predicted one after the other and mixed with the rest; None = none.
         band: Latitudes of the images' upper and lower edge in radians; with views only.
+        source_colours: Weight of the images in the colours that the model learned from, beside 1 for the images as
+            they are.
+        valid: (B, H, W) or (1, H, W) bool, pixels whose colours count; with source_colours only. None = all.
 
     Returns:
         (B, K, H, W) float32.
 
     Raises:
         ValueError: images of another shape or dtype, no scales or one that is not positive, windows that
-            leave gaps or do not suit the model, or views of what is no full circle.
+            leave gaps or do not suit the model, views of what is no full circle, or source_colours for a model
+            that does not know them.
     """
     _check(images, scales)
+    options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
+    if source_colours > 0:
+        both = partial(predict_logits, model, wrap=wrap, sliding=sliding, views=views, band=band, **options)
+        return mix_colours(model, both, images, source_colours, valid)
     if views is not None:
-        options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
         whole = partial(predict_logits, model, images, wrap=wrap, sliding=sliding, **options)
         return mix_views(model, images, whole, views, wrap=wrap, band=band, **options)
     total: Tensor | None = None
@@ -138,6 +148,7 @@ def predict_image(
     sliding: Sliding | None = None,
     views: Views | None = None,
     band: Band = SPHERE,
+    source_colours: float = 0.0,
 ) -> Tensor:
     """Label one whole image of any size.
 
@@ -158,6 +169,8 @@ def predict_image(
         sliding: As in ``predict_logits``.
         views: As in ``predict_logits``.
         band: As in ``predict_logits``.
+        source_colours: As in ``predict_logits``; of full circles the colours up to 45 degrees from the horizon
+            count, where pinhole cameras look.
 
     Returns:
         (H, W) uint8 train ids on the CPU.
@@ -178,14 +191,20 @@ def predict_image(
     )
     options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
 
-    def whole() -> Tensor:
-        pieces = _pieces(model, work, wrap=wrap, window=window, sliding=sliding, **options)
+    def whole(images: Tensor) -> Tensor:
+        pieces = _pieces(model, images, wrap=wrap, window=window, sliding=sliding, **options)
         return torch.cat(list(pieces), dim=-1)
 
-    if views is None:
-        logits = whole()
+    def predicted(images: Tensor) -> Tensor:
+        if views is None:
+            return whole(images)
+        return mix_views(model, images, partial(whole, images), views, wrap=wrap, band=band, **options)
+
+    if source_colours > 0:
+        valid = _near_the_horizon(work, band) if wrap else None
+        logits = mix_colours(model, predicted, work, source_colours, valid)
     else:
-        logits = mix_views(model, work, whole, views, wrap=wrap, band=band, **options)
+        logits = predicted(work)
     label = torch.empty(full, dtype=torch.uint8)
     step = max(1, _STRIP_PIXELS // full[1])
     for top in range(0, full[0], step):
@@ -193,6 +212,36 @@ def predict_image(
         strip = resize_linear(logits, full, wrap=wrap, rows=rows)
         label[rows.start : rows.stop] = strip.argmax(dim=1)[0].to(torch.uint8).cpu()
     return label
+
+
+def mix_colours(
+    model: nn.Module,
+    predict: Callable[[Tensor], Tensor],
+    images: Tensor,
+    share: float,
+    valid: Tensor | None,
+) -> Tensor:
+    """Mean of what is predicted for images as they are and, with weight ``share``, in the model's colours.
+
+    Args:
+        model: Knows its colours.
+        predict: Images (B, 3, H, W) uint8 -> logits (B, K, H, W).
+        images: As in ``predict_logits``.
+        share: Weight of the second.
+        valid: As in ``predict_logits``.
+    """
+    if valid is None:
+        valid = torch.ones(1, *images.shape[-2:], dtype=torch.bool, device=images.device)
+    recoloured = in_source_colours(model, images, valid)
+    return (predict(images) + share * predict(recoloured)) / (1 + share)
+
+
+def _near_the_horizon(images: Tensor, band: Band) -> Tensor:
+    """(1, H, W) bool, rows at most 45 degrees from the horizon; all where there are none."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) + 0.5
+    near = (band[0] - rows / height * (band[0] - band[1])).abs() <= math.pi / 4
+    return (near if bool(near.any()) else ~near)[None, :, None].expand(1, height, width)
 
 
 def mix_views(

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from panoda.config.section import Probability
+from panoda.config.section import NonNegative, Probability
 from panoda.config.training import AugmentParams, MethodParams
 from panoda.data.loading.loader import Batch
 from panoda.data.loading.pseudo import PseudoLabelSplit
@@ -25,6 +25,7 @@ from panoda.engine.teacher import Teacher
 from panoda.labels import IGNORE_INDEX
 from panoda.methods.parts.mixing import class_mix_mask, paste, photometric, place
 from panoda.methods.parts.teacher_kept import TeacherKept
+from panoda.models.core.colours import in_source_colours
 from panoda.models.core.segmenter import Segmenter
 from panoda.system.shares import rows
 
@@ -38,6 +39,9 @@ class SourceFreeParams(MethodParams):
     """Share of the old teacher weights kept at each step."""
     threshold: Probability = 0.8
     """Where the teacher is at least so confident its label counts, elsewhere the stored pseudo-label."""
+    source_colours: NonNegative = 0.0
+    """Weight of what the teacher says of the image in the colours that the source model learned from, beside 1
+    for the image as it is; 0 = off."""
     class_mix: Probability = 0.5
     """Probability of pasting half the classes of another target image onto a target image."""
     augment_target: AugmentParams = AugmentParams()
@@ -67,7 +71,9 @@ class SourceFreeTask(TeacherKept):
         """The cross-entropy of mixed images, and the share of pixels with a label."""
         image = batch["image"].to(self.device, non_blocking=True).float() / 255
         stored, valid = (batch[name].to(self.device, non_blocking=True) for name in ("label", "valid"))
-        label = self.teacher.relabel(image, stored, valid, self.params.threshold)
+        share = self.params.source_colours
+        versions = [(share, in_source_colours(self.teacher.module, image, valid))] if share > 0 else []
+        label = self.teacher.relabel(image, stored, valid, self.params.threshold, versions=versions)
         size = (image.shape[-2], image.shape[-1])
         other, other_label = place(image.roll(1, dims=0), label.roll(1, dims=0), size)
         pasted = class_mix_mask(other_label) & self._chosen(label)

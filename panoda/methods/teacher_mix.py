@@ -3,10 +3,11 @@
 Each step:
 
 - The teacher, an exponential moving average of the student (Tarvainen and Valpola 2017), labels the target image, as it
-  is and in the colours of a source image, where the model is at home.
+  is and, on demand, in the colours of the source, where the model is at home.
 - Source images take on its colours, as a whole (Reinhard et al. 2001) and class by class. Half of their classes are
   pasted onto it (class-mix: Olsson et al. 2021; DACS: Tranheden et al. 2021), warped onto the sphere as the
   panorama's camera would see them.
+- The mixed image may be tilted, which the teacher does not see.
 - The student learns from both: CE(source) + target_weight * CE(mixed).
 
 The teacher is the result.
@@ -15,9 +16,10 @@ The teacher is the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from panoda.config.section import Count, NonNegative, Probability
@@ -39,6 +41,8 @@ from panoda.methods.parts.mixing import (
 from panoda.methods.parts.pairs import PairParams, PairTask
 from panoda.methods.parts.sphere_warp import Warp, warp_onto_sphere
 from panoda.methods.parts.teacher_kept import TeacherKept
+from panoda.methods.parts.tilt import Tilt
+from panoda.models.core.colours import in_source_colours
 from panoda.models.core.segmenter import Segmenter
 from panoda.system.shares import rows
 
@@ -57,8 +61,8 @@ class TeacherMixParams(PairParams):
     threshold: Probability = 0.8
     """Confidence from which on the teacher's label counts."""
     source_colours: NonNegative = 0.0
-    """Weight of what the teacher says of the target image in the colours of a source image, beside 1 for the
-    image as it is; 0 = off."""
+    """Weight of what the teacher says of the target image in the colours that the source model learned from,
+    beside 1 for the image as it is; 0 = off."""
     stored_labels: bool = False
     """Below the threshold: true = the label of stage pseudo_labels, false = none (ignored)."""
     class_mix: Probability = 0.5
@@ -69,6 +73,9 @@ class TeacherMixParams(PairParams):
     """Probability of doing so class by class after that, with the teacher's labels of the target image."""
     erp_warp: Probability = 0.0
     """Probability of warping a pinhole source image onto the target's sphere before it is pasted."""
+    tilt: Annotated[float, Field(ge=0.0, le=90.0)] = 0.0
+    """Largest tilt of the camera, in degrees, that the student sees mixed images with; the teacher sees them
+    upright. Needs a target of full circles; 0 = off."""
 
 
 class TeacherMixTask(TeacherKept, PairTask):
@@ -82,6 +89,7 @@ class TeacherMixTask(TeacherKept, PairTask):
         *,
         params: TeacherMixParams,
         warp: Warp | None,
+        tilt: Tilt | None = None,
         **common: Any,
     ) -> None:
         """Set up.
@@ -94,10 +102,11 @@ class TeacherMixTask(TeacherKept, PairTask):
             params: The adapt section.
             warp: Lays source images onto the part of the sphere that target samples show, or None where it
                 makes no sense.
+            tilt: Tilts mixed samples, or None.
             common: As in ``PairTask``.
         """
         super().__init__(model, source, target, **common)
-        self.params, self.warp = params, warp
+        self.params, self.warp, self.tilt = params, warp, tilt
         self.teacher = Teacher(model, momentum=params.ema_momentum)
 
     def losses(self, step: int, batch: tuple[Batch, Batch]) -> dict[str, Tensor]:
@@ -111,7 +120,7 @@ class TeacherMixTask(TeacherKept, PairTask):
             stored = torch.full_like(stored, IGNORE_INDEX)
         versions = []
         if p.source_colours > 0:
-            recoloured = colour_transfer(target_image, target_valid, image, valid, 1.0)
+            recoloured = in_source_colours(self.teacher.module, target_image, target_valid)
             versions = [(p.source_colours, recoloured)]
         target_label = self.teacher.relabel(
             target_image, stored, target_valid, p.threshold, versions=versions
@@ -124,6 +133,10 @@ class TeacherMixTask(TeacherKept, PairTask):
         mixed, mixed_label = paste(placed, placed_label, target_image, target_label, pasted)
         colours = {"jitter": p.augment_target.jitter, "exposure": p.augment_target.exposure}
         mixed = photometric(mixed, target_valid | pasted, **colours)
+        if self.tilt is not None:
+            maps = torch.stack((mixed_label, pasted.long()), dim=1)
+            mixed, maps = self.tilt(mixed, maps, batch[1])
+            mixed_label, pasted = maps[:, 0], maps[:, 1] == 1
         total, _, _ = self.source_losses(values, styled, label, lacking)
         logits = leave_out(self.trained(normalise(mixed)), lacking, pasted)
         values["loss/target_ce"] = cross_entropy(logits, mixed_label)
@@ -153,6 +166,7 @@ def task(setup: Setup) -> TeacherMixTask:
         setup.batches(stored, p.augment_target, domain="target", colour=False),
         params=p,
         warp=warp_onto_sphere(setup.source, target) if p.erp_warp > 0 else None,
+        tilt=Tilt(target, p.tilt) if p.tilt > 0 else None,
         weight=setup.class_weights(p.class_weights),
         device=setup.device,
         lacking=setup.lacking,

@@ -36,6 +36,7 @@ def adapt_to_folder(
     """Adapt a model to the full panoramas (2:1) below a folder, source-free.
 
     They are prepared at the resolution of the panoramas that the model was trained on, else at 3 pixels per degree.
+    A model that knows the colours it learned from labels them in these, too.
 
     Args:
         panoramas: Searched for images recursively; used in place.
@@ -60,12 +61,14 @@ def adapt_to_folder(
     augment = AugmentParams(
         crop_width=min(width, 512), scale=(0.75, 1.25), yaw_roll=True, jitter=0.3, exposure=0.5
     )
+    source_colours = 0.0 if card.colours is None else 1.0
     params = SourceFreeParams(
         iterations=steps,
         batch_size=4,
         optim=OptimParams(lr=3e-4, clip_norm=5.0),
         augment_target=augment.model_copy(update={"crop_height": width // 4}),
         ema_momentum=0.97,
+        source_colours=source_colours,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
@@ -84,7 +87,9 @@ def adapt_to_folder(
             checkpoint=checkpoint,
             target_train=train,
             out=work / "pseudo_labels",
-            params=PseudoLabelParams(scales=(0.75, 1.0, 1.25), prototype_sums=False),
+            params=PseudoLabelParams(
+                scales=(0.75, 1.0, 1.25), prototype_sums=False, source_colours=source_colours
+            ),
             context=replace(context, inference_batch=1),
         )
         return adapt(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from panoda.config import ModelParams, SourceTrainingParams
+from panoda.data.loading.colours import mean_colours
 from panoda.data.loading.mixture import Mixture, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.averaging import WeightAverage
@@ -77,6 +78,7 @@ def pretrain(
     torch.manual_seed(stream_seed(seed, "model"))
     net = build_model(model, num_classes=space.num_classes)
     start = _load_weights(net, weights, model, space.name, space.names)
+    net.colours = mean_colours(train)
     net.to(context.device)
     task = get_method(params.method).task(Setup("pretrain", net, params, seed, context, train))
     card = make_card(

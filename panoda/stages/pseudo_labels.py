@@ -37,6 +37,7 @@ from panoda.labels import IGNORE_INDEX
 from panoda.methods.parts.prototype_sums import PrototypeSums
 from panoda.methods.parts.thresholds import ClassThresholds, ConfidenceHistogram, quantise
 from panoda.models.core.checkpoint import load_model
+from panoda.models.core.colours import in_source_colours
 from panoda.models.core.segmenter import Segmenter
 from panoda.system.background import BackgroundWriter, read_ahead
 from panoda.system.context import RunContext
@@ -221,11 +222,16 @@ def _predict(
     valid = torch.stack([s["valid"] for s in samples]).to(compute.device)
     scales, wrap = params.scales, split.full_circle
     views = Views(**params.views.model_dump()) if params.views else None
+    options: dict[str, Any] = {
+        "scales": scales,
+        "flip": params.flip,
+        "wrap": wrap,
+        "views": views,
+        "band": split.band,
+    }
     with compute.autocast():
         if sums is None:
-            logits = predict_logits(
-                model, images, scales=scales, flip=params.flip, wrap=wrap, views=views, band=split.band
-            )
+            logits = predict_logits(model, images, **options)
         else:
             logits, features = predict_features(model, images, scales=scales, wrap=wrap)
             prediction = logits.argmax(dim=1)
@@ -244,6 +250,9 @@ def _predict(
                     scales=scales,
                     flip=params.flip,
                 )
+        if (share := params.source_colours) > 0:
+            recoloured = predict_logits(model, in_source_colours(model, images, valid), **options)
+            logits = (logits + share * recoloured) / (1 + share)
     confidence, label = logits.float().softmax(dim=1).max(dim=1)
     label, level = label.masked_fill(~valid, IGNORE_INDEX), quantise(confidence)
     if sums is not None:

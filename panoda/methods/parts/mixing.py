@@ -11,11 +11,10 @@ from torch import Tensor
 
 from panoda.labels import IGNORE_INDEX
 from panoda.models.core.channels import per_channel
+from panoda.models.core.colours import MIN_PIXELS, colour_statistics
 from panoda.system.shares import rows
 
 _DISPLAY_GAMMA = 2.2
-MIN_PIXELS = 64
-"""Pixels of a class in an image below which its colours are not trusted."""
 
 
 def colour_transfer(
@@ -38,20 +37,11 @@ def colour_transfer(
     if probability <= 0:
         return image
     index = torch.arange(image.shape[0], device=image.device) % reference.shape[0]
-    mean, std, pixels = _colours(image, valid)
-    ref_mean, ref_std, ref_pixels = (s[index] for s in _colours(reference, reference_valid))
+    mean, std, pixels = colour_statistics(image, valid)
+    ref_mean, ref_std, ref_pixels = (s[index] for s in colour_statistics(reference, reference_valid))
     moved = ((image - mean) / std.clamp(min=1e-3) * ref_std + ref_mean).clamp(0, 1)
     chosen = _chosen(image, probability) & (pixels >= MIN_PIXELS) & (ref_pixels >= MIN_PIXELS)
     return torch.where(chosen, moved, image)
-
-
-def _colours(image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and deviation (B, C, 1, 1) over valid pixels, and their number (B, 1, 1, 1)."""
-    weight = valid[:, None].to(image.dtype)
-    pixels = weight.sum(dim=(2, 3), keepdim=True)
-    mean = (image * weight).sum(dim=(2, 3), keepdim=True) / pixels.clamp(min=1)
-    square = ((image - mean).square() * weight).sum(dim=(2, 3), keepdim=True)
-    return mean, (square / (pixels - 1).clamp(min=1)).sqrt(), pixels
 
 
 def class_colour_transfer(
@@ -119,7 +109,7 @@ def photometric(image: Tensor, valid: Tensor, *, jitter: float, exposure: float)
     image = (image * 2 ** (exposure * ev / _DISPLAY_GAMMA)).clamp(0, 1)
     image = image.clamp(min=1e-4) ** (2 ** (exposure * curve / 2))
     image = (image * (1 + jitter * bright).clamp(min=0)).clamp(0, 1)
-    pivot, _, _ = _colours(_grey(image), valid)
+    pivot, _, _ = colour_statistics(_grey(image), valid)
     image = (pivot + (1 + jitter * contrast).clamp(min=0) * (image - pivot)).clamp(0, 1)
     grey = _grey(image)
     return (grey + (1 + jitter * saturation).clamp(min=0) * (image - grey)).clamp(0, 1)

@@ -21,6 +21,7 @@ from torch import nn
 
 from panoda.labels import LabelSpace, get_label_space, stored_space
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
+from panoda.models.core.colours import Colours
 from panoda.models.core.errors import CheckpointError, require_file
 from panoda.models.core.file_kind import foreign
 from panoda.models.core.registry import create_model
@@ -49,6 +50,8 @@ class ModelCard(BaseModel):
     """Mean of the input normalisation, RGB in 0..1."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Deviation of the input normalisation, RGB in 0..1."""
+    colours: Colours | None = None
+    """Mean and deviation of the channels of the images it learned from; None where not known."""
     stage: str
     """Stage that wrote it: pretrain, warmup, adapt, ..."""
     seed: int
@@ -96,6 +99,7 @@ def make_card(
         label_space=space.name,
         class_names=space.names,
         palette=space.palette,
+        colours=model.colours,
         stage=stage,
         seed=seed,
         params=params or {},
@@ -209,6 +213,7 @@ def load_model(
         raise CheckpointError(f"{path}: {card.name} cannot be built from its card: {error}") from error
     check_fit(model, tensors, where=str(path))
     model.load_state_dict(tensors)
+    model.colours = card.colours
     return model.to(device).eval(), card
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD, per_channel
+from panoda.models.core.colours import Colours
 from panoda.models.core.head import Decoder
 from panoda.models.core.neck import PyramidNeck
 
@@ -24,6 +25,7 @@ class Segmenter(nn.Module):
         arguments: Keywords with which ``create_model`` built it.
         neck: Between a plain ViT and a decoder that wants strides 4 to 32; else None.
         decoder: Maps -> logits and features.
+        colours: Mean and deviation of the channels of the images it learned from, or None where not known.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.name = name
         self.arguments: dict[str, Any] = {}
+        self.colours: Colours | None = None
         self.encoder: Any = encoder
         self.neck = neck
         self.decoder = decoder

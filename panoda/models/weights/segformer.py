@@ -51,6 +51,8 @@ _OF_MIT = {
 }
 _CITYSCAPES = {"projection": "pinhole", "height": 1024, "width": 2048, "fov_x_deg": 49.0}
 """The images of Cityscapes, as stage preprocess would describe them."""
+_CITYSCAPES_COLOURS = ((0.2869, 0.3251, 0.2839), (0.1870, 0.1902, 0.1872))
+"""Mean and deviation of Cityscapes' channels, as its users give them."""
 
 
 def is_segformer(state: Mapping[str, Any]) -> bool:
@@ -100,6 +102,7 @@ def read_segformer(
     params: dict[str, Any] = {"source": source, "licence": licence}
     if space.name == "cs19":
         params["prepared"] = _CITYSCAPES
+        model.colours = _CITYSCAPES_COLOURS
     card = make_card(model, label_space=space, stage="weights", seed=0, params=params)
     # No versions and no commit: the same weights give the same bytes.
     card = card.model_copy(update={"versions": {}, "git_commit": None})
