@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Tilt:
                 f"{split.fov_x_deg:g} degrees wide; set adapt.tilt to 0"
             )
         self.largest = math.radians(largest_deg)
-        self.whole = {
+        self.whole: dict[str, Any] = {
             "height": split.height,
             "width": split.width,
             "lat_top": math.radians(split.lat_top_deg),
