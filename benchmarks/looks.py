@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 
 from panoda.city.dataset import write_city
-from panoda.city.looks import FINAL_LOOKS, LOOKS
+from panoda.city.looks import FINAL_LOOKS, built_in_looks
 from panoda.config import CityDataset, CitySplit, load_params
 
 SOURCE_LOOKS = ("northern", "harbour")
@@ -51,7 +51,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=24, help="images per look")
-    parser.add_argument("--looks", nargs="+", default=list(LOOKS), help="all by default")
+    parser.add_argument("--looks", nargs="+", default=list(built_in_looks()), help="all by default")
     arguments = parser.parse_args()
     chosen = dict.fromkeys([*SOURCE_LOOKS, *arguments.looks])
     found = {look: statistics(look, arguments.images) for look in chosen}

@@ -18,7 +18,7 @@ from panoda.city.looks import get_look
 from panoda.city.render import render
 from panoda.city.world import World, build_world
 from panoda.config import CameraParams
-from panoda.labels.tables import generated_palette
+from panoda.labels.spaces import generated_palette
 
 SIZE = (64, 128)
 LOOKS = ("northern", "harbour", "southern", "alpine")

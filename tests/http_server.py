@@ -24,7 +24,6 @@ class Served:
     statuses: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     etag: str | None = '"v1"'
     content_type: str = "application/octet-stream"
-    barrier: threading.Barrier | None = None
 
 
 @dataclass
@@ -54,8 +53,6 @@ def serve() -> Iterator[Server]:
             served = server.files.get(name)
             if served is None:
                 return self.answer(404, {})
-            if served.barrier is not None:
-                served.barrier.wait(timeout=30)
             if served.statuses:
                 return self.answer(*served.statuses.pop(0))
             start = self.start(served, asked)

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.adaptation import HERE, LOOK_SETS, known_recipes, settings
-from panoda.city.looks import LOOKS
+from panoda.city.looks import built_in_looks
 from panoda.config import load_params
 from panoda.config.scenarios import load_scenario, scenario_files
 
@@ -18,7 +18,7 @@ def _looks(name: str) -> set[str]:
 
 def test_final_looks_appear_nowhere_in_the_scenarios_or_the_development_looks():
     final = _looks("final")
-    assert final and final <= set(LOOKS)
+    assert final and final <= set(built_in_looks())
     assert not final & (_looks("development") | _looks("retired"))
     folder = ROOT / "scenarios"
     for params in (load_scenario(name, folder=folder) for name in scenario_files(folder)):

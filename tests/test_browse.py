@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from raw_data import write_pair
 
 from panoda.cli.app import _expand
-from panoda.config import CamVidDataset, FolderDataset
+from panoda.config import FolderDataset
 from panoda.data.formats import browse
 from panoda.data.formats.browse import images_below, left_out, walk
 from panoda.stages.download import download
@@ -135,13 +134,3 @@ def test_what_the_patterns_of_a_folder_leave_out(tmp_path, caplog):
         ["a.jpg", "B.JPG", "day/c.jpg", "day/deep/d.jpg", "f.png", ".hidden/e.jpg"]
     )
     assert not caplog.text
-
-
-def test_camvid_names_what_it_leaves_out(tmp_path, caplog):
-    for part in ("train", "trainannot"):
-        write_pair(tmp_path / part, "a", size=(8, 16))
-        (tmp_path / part / "a_label.png").unlink()
-    tree(tmp_path, "train/b.gif")
-    dataset = CamVidDataset(kind="camvid", path=str(tmp_path), splits={"train": "train"})
-    assert listed(dataset, tmp_path / "raw") == ["train/a.png", "trainannot/a.png"]
-    assert "train/b.gif" in caplog.text and "a kind that is not read" in caplog.text

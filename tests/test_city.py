@@ -10,7 +10,7 @@ from PIL import Image
 
 from panoda.city.dataset import write_city
 from panoda.city.film import Exposure
-from panoda.city.looks import DEVELOPMENT_LOOKS, FINAL_LOOKS, LOOKS, draw_look, get_look
+from panoda.city.looks import DEVELOPMENT_LOOKS, FINAL_LOOKS, built_in_looks, draw_look, get_look
 from panoda.city.primitives import Frame, Kind, Kit, Part
 from panoda.city.render import Pose, render
 from panoda.city.shadows import occluder_height
@@ -322,9 +322,9 @@ def test_bad_parameters_are_refused(tmp_path):
 
 
 def test_looks():
-    assert set(DEVELOPMENT_LOOKS) | set(FINAL_LOOKS) == set(LOOKS)
+    assert set(DEVELOPMENT_LOOKS) | set(FINAL_LOOKS) == set(built_in_looks())
     assert not set(DEVELOPMENT_LOOKS) & set(FINAL_LOOKS)
-    for name, look in LOOKS.items():
+    for name, look in built_in_looks().items():
         get_look(name)
         assert -0.7 <= look.exposure_ev[0] <= look.exposure_ev[1] <= 0.7
         assert 0.8 <= look.gamma[0] <= look.gamma[1] <= 1.4

@@ -101,8 +101,12 @@ def test_a_data_set_that_names_its_kind_replaces_the_whole(project: Path) -> Non
     source = "data: {source: {dataset: {%s}}}"
     kept = overlay("extends: city\n" + source % "splits: {train: {images: 8}}").params().data.source
     assert kept.dataset.splits["train"].images == 8 and set(kept.dataset.splits) == {"train", "val"}
-    new = overlay("extends: city\n" + source % "kind: camvid, path: photos").params().data.source
-    assert (new.dataset.kind, new.dataset.path, new.prepare.width) == ("camvid", "photos", 256)
+    new = (
+        overlay("extends: city\n" + source % "kind: stanford2d3d, path: photos, variant: pinhole")
+        .params()
+        .data.source
+    )
+    assert (new.dataset.kind, new.dataset.path, new.prepare.width) == ("stanford2d3d", "photos", 256)
 
 
 def test_comments_stay_with_their_values(project: Path) -> None:

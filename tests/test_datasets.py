@@ -6,14 +6,13 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from raw_data import write_pair
 from test_gpano import HALF, packet, save
 
-from panoda.config import CamVidDataset, CityDataset, DomainParams, FolderDataset, PrepareParams
+from panoda.config import CityDataset, DomainParams, FolderDataset, PrepareParams
 from panoda.data.formats.dataset import adapter, list_items
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.stages.download import download
@@ -37,45 +36,6 @@ def run(dataset, tmp_path, *, height=64, width=128, label_space="cs13"):
         context=RunContext(),
     )
     return result, {p.name: PreparedSplit(p) for p in (tmp_path / "prepared").iterdir() if p.is_dir()}
-
-
-# --- camvid ----------------------------------------------------------------------------------------
-
-
-def camvid(tmp_path: Path, counts=(3, 2)) -> CamVidDataset:
-    for split, count in zip(("train", "val"), counts, strict=True):
-        for i in range(count):
-            image, label = write_pair(tmp_path / "x", f"seq{i % 2}_{split}{i}", classes=12)
-            for part, source in ((split, image), (f"{split}annot", label)):
-                (tmp_path / "camvid" / part).mkdir(parents=True, exist_ok=True)
-                source.rename(tmp_path / "camvid" / part / image.name)
-    return CamVidDataset(kind="camvid", path=str(tmp_path / "camvid"))
-
-
-def test_camvid(tmp_path):
-    result, splits = run(camvid(tmp_path), tmp_path)
-    assert result.items() >= {"images/train": 3.0, "images/val": 2.0}.items()
-    train = splits["train"]
-    assert train.ids == ["seq0_train0", "seq0_train2", "seq1_train1"] and train.label_space == "cs13"
-    assert train.index.group.tolist() == ["seq0", "seq0", "seq1"] and train.fov_x_deg == 60.0
-    raw = np.asarray(Image.open(tmp_path / "camvid" / "trainannot" / "seq0_train0.png"))
-    assert (train[0]["label"].numpy()[raw == 11] == 255).all()
-    assert (train[0]["label"].numpy()[raw == 3] == 0).all()  # road
-    assert not train.class_pixels[[3, 6, 9]].any()  # wall, traffic light, terrain do not exist in CamVid
-
-
-def test_camvid_unmatched_names(tmp_path):
-    dataset = camvid(tmp_path)
-    (tmp_path / "camvid" / "valannot" / "seq0_val0.png").unlink()
-    with pytest.raises(DataError, match=r"target: .*val.seq0_val0\.png: no file of this name in .*valannot"):
-        download(role="target", dataset=dataset, out=tmp_path / "raw", progress=False)
-    assert not (tmp_path / "raw").exists()
-
-
-def test_camvid_missing_folder(tmp_path):
-    dataset = camvid(tmp_path).model_copy(update={"splits": {"train": "train", "val": "valid"}})
-    with pytest.raises(DataError, match=r"valid: no such folder"):
-        download(role="source", dataset=dataset, out=tmp_path / "raw", progress=False)
 
 
 # --- folder ----------------------------------------------------------------------------------------
@@ -212,21 +172,11 @@ def test_city(tmp_path):
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match="unknown data set kind 'kitti'; known: city, camvid, folder"):
+    with pytest.raises(ValueError, match="unknown data set kind 'kitti'; known: city, folder, declared"):
         adapter("kitti")
 
 
 # --- real images -----------------------------------------------------------------------------------
-
-
-@needs_real
-def test_real_camvid(tmp_path):
-    dataset = CamVidDataset(kind="camvid", path=str(REAL / "camvid"), splits={"val": "val"})
-    result, splits = run(dataset, tmp_path, height=90, width=120)
-    assert result.items() >= {"images/val": 40.0}.items()
-    shares = splits["val"].class_pixels / splits["val"].class_pixels.sum()
-    assert shares[[0, 2, 10]].sum() > 0.6  # road, building and sky dominate a street
-    assert shares[[3, 6, 9]].sum() == 0
 
 
 @needs_real

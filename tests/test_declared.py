@@ -19,7 +19,7 @@ from command_line import panoda
 from miniature import SIZE, picture, save, values
 from PIL import Image
 
-from panoda.config import CamVidDataset, DeclaredDataset, DomainParams, PrepareParams
+from panoda.config import DeclaredDataset, DomainParams, PrepareParams
 from panoda.data.formats.dataset import ADAPTERS, list_items, raw_label_space
 from panoda.data.formats.declaration import Declaration, built_in, read_declaration
 from panoda.data.formats.declared import files_of
@@ -408,13 +408,12 @@ def test_declarations_are_read_without_torch():
 
 
 @pytest.mark.skipif(not (REAL / "camvid" / "val").is_dir(), reason="no real images on this machine")
-def test_real_camvid_is_what_the_adapter_of_its_own_reads(tmp_path):
-    plain = CamVidDataset(kind="camvid", path=str(REAL / "camvid"), splits={"val": "val"})
-    one = run(plain, tmp_path / "plain", label_space="cs13", size=(90, 120))["val"]
+def test_real_camvid(tmp_path):
     dataset = declared("camvid", REAL / "camvid", splits={"val": "val"})
-    two = run(dataset, tmp_path / "declared", label_space="cs13", size=(90, 120))["val"]
-    assert [name.replace("/", "_") for name in two.ids] == one.ids and len(two) > 0
-    np.testing.assert_array_equal(one.class_pixels, two.class_pixels)
+    val = run(dataset, tmp_path, label_space="cs13", size=(90, 120))["val"]
+    shares = val.class_pixels / val.class_pixels.sum()
+    assert len(val) == 40 and shares[[0, 2, 10]].sum() > 0.6  # road, building and sky dominate a street
+    assert shares[[3, 6, 9]].sum() == 0  # wall, traffic light and terrain do not exist in CamVid
 
 
 def test_data_sets_that_code_reads_name_their_kind(tmp_path):

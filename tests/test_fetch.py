@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import sys
-import threading
 import time
 from collections import namedtuple
 from email.utils import formatdate
@@ -131,14 +130,6 @@ def test_part_longer_than_the_file_starts_over(server, tmp_path):
     (tmp_path / "a.zip.part").write_bytes(BODY + b"more")
     get(tmp_path, remote(server))
     assert (tmp_path / "a.zip").read_bytes() == BODY
-
-
-def test_files_come_in_parallel(server, tmp_path):
-    together = threading.Barrier(3)  # breaks, and with it the answers, unless three requests are open at once
-    for name in "abc":
-        server.files[name] = Served(BODY, barrier=together)
-    paths = get(tmp_path, *(remote(server, name) for name in "abc"), parallel=3)
-    assert [path.name for path in paths] == ["a", "b", "c"] and not together.broken
 
 
 # --- servers that refuse -------------------------------------------------------------------------------

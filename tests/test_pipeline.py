@@ -267,8 +267,8 @@ def tiny(folder: Path, images: Path) -> Path:
     """CamVid and panoramas of noise, and a scenario that trains on them for a step or two."""
     for split in ("train", "val"):
         for number in range(3):
-            picture(images / "camvid" / split / f"{number}.png", 32, 48, seed=number)
-            picture(images / "camvid" / f"{split}annot" / f"{number}.png", 32, 48, seed=number, classes=12)
+            picture(images / "camvid" / split / f"s_{number}.png", 32, 48, seed=number)
+            picture(images / "camvid" / f"{split}annot" / f"s_{number}.png", 32, 48, seed=number, classes=12)
     for number in range(3):
         picture(images / "panoramas" / f"{number}.png", 64, 128, seed=number)
     tree = load_scenario("real", folder=ROOT / "scenarios").model_dump(mode="json")

@@ -19,7 +19,6 @@ from panoda.report.words import domain_name, selection_sentences, task_sentence
         ({"kind": "stanford2d3d", "variant": "pinhole", "fold": 2}, "Stanford2D3D pinhole images (fold 2)"),
         ({"kind": "stanford2d3d", "variant": "panoramic"}, "Stanford2D3D panoramas (fold 1)"),
         ({"kind": "structured3d", "light": "warmlight"}, "Structured3D panoramas (warmlight)"),
-        ({"kind": "camvid"}, "CamVid street images"),
         ({}, "images"),
     ],
 )

@@ -108,3 +108,17 @@ def test_the_command(home):
 def test_a_rendered_data_set_has_no_folder(home):
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     assert look(CityDataset.model_validate(tree["data"]["source"]["dataset"]))["files"] == 0
+
+
+def test_why_everything_runs_again_after_code_has_moved(home, capsys):
+    Path("params.yaml").write_text(open_scenario("real", folder=ROOT / "scenarios").text())
+    Path("panoda/labels").mkdir(parents=True)
+    deps = [{"path": "data/raw/gone"}, {"path": "panoda/labels"}]
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"pretrain": {"deps": deps}, "watch": {}}}))
+    main()
+    assert capsys.readouterr().out == ""
+    deps.append({"path": "panoda/training/losses.py"})
+    Path("dvc.lock").write_text(yaml.safe_dump({"stages": {"pretrain": {"deps": deps}}}))
+    main()
+    said = capsys.readouterr().out
+    assert "whose code lay elsewhere (panoda/training/losses.py): the stages run again once" in said

@@ -127,9 +127,9 @@ def render_job(job: WorldJob) -> list[dict[str, str]]:
         image, label = render(world, job.camera, pose, exposure=exposure, seed=job.seed * 1000 + k)
         name = f"{job.first + k:05d}"
         folder = Path(job.folder)
-        Image.fromarray(image.cpu().numpy()).save(folder / "images" / f"{name}.png", compress_level=4)
+        Image.fromarray(image.numpy()).save(folder / "images" / f"{name}.png", compress_level=4)
         if job.labels:
-            Image.fromarray(label.cpu().numpy()).save(folder / "labels" / f"{name}.png")
+            Image.fromarray(label.numpy()).save(folder / "labels" / f"{name}.png")
         rows.append(_row(name, job, world, pose, exposure))
     return rows
 

@@ -27,7 +27,7 @@ def paint_facade(h: Hits) -> Surface:
     column = (x / bay).floor().to(torch.int64)
     storey = (z / storey_height).floor().to(torch.int64)
     wall = _wall(h, style)
-    windows = _WINDOWS.to(h.u.device)[style]
+    windows = _WINDOWS[style]
     upper = (z > 0) & (h.v < 2 * h.half_v - 0.3) & (h.face != 2)
     opening = _opening(x, z, h, bay, storey_height, windows[:, 0], windows[:, 1], 0.0)
     surround = _opening(x, z, h, bay, storey_height, windows[:, 0], windows[:, 1], windows[:, 2])

@@ -34,7 +34,7 @@ def draw_exposure(look: LookParams, rng: np.random.Generator) -> Exposure:
 def expose(radiance: Tensor, exposure: Exposure) -> Tensor:
     """Linear radiance -> film response in [0, 1): white balance, exposure, soft shoulder."""
     shift = 0.22 * exposure.white_balance
-    cast = torch.tensor([1 + shift, 1.0, 1 - 1.3 * shift], device=radiance.device)
+    cast = torch.tensor([1 + shift, 1.0, 1 - 1.3 * shift])
     return 1 - torch.exp(radiance * (cast * (-1.15 * 2.0**exposure.ev)))
 
 
@@ -44,8 +44,7 @@ def develop(image: Tensor, exposure: Exposure, *, seed: int) -> Tensor:
     curved = encoded * encoded * (3 - 2 * encoded)
     encoded = torch.lerp(encoded, curved, 0.45) ** exposure.gamma
     if exposure.noise > 0:
-        # Drawn on the CPU so that every device sees the same grain.
         generator = torch.Generator().manual_seed(seed)
-        grain = torch.randn(encoded.shape, generator=generator).to(encoded.device)
+        grain = torch.randn(encoded.shape, generator=generator)
         encoded = encoded + exposure.noise * grain * (0.6 + 0.4 * (1 - encoded))
     return (encoded.clamp(0, 1) * 255).round().to(torch.uint8)

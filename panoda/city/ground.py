@@ -98,11 +98,11 @@ def _asphalt(g: Ground, i: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, bas
     tone = tone * (1 + 0.08 * (track.abs() - 0.25))
     tone = tone * (1 - 0.22 * ((coarse - 0.72) * 6).clamp(0, 1))
     tone = torch.where(kerb > -0.35, tone * 1.35, tone)  # gutter stones
-    rgb = tone[:, None] * torch.tensor([1.0, 1.0, 1.03], device=tone.device)
+    rgb = tone[:, None] * torch.tensor([1.0, 1.0, 1.03])
     paint = _markings(g, i, fp)
     worn = 0.65 + 0.35 * coarse
     coloured = bar(side, fp, half - 1.6, half - 0.3) * cycle * (other > _CROSSING)
-    red = torch.tensor([0.24, 0.075, 0.055], device=tone.device)
+    red = torch.tensor([0.24, 0.075, 0.055])
     rgb = torch.lerp(rgb, red * (0.85 + 0.3 * coarse)[:, None], 0.85 * coloured[:, None])
     rgb = torch.lerp(rgb, torch.full_like(rgb, 0.62), (paint * worn)[:, None])
     rail = bar((side - 1.55).abs(), fp, 0.68, 0.76) * tram
@@ -136,7 +136,7 @@ def _paving(g: Ground, i: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, face
     along, lateral, kerb = g.along[i], g.lateral[i], g.kerb[i]
     joints = 1 - (1 - pulse(along, fp, 0.6, 0.08)) * (1 - pulse(lateral.abs() + 0.1, fp, 0.6, 0.08))
     tone = 0.27 * (0.85 + 0.3 * coarse + 0.2 * (fine - 0.5)) * (1 - 0.35 * joints)
-    rgb = tone[:, None] * torch.tensor([1.04, 1.0, 0.95], device=tone.device)
+    rgb = tone[:, None] * torch.tensor([1.04, 1.0, 0.95])
     stone = (kerb < 0.28) & ~face
     seams = pulse(along, fp, 1.0, 0.03)
     rgb = torch.where(stone[:, None], (0.42 * (1 - 0.5 * seams))[:, None].expand_as(rgb), rgb)
@@ -144,10 +144,9 @@ def _paving(g: Ground, i: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, face
 
 
 def _grass(points: Tensor, fp: Tensor, coarse: Tensor, fine: Tensor, dryness: float) -> Tensor:
-    device = points.device
-    lush = torch.tensor([0.07, 0.16, 0.035], device=device)
-    straw = torch.tensor([0.34, 0.26, 0.14], device=device)
-    soil = torch.tensor([0.2, 0.14, 0.09], device=device)
+    lush = torch.tensor([0.07, 0.16, 0.035])
+    straw = torch.tensor([0.34, 0.26, 0.14])
+    soil = torch.tensor([0.2, 0.14, 0.09])
     tufts = 0.5 + (value_noise(points[:, 0] * 3.1, points[:, 1] * 3.1) - 0.5) * fade(fp, 0.6)
     share = (dryness + 0.5 * (coarse - 0.5)).clamp(0, 1)[:, None]
     rgb = torch.lerp(lush.expand_as(points), straw.expand_as(points), share)

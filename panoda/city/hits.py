@@ -91,7 +91,7 @@ def plain(albedo: Tensor, *, gloss: float = 0.0, soft: float = 0.0) -> Surface:
 
 def uniform(hits: Hits, r: float, g: float, b: float) -> Tensor:
     """One colour for all hits, (n, 3)."""
-    return torch.tensor([r, g, b], device=hits.u.device).expand(len(hits), 3)
+    return torch.tensor([r, g, b]).expand(len(hits), 3)
 
 
 def mix(base: Tensor, other: Tensor, share: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _face_coordinates(
 
 def _local_normals(scene: Scene, prim: Tensor, p: Tensor, shape: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Unnormalised normals in the unit shape, and the face's axis and sign, all (n, ...)."""
-    ends = torch.tensor(scene.kind_ends, device=prim.device)
+    ends = torch.tensor(scene.kind_ends)
     kind = torch.searchsorted(ends, prim, right=True)
     rise = 0.5 * (p[:, 2] + 1)
     lean = shape[:, :3] * (kind == Kind.WEDGE)[:, None]

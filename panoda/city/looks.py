@@ -1,19 +1,16 @@
-"""Looks of the embedded city: the built-in ones, and drawing one world's numbers from a look.
-
-``northern`` and ``harbour`` (source) and ``southern``, ``evening``, ``desert``, ``monsoon`` and ``alpine``
-(target) are for development: recipes may be chosen on them. ``smog``, ``lagoon`` and ``polar`` are for final
-evaluation only; they differ from the others in palette, light and building style (``benchmarks/looks.py``
-measures how far).
-"""
+"""Looks of the embedded city: the built-in ones (``looks.yaml``), and drawing one world's numbers from a look."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from panoda.config import LookParams, Range
+from panoda.system.files import read_yaml
 
 SKIES = ("clear", "cloudy", "overcast", "sunset")
 STYLES = ("plaster", "brick", "glass", "concrete", "timber")
@@ -23,187 +20,13 @@ TREES = ("round", "conifer", "palm")
 DEVELOPMENT_LOOKS = ("northern", "harbour", "southern", "evening", "desert", "monsoon", "alpine")
 FINAL_LOOKS = ("smog", "lagoon", "polar")
 
-LOOKS: dict[str, LookParams] = {
-    "northern": LookParams(
-        sun_elevation_deg=(28.0, 50.0),
-        sun_strength=(0.85, 1.05),
-        ambient=(0.38, 0.46),
-        sky=("clear", "cloudy"),
-        exposure_ev=(-0.1, 0.2),
-        gamma=(0.95, 1.05),
-        building_styles=("plaster", "plaster", "brick", "concrete"),
-        palettes=("pastel", "white", "brick"),
-        storeys=(3, 6),
-        trees=("round",),
-    ),
-    "harbour": LookParams(
-        sun_elevation_deg=(35.0, 60.0),
-        sun_strength=(0.8, 1.0),
-        ambient=(0.4, 0.5),
-        sky=("cloudy", "clear"),
-        haze_per_m=(0.001, 0.004),
-        exposure_ev=(-0.1, 0.2),
-        gamma=(0.95, 1.1),
-        building_styles=("brick", "brick", "plaster", "glass"),
-        palettes=("brick", "pastel", "grey"),
-        storeys=(2, 7),
-        trees=("round", "conifer"),
-    ),
-    "southern": LookParams(
-        hue_shift_deg=(-12.0, 8.0),
-        saturation=(1.0, 1.25),
-        sun_elevation_deg=(16.0, 34.0),
-        sun_strength=(0.95, 1.15),
-        sun_warmth=(0.3, 0.55),
-        ambient=(0.26, 0.34),
-        sky=("clear", "cloudy"),
-        haze_per_m=(0.006, 0.012),
-        exposure_ev=(0.3, 0.65),
-        gamma=(0.8, 0.9),
-        white_balance=(0.3, 0.6),
-        building_styles=("plaster", "concrete", "concrete"),
-        palettes=("earth", "white", "vivid"),
-        storeys=(2, 5),
-        trees=("palm", "round", "round"),
-        dryness=(0.3, 0.6),
-        road_albedo=(0.12, 0.18),
-    ),
-    "evening": LookParams(
-        saturation=(0.8, 1.0),
-        sun_elevation_deg=(8.0, 16.0),
-        sun_strength=(0.55, 0.75),
-        sun_warmth=(0.5, 0.8),
-        ambient=(0.36, 0.44),
-        sky=("sunset", "cloudy"),
-        haze_per_m=(0.004, 0.009),
-        exposure_ev=(-0.45, -0.05),
-        gamma=(1.0, 1.2),
-        white_balance=(0.0, 0.3),
-        noise=(0.01, 0.025),
-        building_styles=("glass", "concrete", "brick"),
-        palettes=("grey", "brick", "earth"),
-        storeys=(3, 9),
-        trees=("round", "conifer"),
-        dryness=(0.1, 0.5),
-        road_albedo=(0.06, 0.11),
-    ),
-    "desert": LookParams(
-        hue_shift_deg=(0.0, 12.0),
-        saturation=(0.8, 1.0),
-        sun_elevation_deg=(45.0, 70.0),
-        sun_strength=(1.1, 1.25),
-        sun_warmth=(0.1, 0.25),
-        ambient=(0.3, 0.38),
-        sky=("clear",),
-        haze_per_m=(0.006, 0.012),
-        exposure_ev=(0.15, 0.5),
-        gamma=(0.9, 1.1),
-        white_balance=(0.2, 0.5),
-        building_styles=("plaster",),
-        palettes=("earth", "earth", "white"),
-        storeys=(1, 3),
-        trees=("palm",),
-        dryness=(0.6, 0.9),
-        road_albedo=(0.16, 0.22),
-    ),
-    "monsoon": LookParams(
-        hue_shift_deg=(-10.0, 10.0),
-        saturation=(0.9, 1.2),
-        sun_elevation_deg=(40.0, 65.0),
-        sun_strength=(0.0, 0.15),
-        ambient=(0.62, 0.75),
-        sky=("overcast",),
-        haze_per_m=(0.008, 0.016),
-        exposure_ev=(-0.4, 0.0),
-        gamma=(1.0, 1.25),
-        white_balance=(-0.35, -0.05),
-        noise=(0.01, 0.02),
-        building_styles=("concrete", "concrete", "timber", "glass"),
-        palettes=("vivid", "grey"),
-        storeys=(2, 8),
-        trees=("palm", "round"),
-        dryness=(0.0, 0.15),
-        road_albedo=(0.05, 0.09),
-    ),
-    "alpine": LookParams(
-        hue_shift_deg=(-5.0, 15.0),
-        saturation=(0.85, 1.1),
-        sun_elevation_deg=(14.0, 26.0),
-        sun_strength=(0.9, 1.1),
-        sun_warmth=(0.0, 0.15),
-        ambient=(0.34, 0.42),
-        sky=("clear", "cloudy"),
-        haze_per_m=(0.0, 0.002),
-        exposure_ev=(-0.2, 0.2),
-        gamma=(1.15, 1.4),
-        white_balance=(-0.7, -0.35),
-        building_styles=("timber", "timber", "plaster"),
-        palettes=("white", "earth"),
-        storeys=(2, 4),
-        trees=("conifer", "conifer", "round"),
-        dryness=(0.0, 0.25),
-        road_albedo=(0.08, 0.12),
-    ),
-    "smog": LookParams(
-        hue_shift_deg=(-6.0, 10.0),
-        saturation=(0.65, 0.9),
-        sun_elevation_deg=(18.0, 36.0),
-        sun_strength=(0.35, 0.55),
-        sun_warmth=(0.35, 0.6),
-        ambient=(0.4, 0.5),
-        sky=("overcast", "cloudy"),
-        haze_per_m=(0.01, 0.018),
-        exposure_ev=(-0.6, -0.2),
-        gamma=(1.1, 1.3),
-        white_balance=(0.3, 0.6),
-        noise=(0.012, 0.024),
-        building_styles=("concrete", "brick", "glass"),
-        palettes=("grey", "earth"),
-        storeys=(4, 10),
-        trees=("round",),
-        dryness=(0.3, 0.7),
-        road_albedo=(0.07, 0.12),
-    ),
-    "lagoon": LookParams(
-        hue_shift_deg=(5.0, 25.0),
-        saturation=(1.0, 1.3),
-        sun_elevation_deg=(35.0, 55.0),
-        sun_strength=(1.05, 1.2),
-        sun_warmth=(0.05, 0.2),
-        ambient=(0.34, 0.42),
-        sky=("clear",),
-        haze_per_m=(0.003, 0.007),
-        exposure_ev=(0.2, 0.5),
-        gamma=(0.8, 0.95),
-        white_balance=(-0.45, -0.15),
-        building_styles=("plaster", "timber"),
-        palettes=("white", "vivid", "vivid"),
-        storeys=(1, 4),
-        trees=("palm", "palm", "round"),
-        dryness=(0.1, 0.4),
-        road_albedo=(0.14, 0.2),
-    ),
-    "polar": LookParams(
-        hue_shift_deg=(-10.0, 5.0),
-        saturation=(0.8, 1.05),
-        sun_elevation_deg=(5.0, 12.0),
-        sun_strength=(0.45, 0.65),
-        sun_warmth=(0.2, 0.5),
-        ambient=(0.32, 0.4),
-        sky=("cloudy", "sunset"),
-        haze_per_m=(0.002, 0.006),
-        exposure_ev=(-0.4, 0.0),
-        gamma=(1.05, 1.25),
-        white_balance=(-0.6, -0.3),
-        noise=(0.01, 0.022),
-        building_styles=("timber", "concrete"),
-        palettes=("vivid", "brick", "white"),
-        storeys=(2, 5),
-        trees=("conifer",),
-        dryness=(0.4, 0.8),
-        road_albedo=(0.05, 0.1),
-    ),
-}
+LOOKS_FILE = Path(__file__).with_name("looks.yaml")
+
+
+@cache
+def built_in_looks() -> dict[str, LookParams]:
+    """The built-in looks by name."""
+    return {name: LookParams.model_validate(fields) for name, fields in read_yaml(LOOKS_FILE).items()}
 
 
 @dataclass(frozen=True)
@@ -237,11 +60,11 @@ def get_look(name: str, params: LookParams | None = None) -> LookParams:
             palette or tree.
     """
     if params is None:
-        if name not in LOOKS:
-            raise ValueError(
-                f"no built-in look is called {name!r}; known: {', '.join(LOOKS)}; or define its parameters"
-            )
-        params = LOOKS[name]
+        known_looks = built_in_looks()
+        if name not in known_looks:
+            known = ", ".join(known_looks)
+            raise ValueError(f"no built-in look is called {name!r}; known: {known}; or define its parameters")
+        params = known_looks[name]
     for field, known in (
         ("sky", SKIES),
         ("building_styles", STYLES),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -10,23 +10,23 @@ from torch import Tensor
 _SIDE = 256
 
 
-@lru_cache(maxsize=8)
-def _table(device: str) -> Tensor:
+@cache
+def _table() -> Tensor:
     """(65536,) fixed uniform numbers."""
     generator = torch.Generator().manual_seed(20240229)
-    return torch.rand(_SIDE * _SIDE, generator=generator).to(device)
+    return torch.rand(_SIDE * _SIDE, generator=generator)
 
 
 def hashed(a: Tensor, b: Tensor, c: Tensor | int) -> Tensor:
     """Uniform numbers in [0, 1) that depend on three integers (int64, broadcastable)."""
-    key = (a * 73856093) ^ (b * 19349663) ^ (torch.as_tensor(c, device=a.device) * 83492791)
+    key = (a * 73856093) ^ (b * 19349663) ^ (torch.as_tensor(c) * 83492791)
     key = key ^ (key >> 13)
-    return _table(str(a.device))[key & 0xFFFF]
+    return _table()[key & 0xFFFF]
 
 
 def value_noise(x: Tensor, y: Tensor) -> Tensor:
     """Smooth noise in [0, 1], one cell per unit, repeating every 256 units."""
-    table = _table(str(x.device))
+    table = _table()
     floor_x, floor_y = x.floor(), y.floor()
     fx, fy = x - floor_x, y - floor_y
     fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
@@ -69,6 +69,6 @@ def _bars(x: Tensor, duty: float | Tensor) -> Tensor:
 def bar(x: Tensor, footprint: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Share of the footprint around x that lies in [low, high]."""
     width = footprint.clamp_min(1e-4)
-    upper = torch.minimum(x + 0.5 * width, torch.as_tensor(high, device=x.device, dtype=x.dtype))
-    lower = torch.maximum(x - 0.5 * width, torch.as_tensor(low, device=x.device, dtype=x.dtype))
+    upper = torch.minimum(x + 0.5 * width, torch.as_tensor(high, dtype=x.dtype))
+    lower = torch.maximum(x - 0.5 * width, torch.as_tensor(low, dtype=x.dtype))
     return ((upper - lower) / width).clamp(0.0, 1.0)

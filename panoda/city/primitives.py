@@ -9,7 +9,7 @@ Convention:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Scene:
-    """N primitives sorted by kind, as tensors on one device.
+    """N primitives sorted by kind, as tensors.
 
     Attributes:
         kind_ends: End index of each kind in the sorted order.
@@ -110,10 +110,6 @@ class Scene:
 
     def __len__(self) -> int:
         return self.centre.shape[0]
-
-    def to(self, device: torch.device | str) -> Scene:
-        """The same scene on a device."""
-        return Scene(self.kind_ends, *(getattr(self, f.name).to(device) for f in fields(self)[1:]))
 
     def corners(self) -> Tensor:
         """(N, 8, 3) corners of the bounding boxes."""
@@ -176,7 +172,7 @@ class Kit:
             )
 
     def scene(self) -> Scene:
-        """All primitives as CPU tensors, sorted by kind (stable, so the order is reproducible)."""
+        """All primitives as tensors, sorted by kind (stable, so the order is reproducible)."""
         table = np.asarray(self._numbers, dtype=np.float64)
         salt = np.arange(len(table), dtype=np.int64)
         order = np.argsort(table[:, 0], kind="stable")

@@ -89,7 +89,7 @@ def render(
     seed: int = 0,
     supersample: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Render one image with its label, on the world's device.
+    """Render one image with its label.
 
     Args:
         pose: Where the camera stands and looks.
@@ -105,17 +105,16 @@ def render(
     """
     if pose.z < 0.3:
         raise ValueError(f"camera height {pose.z} m is below 0.3 m; cameras stand above the road")
-    device = world.scene.centre.device
-    origin = torch.tensor([pose.x, pose.y, pose.z], dtype=torch.float32, device=device)
-    rotation = torch.from_numpy(pose.rotation().astype(np.float32)).to(device)
+    origin = torch.tensor([pose.x, pose.y, pose.z], dtype=torch.float32)
+    rotation = torch.from_numpy(pose.rotation().astype(np.float32))
     angle = pixel_angle(camera)
     exposure = exposure or Exposure()
-    grid, order = _pixel_tiles(camera, device=device)
+    grid, order = _pixel_tiles(camera)
     rays = camera_rays(camera, grid[..., 0], grid[..., 1]) @ rotation.T
     radiance, label = shade(world, origin, rays, pixel_angle=angle)
     film = expose(radiance, exposure)
     if supersample:
-        edges = torch.zeros(len(film), dtype=torch.bool, device=device)
+        edges = torch.zeros(len(film), dtype=torch.bool)
         edges[order[_edges(film[order])]] = True
         index = edges.nonzero(as_tuple=True)[0]  # tile order: neighbours stay together
         if len(index):
@@ -126,22 +125,20 @@ def render(
     return develop(film[order], exposure, seed=seed), label[order].to(torch.uint8)
 
 
-def _pixel_tiles(camera: CameraParams, *, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def _pixel_tiles(camera: CameraParams) -> tuple[Tensor, Tensor]:
     """Pixel centres tile by tile (G, tile^2, 2), and each pixel's place in that order (H, W)."""
     rows, columns = -(-camera.height // _TILE), -(-camera.width // _TILE)
-    y, x = torch.meshgrid(
-        torch.arange(rows * _TILE, device=device), torch.arange(columns * _TILE, device=device), indexing="ij"
-    )
+    y, x = torch.meshgrid(torch.arange(rows * _TILE), torch.arange(columns * _TILE), indexing="ij")
     tile = torch.div(y, _TILE, rounding_mode="floor") * columns + torch.div(x, _TILE, rounding_mode="floor")
     order = tile * _TILE**2 + (y % _TILE) * _TILE + x % _TILE
-    grid = torch.empty(order.numel(), 2, device=device)
+    grid = torch.empty(order.numel(), 2)
     grid[order.flatten()] = torch.stack((x.flatten(), y.flatten()), dim=1) + 0.5
     return grid.view(rows * columns, _TILE**2, 2), order[: camera.height, : camera.width]
 
 
 def _edges(film: Tensor) -> Tensor:
     """(H, W) bool: pixels that differ from a neighbour to the left, right, above or below."""
-    rough = torch.zeros(film.shape[:2], dtype=torch.bool, device=film.device)
+    rough = torch.zeros(film.shape[:2], dtype=torch.bool)
     down = (film[1:] - film[:-1]).abs().amax(-1) > _CONTRAST
     across = (film[:, 1:] - film[:, :-1]).abs().amax(-1) > _CONTRAST
     rough[1:] |= down
@@ -155,6 +152,6 @@ def _edge_rays(camera: CameraParams, pixels: Tensor) -> Tensor:
     """(G, group * samples, 3) camera rays around pixel centres (n, 2); the last pixel fills up."""
     missing = -len(pixels) % _EDGE_GROUP
     pixels = torch.cat((pixels, pixels[-1:].expand(missing, 2)))
-    spots = pixels[:, None] + torch.tensor(_OFFSETS, device=pixels.device)
+    spots = pixels[:, None] + torch.tensor(_OFFSETS)
     spots = spots.view(len(pixels) // _EDGE_GROUP, -1, 2)
     return camera_rays(camera, spots[..., 0], spots[..., 1])

@@ -62,7 +62,7 @@ def _shade_ground(
         dryness=world.look.dryness,
         salt=world.seed % 97,
     )
-    normal = torch.tensor([0.0, 0.0, 1.0], device=rays.device).expand_as(points)
+    normal = torch.tensor([0.0, 0.0, 1.0]).expand_as(points)
     direct, ambient = _light(world, points, normal, torch.zeros_like(distance))
     # A wet or worn road mirrors the horizon at grazing angles.
     sheen = 0.25 * (1 - rays[:, 2].abs()).clamp_min(0) ** 6 * (label == c.ROAD)

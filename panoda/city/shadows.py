@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from panoda.city.primitives import Kind, Scene
-from panoda.city.trace import CPU_BATCH, GPU_BATCH, intersect, to_unit_shapes
+from panoda.city.trace import BATCH, intersect, to_unit_shapes
 
 _TILE = 16
 
@@ -26,12 +26,12 @@ def occluder_height(scene: Scene, towards: Tensor, *, extent: float, cells: int)
         (cells, cells) heights in metres (row = y, column = x), 0 where nothing stands.
     """
     tiles, step = cells // _TILE, 2 * extent / cells
-    edge = torch.arange(tiles, device=scene.centre.device) * (_TILE * step) - extent
+    edge = torch.arange(tiles) * (_TILE * step) - extent
     pairs = _cast_pairs(scene, towards, edge, size=_TILE * step)
     starts = _cell_points(edge, step=step)  # (tiles^2, _TILE^2, 3)
-    top = torch.zeros(starts.shape[:2], device=starts.device)
+    top = torch.zeros(starts.shape[:2])
     beam = torch.einsum("nij,j->ni", scene.to_local, towards)
-    batch = max(1, (GPU_BATCH if top.is_cuda else CPU_BATCH) // _TILE**2)
+    batch = max(1, BATCH // _TILE**2)
     start = 0
     for kind, end in zip(Kind, scene.kind_ends, strict=True):
         group, index = pairs[:, start:end].nonzero(as_tuple=True)
@@ -56,7 +56,7 @@ def _cast_pairs(scene: Scene, towards: Tensor, edge: Tensor, *, size: float) -> 
 
 def _cell_points(edge: Tensor, *, step: float) -> Tensor:
     """(tiles^2, _TILE^2, 3) ground points at the centres of all cells, tile by tile."""
-    spot = (torch.arange(_TILE, device=edge.device) + 0.5) * step
+    spot = (torch.arange(_TILE) + 0.5) * step
     line = (edge[:, None] + spot).view(-1, _TILE)  # (tiles, _TILE)
     tiles = len(line)
     y = line[:, None, :, None].expand(tiles, tiles, _TILE, _TILE)

@@ -22,7 +22,7 @@ _SKIES = {
 
 @dataclass(frozen=True)
 class Light:
-    """Light and air; RGB linear, (3,) tensors on one device.
+    """Light and air; RGB linear, (3,) tensors.
 
     Attributes:
         sun_direction: Unit vector towards the sun.
@@ -47,7 +47,7 @@ class Light:
     drift: float
 
 
-def make_light(look: DrawnLook, rng: np.random.Generator, *, device: torch.device | str = "cpu") -> Light:
+def make_light(look: DrawnLook, rng: np.random.Generator) -> Light:
     """The light of a drawn look."""
     zenith, horizon, cover, through = _SKIES[look.sky]
     elevation, azimuth = look.sun_elevation, look.sun_azimuth
@@ -60,7 +60,7 @@ def make_light(look: DrawnLook, rng: np.random.Generator, *, device: torch.devic
     warm = (1 - 0.35 * look.sun_warmth) + 0.35 * look.sun_warmth * colour
 
     def real(value: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(value, dtype=np.float32)).to(device)
+        return torch.from_numpy(np.asarray(value, dtype=np.float32))
 
     return Light(
         sun_direction=real(np.array(direction)),

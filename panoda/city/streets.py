@@ -1,4 +1,4 @@
-"""Streets as polylines with a cross-section, and the network's distance field on any device.
+"""Streets as polylines with a cross-section, and the network's distance field.
 
 Lateral offsets are positive to the left of a street's own direction; traffic keeps right.
 """
@@ -104,17 +104,6 @@ class StreetField:
     counts: tuple[int, ...]
     traits: Tensor
 
-    def to(self, device: torch.device | str) -> StreetField:
-        """The same field on a device."""
-        return StreetField(
-            start=self.start.to(device),
-            unit=self.unit.to(device),
-            length=self.length.to(device),
-            offset=self.offset.to(device),
-            counts=self.counts,
-            traits=self.traits.to(device),
-        )
-
     def look_up(self, points: Tensor) -> Ground:
         """Where ground points lie in the network."""
         px, py = points[:, :1] - self.start[:, 0], points[:, 1:] - self.start[:, 1]  # (n, M)
@@ -169,7 +158,7 @@ class Ground:
 
 
 def street_field(streets: list[Street]) -> StreetField:
-    """The network's tensors on the CPU."""
+    """The network's tensors."""
     steps = [np.diff(s.points, axis=0) for s in streets]
     lengths = [np.linalg.norm(d, axis=1) for d in steps]
     offsets = [np.concatenate(([0.0], np.cumsum(v)[:-1])) for v in lengths]

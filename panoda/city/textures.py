@@ -144,7 +144,7 @@ def _foliage(h: Hits) -> Surface:
     leaves = 1 + 1.3 * small * fade(h.fv, 0.5) + 0.9 * large
     under = 0.75 + 0.35 * h.local[:, 2]  # the underside of a crown is in its own shade
     rgb = h.colour * (leaves.clamp_min(0.15) * under)[:, None]
-    yellow = torch.tensor([1.25, 1.05, 0.6], device=p.device)
+    yellow = torch.tensor([1.25, 1.05, 0.6])
     return plain(torch.lerp(rgb, rgb * yellow, (small + large).clamp(0, 1)[:, None]), soft=0.55)
 
 
@@ -176,7 +176,7 @@ def _lamp_head(h: Hits) -> Surface:
     slot = (level * 3).floor().clamp(0, 2)
     offset = torch.hypot(h.u / 0.155, (level * 3 - slot - 0.5) * 2.4)
     lamp = towards & (offset < 1.15)
-    colours = torch.tensor([[0.05, 0.9, 0.3], [1.0, 0.6, 0.05], [1.0, 0.06, 0.04]], device=h.u.device)
+    colours = torch.tensor([[0.05, 0.9, 0.3], [1.0, 0.6, 0.05], [1.0, 0.06, 0.04]])
     own = colours[slot.to(torch.int64)]
     burning = lamp & (slot == h.tex[:, 0])
     rgb = mix(h.colour.clone(), 0.12 * own + 0.02, lamp)
@@ -235,10 +235,10 @@ def surfaces(hits: Hits) -> Surface:
     """Paint all hits, material by material."""
     n = len(hits)
     out = Surface(
-        torch.zeros(n, 3, device=hits.u.device),
-        torch.zeros(n, device=hits.u.device),
-        torch.zeros(n, 3, device=hits.u.device),
-        torch.zeros(n, device=hits.u.device),
+        torch.zeros(n, 3),
+        torch.zeros(n),
+        torch.zeros(n, 3),
+        torch.zeros(n),
     )
     order = torch.argsort(hits.material, stable=True)
     counts = torch.bincount(hits.material, minlength=len(Material)).tolist()

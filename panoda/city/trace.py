@@ -17,8 +17,7 @@ from torch import Tensor
 from panoda.city.primitives import Kind, Scene
 
 # Elements of one intersection batch: small enough for a CPU's second-level cache.
-CPU_BATCH = 1 << 17
-GPU_BATCH = 1 << 24
+BATCH = 1 << 17
 _MISS = float("inf")
 _BLOCK = 8  # consecutive groups that are culled together first
 
@@ -75,7 +74,7 @@ def visible_pairs(bounds: AngularBounds, rays: Tensor) -> tuple[Tensor, Tensor]:
     half = _turn(azimuth - middle[:, None]).abs().amax(dim=1) + 1e-4
     low, high = elevation.amin(dim=1) - 1e-4, elevation.amax(dim=1) + 1e-4
     blocks = -(-len(rays) // _BLOCK)
-    fine = torch.arange(blocks * _BLOCK, device=rays.device).clamp(max=len(rays) - 1).view(blocks, _BLOCK)
+    fine = torch.arange(blocks * _BLOCK).clamp(max=len(rays) - 1).view(blocks, _BLOCK)
     centre = middle[fine[:, _BLOCK // 2]]
     reach = (_turn(middle[fine] - centre[:, None]).abs() + half[fine]).amax(dim=1)
     coarse = _azimuth_factors(centre, reach, everything=reach > 1.5) * _flip(rays)
@@ -83,7 +82,7 @@ def visible_pairs(bounds: AngularBounds, rays: Tensor) -> tuple[Tensor, Tensor]:
     over &= low[fine].amin(1)[:, None] <= bounds.high
     over &= high[fine].amax(1)[:, None] >= bounds.low
     block, index = over.nonzero(as_tuple=True)
-    group = (block[:, None] * _BLOCK + torch.arange(_BLOCK, device=rays.device)).flatten()
+    group = (block[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()
     index = index[:, None].expand(-1, _BLOCK).flatten()
     factors = _azimuth_factors(middle, half, everything=half > 1.5) * _flip(rays)
     group, index = (v[group < len(rays)] for v in (group, index))
@@ -99,7 +98,7 @@ def _turn(angle: Tensor) -> Tensor:
 
 
 def _flip(like: Tensor) -> Tensor:
-    return torch.tensor([1.0, 1.0, -1.0, 1.0], device=like.device)
+    return torch.tensor([1.0, 1.0, -1.0, 1.0])
 
 
 def trace(
@@ -117,9 +116,7 @@ def trace(
     """
     groups, size = rays.shape[:2]
     # Distance and index share one sortable number: the distance's bits above the index's.
-    nothing = _pack(
-        torch.full((), _MISS, device=rays.device), torch.zeros((), dtype=torch.int64, device=rays.device)
-    )
+    nothing = _pack(torch.full((), _MISS), torch.zeros((), dtype=torch.int64))
     best = nothing.expand(groups, size).contiguous()
     start = 0
     local_origin = torch.einsum("nij,nj->ni", scene.to_local, origin - scene.centre)
@@ -127,7 +124,7 @@ def trace(
         of_kind = (pairs[1] >= start) & (pairs[1] < end)
         group, index = pairs[0][of_kind], pairs[1][of_kind]
         start = end
-        step = max(1, (GPU_BATCH if rays.is_cuda else CPU_BATCH) // size)
+        step = max(1, BATCH // size)
         for g, n in zip(group.split(step), index.split(step), strict=True):
             moving = to_unit_shapes(scene.to_local[n], rays[g])
             fixed = local_origin[n].T[:, :, None]

@@ -43,7 +43,7 @@ class World:
     spots: tuple[Frame, ...]
 
 
-def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cpu") -> World:
+def build_world(seed: int, look: LookParams) -> World:
     """Build the world of a seed.
 
     Rare things (trams, buses, lorries, motorcycles, ...) are spread over consecutive seeds so that
@@ -68,14 +68,14 @@ def build_world(seed: int, look: LookParams, *, device: torch.device | str = "cp
     site.fill_plots()
     populator = Populator(site, seed=seed)
     populator.fill()
-    scene = site.kit.scene().to(device)
-    light = make_light(drawn, rng, device=device)
-    up = torch.tensor([0.0, 0.0, 1.0], device=device)
+    scene = site.kit.scene()
+    light = make_light(drawn, rng)
+    up = torch.tensor([0.0, 0.0, 1.0])
     return World(
         seed=seed,
         look=drawn,
         scene=scene,
-        field=street_field(streets).to(device),
+        field=street_field(streets),
         light=light,
         shadow=occluder_height(scene, light.sun_direction, extent=SHADOW_EXTENT, cells=SHADOW_CELLS),
         canopy=occluder_height(scene, up, extent=SHADOW_EXTENT, cells=CANOPY_CELLS),

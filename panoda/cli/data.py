@@ -91,8 +91,8 @@ def classes(
 ) -> None:
     """Print the classes of a label space with their ids and colours, and what it can be mapped to."""
     if not space:
-        for name, known in SPACES.items():
-            typer.echo(f"{name}  {known.num_classes} classes")
+        for name in SPACES:
+            typer.echo(f"{name}  {get_label_space(name).num_classes} classes")
         return
     chosen = get_label_space(space)
     for number, (name, colour) in enumerate(zip(chosen.names, chosen.palette, strict=True)):

@@ -10,7 +10,6 @@ from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.datasets import (
     AnyDataset,
     CameraParams,
-    CamVidDataset,
     CityDataset,
     CitySplit,
     DeclaredDataset,
@@ -52,7 +51,6 @@ __all__ = [
     "DECODERS",
     "AnyDataset",
     "AugmentParams",
-    "CamVidDataset",
     "CameraParams",
     "CityDataset",
     "CitySplit",

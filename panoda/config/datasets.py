@@ -128,26 +128,6 @@ class CityDataset(Section):
         return self.camera.projection == "erp"
 
 
-class CamVidDataset(Section):
-    """CamVid, the 11-class copies: {split}/*.png with same-named files in {split}annot/."""
-
-    label_space: ClassVar[str] = "camvid11"
-    full_circle: ClassVar[bool] = False
-
-    kind: Literal["camvid"]
-    """Data set type."""
-    path: str
-    """Folder with train, trainannot, val, valannot, ...; used in place."""
-    splits: dict[str, str] = {"train": "train", "val": "val"}
-    """Our split name -> folder name."""
-    fov_x_deg: Annotated[float, Field(gt=10, lt=170)] = 60.0
-    """Horizontal field of view of the camera in degrees (approximate)."""
-
-    def labelled(self, split: str) -> bool:
-        """Every split comes with labels."""
-        return True
-
-
 class FolderDataset(Section):
     """A plain folder of panoramas without labels, of any sizes, used in place."""
 
@@ -290,7 +270,5 @@ def _check_unlabelled(unlabelled: Sequence[str], splits: Mapping[str, str]) -> N
         raise ValueError(f"unlabelled names {', '.join(unknown)}, but the splits are {', '.join(splits)}")
 
 
-AnyDataset = (
-    CityDataset | CamVidDataset | FolderDataset | DeclaredDataset | Stanford2D3DDataset | Structured3DDataset
-)
+AnyDataset = CityDataset | FolderDataset | DeclaredDataset | Stanford2D3DDataset | Structured3DDataset
 """Section of any data set kind."""

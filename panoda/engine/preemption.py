@@ -7,7 +7,6 @@ tell a run to requeue from a failed one (1) and a wrong request (2).
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import threading
@@ -20,7 +19,6 @@ from typing import Any
 log = logging.getLogger("panoda")
 EXIT_CODE = 75
 STOPPED = "SIGTERM: stopped; run it again with the same parameters, inputs and code to go on"
-AGAIN_SECONDS = 0.1
 CLEAN_UP_SECONDS = 30.0
 """So long a further SIGTERM changes nothing."""
 Handler = Callable[[int, FrameType | None], None]
@@ -106,7 +104,7 @@ def sigterm_ends() -> Iterator[None]:
         if not _Ending.goes_on():
             raise Preempted(_Ending.message)
 
-    with _handled({signal.SIGTERM: end}), _not_lost():
+    with _handled({signal.SIGTERM: end}):
         _Ending.depth += 1
         if _Ending.depth == 1:
             _Ending.since, _Ending.message = None, STOPPED
@@ -145,29 +143,6 @@ class _Ending:
             return True
         cls.since = time.monotonic()
         return False
-
-
-@contextmanager
-def _not_lost() -> Iterator[None]:
-    """SIGTERM comes again when it struck a finaliser or weak reference's callback: Python drops its error."""
-    before, timers = sys.unraisablehook, list[threading.Timer]()
-
-    def again(lost: sys.UnraisableHookArgs) -> None:
-        if not isinstance(lost.exc_value, Preempted):
-            before(lost)
-            return
-        _Ending.since = None
-        timers.append(threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)))
-        timers[-1].daemon = True
-        timers[-1].start()
-
-    sys.unraisablehook = again
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        for timer in timers:
-            timer.cancel()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Label spaces: class names, palettes and remaps; ``spaces`` has the code, ``tables`` the built-in ones."""
+"""Label spaces: class names, palettes and remaps; ``spaces`` has the code, ``built_in`` a file of each."""
 
 from panoda.labels.spaces import (
     IGNORE_INDEX,

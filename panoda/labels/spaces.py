@@ -1,7 +1,7 @@
-"""Label spaces: class names, palettes and remaps, in one place; the built-in ones are in ``tables``.
+"""Label spaces: class names, palettes and remaps, in YAML files; the built-in ones lie in ``built_in``.
 
-Train ids run from 0 to K - 1; ``IGNORE_INDEX`` (255) is never a class. A space of one's own is a YAML file,
-and the path of that file is its name everywhere (relative paths start at the project root)::
+Train ids run from 0 to K - 1; ``IGNORE_INDEX`` (255) is never a class. The path of a file of one's own is its
+space's name everywhere (relative paths start at the project root)::
 
     names: [road, lane, house]
     palette: [[128, 64, 128], [255, 255, 255], [70, 70, 70]]   # optional
@@ -13,17 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from panoda.labels.tables import BUILT_IN, REMAPS, generated_palette
 from panoda.system.files import explained_error, read_yaml
 
 IGNORE_INDEX = 255
 MAX_CLASSES = 254
 """254 is left free: decoding marks values it does not know with it."""
+SPACES = ("cs19", "cs13", "camvid11", "synpass22", "indoor13", "indoor8", "nyu40", "ade150")
+"""Names of the built-in spaces."""
+Remaps = dict[str, dict[str, str | None]]
+"""Target space -> own class -> class of that space."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,16 @@ class RemapReport:
     empty: tuple[str, ...]
 
 
-SPACES: dict[str, LabelSpace] = {
-    name: LabelSpace(name, tuple(c[0] for c in classes), tuple(c[1] for c in classes))
-    for name, classes in BUILT_IN.items()
-}
+def generated_palette(count: int) -> tuple[tuple[int, int, int], ...]:
+    """``count`` distinct colours: entries 1, 2, ... of the PASCAL VOC colour map (entry 0 is black).
+
+    Bits 0, 1, 2 of the entry's number are the highest bits of red, green and blue, bits 3, 4, 5 the next.
+    """
+
+    def channel(number: int, first: int) -> int:
+        return sum((number >> (3 * place + first) & 1) << (7 - place) for place in range(3))
+
+    return tuple((channel(n, 0), channel(n, 1), channel(n, 2)) for n in range(1, count + 1))
 
 
 def is_space_file(name: str) -> bool:
@@ -103,13 +113,7 @@ def get_label_space(name: str) -> LabelSpace:
     Raises:
         ValueError: unknown name (the message lists the known ones), or not a valid file.
     """
-    if is_space_file(name):
-        return _read_file(name)[0]
-    if name not in SPACES:
-        raise ValueError(
-            f"unknown label space {name!r}; known: {', '.join(SPACES)}, or the path of a YAML file"
-        )
-    return SPACES[name]
+    return _space(name)[0]
 
 
 def stored_space(
@@ -136,8 +140,7 @@ def stored_space(
 
 def remap_targets(source: str) -> list[str]:
     """Names of the other label spaces that ``source`` has a remap to."""
-    own = _read_file(source)[1] if is_space_file(source) else {}
-    return [*(b for a, b in REMAPS if a == source), *own]
+    return list(_space(source)[1])
 
 
 def remap_table(source: str, target: str) -> np.ndarray:
@@ -181,17 +184,14 @@ def _remap(source: str, target: str) -> dict[int, int]:
     """{old id: new id}; ids not listed are dropped."""
     if source == target:
         return {i: i for i in range(get_label_space(source).num_classes)}
-    own = _read_file(source)[1] if is_space_file(source) else {}
+    own = _space(source)[1]
     for name, classes in own.items():
         if name == target or (is_space_file(name) and _same_file(Path(source).parent / name, target)):
             return _by_id(source, target, classes)
-    if (source, target) not in REMAPS:
-        known = ", ".join([*(f"{a}->{b}" for a, b in REMAPS), *(f"{source}->{b}" for b in own)])
-        raise ValueError(
-            f"no remap {source}->{target}; known: {known}; "
-            "a label space of a YAML file gives its own under to:"
-        )
-    return REMAPS[source, target]
+    known = ", ".join(f"{source}->{name}" for name in own) or "none"
+    raise ValueError(
+        f"no remap {source}->{target}; known: {known}; a label space of a YAML file gives its own under to:"
+    )
 
 
 def _by_id(source: str, target: str, classes: Mapping[str, str | None]) -> dict[int, int]:
@@ -206,9 +206,22 @@ def _same_file(one: Path, two: str) -> bool:
     return one.expanduser().resolve() == Path(two).expanduser().resolve()
 
 
-def _read_file(name: str) -> tuple[LabelSpace, dict[str, dict[str, str | None]]]:
+def _space(name: str) -> tuple[LabelSpace, Remaps]:
+    if name in SPACES:
+        return _built_in(name)
+    if not is_space_file(name):
+        known = ", ".join(SPACES)
+        raise ValueError(f"unknown label space {name!r}; known: {known}, or the path of a YAML file")
+    return _read_file(name, Path(name).expanduser())
+
+
+@cache
+def _built_in(name: str) -> tuple[LabelSpace, Remaps]:
+    return _read_file(name, Path(__file__).parent / "built_in" / f"{name}.yaml")
+
+
+def _read_file(name: str, path: Path) -> tuple[LabelSpace, Remaps]:
     """The space that a YAML file defines, and its remaps by class name."""
-    path = Path(name).expanduser()
     try:
         tree = read_yaml(path)
     except FileNotFoundError as error:

@@ -19,7 +19,7 @@ from panoda.data.formats.browse import walk
 from panoda.data.formats.declared import files_of
 from panoda.pipeline.named_files import label_space_files
 from panoda.system.errors import DataError
-from panoda.system.files import explained_error, sha256_file, staged_directory, write_json
+from panoda.system.files import explained_error, read_yaml, sha256_file, staged_directory, write_json
 
 FOLDER = Path(".panoda/watch")
 PASSING = (".tmp", ".part", ".pyc", ".DS_Store")
@@ -78,9 +78,24 @@ def write_all(folder: Path = FOLDER) -> None:
             write_json(staged / f"{role}.named.json", own | contents(label_space_files(params)))
 
 
+def moved(lock: Path = Path("dvc.lock")) -> str:
+    """Why every stage runs again, where dvc.lock was written by a version whose code lay elsewhere; else ""."""
+    stages = (read_yaml(lock) or {}).get("stages", {}) if lock.is_file() else {}
+    paths = sorted({dep["path"] for stage in stages.values() for dep in stage.get("deps", ())})
+    gone = [path for path in paths if path.startswith(("panoda/", "flows/")) and not Path(path).exists()]
+    if not gone:
+        return ""
+    return (
+        f"dvc.lock is of an earlier version of panoda, whose code lay elsewhere ({gone[0]}): the stages run again "
+        "once (CHANGELOG.md)"
+    )
+
+
 def main() -> None:
     """What dvc.yaml runs."""
     try:
+        if why := moved():
+            print(why)
         write_all()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {explained_error(error)}")

@@ -35,7 +35,7 @@ def domain_name(domain: Mapping[str, Any], *, fallback: str) -> str:
         panorama = (dataset.get("camera") or {}).get("projection") == "erp"
         looks = ", ".join(dataset.get("looks") or {})
         return f"rendered {'panoramas' if panorama else 'pinhole images'}" + (f" ({looks})" if looks else "")
-    known = {"camvid": "CamVid street images", "folder": "unlabelled panoramas", "": fallback}
+    known = {"folder": "unlabelled panoramas", "": fallback}
     if kind == "declared":
         declaration = str(dataset.get("declaration") or "")
         groups = ", ".join(dataset.get("groups") or [])

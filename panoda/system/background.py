@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,18 +18,17 @@ _END: Any = object()
 class BackgroundWriter:
     """Carries out calls in order in a thread of its own, so that computing does not wait for the disk.
 
-    Use it as a context manager. The first error is raised by the next ``submit``, or on leaving; calls after
-    it are dropped. When the body fails, what was not begun is dropped, too.
+    Use it as a context manager. An error is raised by one of the next calls of ``submit``, or on leaving; calls
+    after it are dropped. When the body fails, what was not begun is dropped, too.
 
     Args:
         depth: Calls that may wait; ``submit`` blocks when there are more, so memory stays bounded.
     """
 
     def __init__(self, depth: int = 2) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(depth)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
-        self._thread.start()
+        self._depth, self._failed = depth, False
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._calls: deque[Future[None]] = deque()
 
     def __enter__(self) -> BackgroundWriter:
         return self
@@ -37,66 +37,37 @@ class BackgroundWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait until everything is written; raise what went wrong in the thread."""
-        if error is not None and self._error is None:
-            self._error = error
-        self._queue.put(_END)
-        self._thread.join()
-        if error is None and self._error is not None:
-            raise self._error
+        self._pool.shutdown(cancel_futures=error is not None)
+        if error is None:
+            self._wait(0)
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> None:
         """Have ``call(*arguments)`` carried out after all earlier ones."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put((call, arguments))
+        self._wait(self._depth)
+        self._calls.append(self._pool.submit(self._work, call, arguments))
 
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not _END:
-            if self._error is not None:
-                continue
-            call, arguments = item
-            try:
-                call(*arguments)
-            except BaseException as error:  # the thread that computes raises it
-                self._error = error
+    def _wait(self, depth: int) -> None:
+        while len(self._calls) > depth:
+            self._calls.popleft().result()
+
+    def _work(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        if self._failed:
+            return
+        try:
+            call(*arguments)
+        except BaseException:
+            self._failed = True
+            raise
 
 
 def read_ahead(items: Iterable[T], depth: int = 2) -> Generator[T]:
     """Iterate while a thread fetches up to ``depth`` items in advance; errors are raised in their place."""
-    fetched: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(value: Any) -> bool:
-        while not stop.is_set():
-            try:
-                fetched.put(value, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def fetch(source: Iterator[T]) -> None:
-        try:
-            for item in source:
-                if not put((item, None)):
-                    return
-            put((_END, None))
-        except BaseException as error:
-            put((_END, error))
-
-    thread = threading.Thread(target=fetch, args=(iter(items),), name="reader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = fetched.get()
-            if error is not None:
-                raise error
-            if item is _END:
-                return
+    source = iter(items)
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+        fetched = deque(pool.submit(next, source, _END) for _ in range(depth))
+        while (item := fetched.popleft().result()) is not _END:
+            fetched.append(pool.submit(next, source, _END))
             yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Fetching the files of a data set: verified, resumable, several at once, never twice.
+"""Fetching the files of a data set: verified, resumable, never twice.
 
 A complete file lies under its own name in the download folder; what is on its way has a longer name
 (``.part``, ``.gdrive``, ``.cityscapes``) and is kept between attempts; what proved wrong is renamed to
@@ -10,22 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.console import Console
 
 from panoda.data.acquire.fetch_hosts import Cityscapes, download_google_drive
-from panoda.data.acquire.fetch_http import FetchError, download_http, require_space
+from panoda.data.acquire.fetch_http import FetchError, download_http, part_of, require_space
 from panoda.data.formats.declaration import RemoteFile
 from panoda.system.locks import file_lock
 
@@ -35,17 +26,11 @@ def is_remote(file: RemoteFile) -> bool:
     return bool(file.url or file.google_drive or file.cityscapes)
 
 
-def fetch_files(
-    files: Sequence[RemoteFile],
-    folder: Path,
-    *,
-    progress: bool,
-    parallel: int = 4,
-) -> list[Path]:
+def fetch_files(files: Sequence[RemoteFile], folder: Path, *, progress: bool) -> list[Path]:
     """Fetch what is missing into the download folder; returns the files in the order of ``files``.
 
-    Files over http(s) come ``parallel`` at once; Google Drive and Cityscapes one after another. A file that is
-    here and has the right size and checksum is not fetched again; a wrong one is renamed to ``NAME.bad``.
+    A file that is here and has the right size and checksum is not fetched again; a wrong one is renamed to
+    ``NAME.bad``.
 
     Raises:
         FetchError: one or more files could not be fetched, with the reason of each; the others are there.
@@ -60,7 +45,7 @@ def fetch_files(
             sum(max((file.bytes or 0) - _arrived(folder / file.name), 0) for file in missing),
             what=f"{len(missing)} files still to fetch",
         )
-        problems = _fetch_missing(missing, folder, progress=progress, parallel=parallel)
+        problems = _fetch_missing(missing, folder, progress=progress and Console().is_terminal)
     if problems:
         listed = "\n".join(problems)
         raise FetchError(listed if len(problems) == 1 else f"{len(problems)} files are missing:\n{listed}")
@@ -121,12 +106,8 @@ def set_aside(path: Path) -> Path:
 
 
 def _arrived(target: Path) -> int:
-    part = _part(target)
+    part = part_of(target)
     return part.stat().st_size if part.is_file() else 0
-
-
-def _part(target: Path) -> Path:
-    return target.with_name(f"{target.name}.part")
 
 
 def _remove(path: Path) -> None:
@@ -148,48 +129,21 @@ def _settle(fetched: Path, file: RemoteFile, target: Path) -> None:
     os.replace(fetched, target)
 
 
-def _fetch_missing(files: Sequence[RemoteFile], folder: Path, *, progress: bool, parallel: int) -> list[str]:
+def _fetch_missing(files: Sequence[RemoteFile], folder: Path, *, progress: bool) -> list[str]:
     """Fetch each; returns the problems, one text per file."""
-    stop, cityscapes, bars = threading.Event(), Cityscapes(), _bars(enabled=progress)
-
-    def fetch(file: RemoteFile) -> str | None:
+    cityscapes, problems = Cityscapes(), []
+    for file in files:
         target = folder / file.name
         try:
             if file.cityscapes:
-                fetched = cityscapes.download(file, target, progress=not bars.disable)
+                fetched = cityscapes.download(file, target, progress=progress)
             elif file.google_drive:
-                fetched = download_google_drive(file, target, progress=not bars.disable)
+                fetched = download_google_drive(file, target, progress=progress)
             else:
-                fetched = _part(target)
-                task = bars.add_task(file.name, total=file.bytes)
-                download_http(
-                    str(file.url),
-                    fetched,
-                    expected=file.bytes,
-                    advance=lambda done, total: bars.update(task, completed=done, total=total),
-                    stop=stop,
-                )
-                _remove(target.with_name(f"{file.name}.part.mark"))
+                fetched = download_http(str(file.url), target, expected=file.bytes, progress=progress)
             _settle(fetched, file, target)
         except FetchError as error:  # one bad file does not stop the others
-            return str(error)
-        _remove(target.with_name(f"{file.name}.cityscapes"))
-        return None
-
-    plain = [file for file in files if not file.google_drive and not file.cityscapes]
-    # These have prompts and bars of their own.
-    problems = [fetch(file) for file in files if file not in plain]
-    with bars, ThreadPoolExecutor(max_workers=max(parallel, 1)) as pool:
-        try:
-            problems += pool.map(fetch, plain)
-        finally:
-            # After ctrl-C the pool would wait for the last byte of every file.
-            stop.set()
-    return [text for text in problems if text]
-
-
-def _bars(*, enabled: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bars = Progress(*columns, TimeRemainingColumn(), transient=True)
-    bars.disable = not (enabled and bars.console.is_terminal)
-    return bars
+            problems.append(str(error))
+        else:
+            _remove(target.with_name(f"{file.name}.cityscapes"))
+    return problems

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import errno
 import shutil
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from panoda.system.errors import DataError
 
@@ -62,41 +71,51 @@ def require_space(folder: Path, needed: int, *, what: str) -> None:
         )
 
 
-def download_http(
-    url: str, part: Path, *, expected: int | None, advance: Advance, stop: threading.Event
-) -> None:
-    """Bring ``url`` into ``part``, going on where an earlier attempt stopped.
+def part_of(target: Path) -> Path:
+    """File that holds what has arrived of ``target``."""
+    return target.with_name(f"{target.name}.part")
+
+
+def download_http(url: str, target: Path, *, expected: int | None, progress: bool) -> Path:
+    """Bring ``url`` into the part of ``target``, going on where an earlier attempt stopped.
 
     Args:
-        part: File that holds what has arrived; complete on return.
         expected: Size in bytes, when known.
-        advance: Called with the bytes that are here and the size in bytes (None = unknown).
-        stop: Set from another thread to end the transfer; what has arrived is kept.
+
+    Returns:
+        The part, complete.
 
     Raises:
         FetchError: refused by the server, another size than expected, disk full, or no success after all
             retries.
     """
-    failures = 0
-    while True:
-        before = _size(part)
-        try:
-            _attempt(url, part, expected=expected, advance=advance, stop=stop)
-            return
-        except _TryAgain as error:
-            failures = 0 if _size(part) - before >= PROGRESS_BYTES else failures + 1
-            if failures > RETRIES:
-                raise FetchError(_given_up(url, part, str(error))) from None
-            pause = BACKOFF_S * 2 ** max(failures - 1, 0) if error.wait_s is None else error.wait_s
-            if pause > LONGEST_WAIT_S:
-                raise FetchError(
-                    f"{url}: the server asks to wait {pause:.0f} s; run the command again after that"
-                ) from None
-            if stop.wait(pause):
-                raise FetchError(f"{url}: stopped") from None
+    part, failures = part_of(target), 0
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), transient=True, disable=not progress) as bar:
+        task = bar.add_task(target.name, total=expected)
+
+        def advance(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        while True:
+            before = _size(part)
+            try:
+                _attempt(url, part, expected=expected, advance=advance)
+                _mark(part).unlink(missing_ok=True)
+                return part
+            except _TryAgain as error:
+                failures = 0 if _size(part) - before >= PROGRESS_BYTES else failures + 1
+                if failures > RETRIES:
+                    raise FetchError(_given_up(url, part, str(error))) from None
+                pause = BACKOFF_S * 2 ** max(failures - 1, 0) if error.wait_s is None else error.wait_s
+                if pause > LONGEST_WAIT_S:
+                    raise FetchError(
+                        f"{url}: the server asks to wait {pause:.0f} s; run the command again after that"
+                    ) from None
+                time.sleep(pause)
 
 
-def _attempt(url: str, part: Path, *, expected: int | None, advance: Advance, stop: threading.Event) -> None:
+def _attempt(url: str, part: Path, *, expected: int | None, advance: Advance) -> None:
     """One request from where ``part`` ends; what comes is appended."""
     import requests
     from urllib3.exceptions import HTTPError
@@ -115,8 +134,6 @@ def _attempt(url: str, part: Path, *, expected: int | None, advance: Advance, st
             with part.open("ab" if kept else "wb") as target:
                 # Not decoded: a .gz that the server calls an encoding is to stay one.
                 for data in response.raw.stream(CHUNK, decode_content=False):
-                    if stop.is_set():
-                        raise FetchError(f"{url}: stopped")
                     target.write(data)
                     advance(target.tell(), total)
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, HTTPError) as error:

@@ -129,7 +129,7 @@ def is_here(declaration: Declaration, folder: Path, splits: Iterable[str] | None
 def _declaration(dataset: AnyDataset) -> Declaration | None:
     if isinstance(dataset, DeclaredDataset):
         return declaration_of(dataset)
-    return read_declaration(dataset.kind) if dataset.kind in built_in() and dataset.kind != "camvid" else None
+    return read_declaration(dataset.kind) if dataset.kind in built_in() else None
 
 
 def _to_unpack(declaration: Declaration, folder: Path) -> list[RemoteFile]:

@@ -56,8 +56,8 @@ class Unpacked:
 def unpack(archive: Path, folder: Path) -> Unpacked:
     """Unpack a zip or tar (plain or compressed) into ``folder``; files of the same name are replaced.
 
-    Entries that would leave the folder, links to anything but a file of the archive, devices, second entries
-    of a name, and encrypted or damaged ones (bad CRC) are kept out and listed.
+    Entries that would leave the folder, links, devices, second entries of a name, and encrypted or damaged ones
+    (bad CRC) are kept out and listed.
 
     Returns:
         Counts and the entries kept out; ``already`` when a marker shows that this archive was unpacked here.
@@ -135,17 +135,15 @@ class _Entry:
 
     Attributes:
         name: Not to be trusted.
-        kind: folder, file, link, or why it is kept out.
+        refused: Why it is kept out; "" for a file or folder.
         size: Bytes of a file.
-        open: Opens a file, or a link whose content is its target.
-        target: Of another link: a path within the archive, not to be trusted either.
+        open: Opens a file; None for a folder.
     """
 
     name: str
-    kind: str
+    refused: str = ""
     size: int = 0
     open: Callable[[], Any] | None = None
-    target: str = ""
 
 
 class _TarInfo(tarfile.TarInfo):
@@ -167,16 +165,14 @@ def _tar_entries(archive: tarfile.TarFile) -> Iterator[_Entry]:
         # tarfile remembers every entry; a million of them need not be.
         archive.members = []  # type: ignore[attr-defined]
         if info.isdir():
-            yield _Entry(info.name, "folder")
+            yield _Entry(info.name)
+        elif info.isreg() and not info.issparse():
+            yield _Entry(info.name, "", info.size, partial(archive.extractfile, info))
         elif info.issym() or info.islnk():
-            # A symbolic link starts at its own folder, a hard link at the top of the archive.
-            start = os.path.dirname(info.name) if info.issym() else ""
-            yield _Entry(info.name, "link", target=os.path.join(start, info.linkname))
-        elif not info.isreg() or info.issparse():
+            yield _Entry(info.name, f"a link to {info.linkname}, not a file")
+        else:
             kind = "a sparse file" if info.issparse() else "a device or other special file"
             yield _Entry(info.name, f"{kind}, not a file")
-        else:
-            yield _Entry(info.name, "file", info.size, partial(archive.extractfile, info))
     while archive.fileobj is not None and archive.fileobj.read(1 << 20):
         pass  # the check sum of a compressed archive comes last
 
@@ -186,12 +182,12 @@ def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
         name = info.orig_filename  # zipfile cuts names at a zero byte
         mode = stat.S_IFMT(info.external_attr >> 16)
         if info.is_dir():
-            yield _Entry(name, "folder")
-        elif mode not in (0, stat.S_IFREG, stat.S_IFLNK):
-            yield _Entry(name, "a device or other special file, not a file")
+            yield _Entry(name)
+        elif mode in (0, stat.S_IFREG):
+            yield _Entry(name, "", info.file_size, partial(archive.open, info))
         else:
-            kind = "link" if mode == stat.S_IFLNK else "file"
-            yield _Entry(name, kind, info.file_size, partial(archive.open, info))
+            kind = "a link" if mode == stat.S_IFLNK else "a device or other special file"
+            yield _Entry(name, f"{kind}, not a file")
 
 
 # --- into the folder ------------------------------------------------------------------------------------
@@ -204,7 +200,6 @@ class _Extraction:
     folder: Path
     room: int
     seen: set[str] = field(default_factory=set)
-    links: dict[str, str] = field(default_factory=dict)
     bad: list[BadEntry] = field(default_factory=list)
     files: int = 0
     bytes: int = 0
@@ -230,7 +225,6 @@ def _extract(archive: Path, folder: Path) -> Unpacked:
             f"{archive}: not a complete, readable archive ({error}); nothing was unpacked: remove it and "
             "fetch it again"
         ) from error
-    _resolve_links(out)
     return Unpacked(archive.name, out.files, out.bytes, tuple(out.bad))
 
 
@@ -253,21 +247,13 @@ def _take(archive: Path, entry: _Entry, out: _Extraction) -> str | None:
     if reason:
         return reason
     path = out.folder / name
-    if entry.kind == "folder":
+    if entry.refused:
+        return entry.refused
+    if entry.open is None:
         return _make_folder(path)
-    if entry.kind not in ("file", "link"):
-        return entry.kind
     if name in out.seen:
         return "a second entry of that name"
     out.seen.add(name)
-    if entry.kind == "link":
-        out.links[name] = entry.target
-        if entry.open is not None:
-            with entry.open() as source:
-                text = source.read(4096).decode("utf-8", "surrogateescape")
-            out.links[name] = os.path.join(os.path.dirname(entry.name), text)
-        return None
-    assert entry.open is not None
     _require_room(archive, out.bytes + entry.size, out)
     if reason := _make_folder(path.parent):
         return reason
@@ -317,21 +303,3 @@ def _require_room(archive: Path, total: int, out: _Extraction) -> None:
             f"{archive}: unpacks to {total / 1e9:.2f} GB or more, but only {out.room / 1e9:.2f} GB are free "
             f"in {out.folder.parent}; make room or choose a folder on another disk"
         )
-
-
-def _resolve_links(out: _Extraction) -> None:
-    """Links to files of the archive become those files, also by way of other links; others are kept out."""
-    found = True
-    while found:
-        found = False
-        for name, target in list(out.links.items()):
-            source, reason = _safe_name(os.path.normpath(target.replace("\\", "/")))
-            path = out.folder / name
-            if reason or not (out.folder / source).is_file() or _make_folder(path.parent) or path.exists():
-                continue
-            os.link(out.folder / source, path)
-            del out.links[name]
-            out.files += 1
-            found = True
-    for name, target in out.links.items():
-        out.bad.append(BadEntry(name, f"a link to {target}, which is no file of the archive"))

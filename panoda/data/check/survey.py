@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from panoda.config import Stanford2D3DDataset
@@ -129,47 +130,31 @@ def _structured3d(declaration: Declaration, folder: Path) -> Survey:
     scenes = {
         n: path for n, path in structured3d.find_scenes(folder).items() if n not in structured3d.INVALID
     }
-    for light in LIGHTS:
-        for part, span in structured3d.SCENES.items():
-            split = part if light == LIGHTS[0] else f"{part}, {light}"
-            rooms = [
-                room
-                for number in sorted(scenes)
-                if number in span
-                for room in structured3d.scan_scene(folder, scenes[number], light, split=split)
-            ]
-            _add_rooms(survey, folder, split, rooms, declaration.size, labelled=light == LIGHTS[0])
+    for light, (part, span) in product(LIGHTS, structured3d.SCENES.items()):
+        labelled = light == LIGHTS[0]
+        split = part if labelled else f"{part}, {light}"
+        rooms = [
+            room
+            for number in sorted(set(scenes) & set(span))
+            for room in structured3d.scan_scene(folder, scenes[number], light, split=split)
+        ]
+        there = [room for room in rooms if (folder / room.image).is_file()]
+        if not there and not labelled:
+            continue
+        survey.expected[split], survey.sizes[split] = None, declaration.size
+        labels = {room.image for room in rooms if labelled and (folder / str(room.label)).is_file()}
+        items = [room if room.image in labels else replace(room, label=None) for room in there]
+        if labelled:
+            survey.without_label += [(split, folder / item.image) for item in items if item.label is None]
+            lonely = (room for room in rooms if room.image in labels and room not in there)
+            survey.without_image += [(split, folder / str(room.label)) for room in lonely]
+        survey.items += structured3d.raw_items(Listing(folder, items, {}))
     if not survey.items:
         raise DataError(
             f"{folder}: no scenes: expected scene_00000/2D_rendering/<room>/panorama/full/rgb_rawlight.png; "
             "unpack Structured3D_panorama_*.zip there"
         )
     return survey
-
-
-def _add_rooms(
-    survey: Survey,
-    folder: Path,
-    split: str,
-    rooms: list[ListedItem],
-    size: tuple[int, int] | None,
-    *,
-    labelled: bool,
-) -> None:
-    there = [room for room in rooms if (folder / room.image).is_file()]
-    if not there and not labelled:
-        return
-    survey.expected[split], survey.sizes[split] = None, size
-    items: list[ListedItem] = []
-    for room in there:
-        label = room.label if labelled and (folder / str(room.label)).is_file() else None
-        if labelled and label is None:
-            survey.without_label.append((split, folder / room.image))
-        items.append(replace(room, label=label))
-    if labelled:
-        lonely = (r for r in rooms if r not in there and (folder / str(r.label)).is_file())
-        survey.without_image += [(split, folder / str(room.label)) for room in lonely]
-    survey.items += structured3d.raw_items(Listing(folder, items, {}))
 
 
 _SPECIAL: dict[str, Callable[[Declaration, Path], Survey]] = {

@@ -22,7 +22,6 @@ Orientation = Literal["auto", "exif", "stored"]
 
 ADAPTERS = {
     "city": "panoda.data.formats.city",
-    "camvid": "panoda.data.formats.camvid",
     "folder": "panoda.data.formats.folder",
     "declared": "panoda.data.formats.declared",
     "stanford2d3d": "panoda.data.formats.stanford2d3d",

@@ -1,7 +1,7 @@
 """How a prepared array is stored: its bytes as they are, or a losslessly compressed image.
 
 The compressing codec is lossless WebP at its fastest setting: beside PNG on photographs it is smaller,
-several times faster to write and faster to read (docs/benchmarks.md), and works outside the interpreter lock.
+several times faster to write and faster to read (docs/log.md), and works outside the interpreter lock.
 """
 
 from __future__ import annotations

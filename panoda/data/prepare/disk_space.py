@@ -8,36 +8,27 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from panoda.data.formats.dataset import RawItem
-from panoda.data.prepare.items import How, Result, prepare_items
+from panoda.data.prepare.items import How
 
-SAMPLE = 8
-"""Images of each split that are prepared on trial to foresee the size of compressed ones."""
+WEBP_SHARE = 0.5
+"""Compressed size of photographs and labels relative to raw ones, at most as a rule (docs/benchmarks.md)."""
 RESERVE = 0.02
 """Share added for indices, notes and the file system."""
 
 
-def foresee(splits: Iterable[Sequence[RawItem]], how: How) -> tuple[int, int]:
-    """Bytes of the items' images and labels, and the number of images they were estimated from (0 = exact)."""
-    total, sampled = 0.0, 0
-    for items in filter(None, splits):
-        each = float(how.spec.height * how.spec.width * (3 if items[0].label is None else 4))
-        if how.codec != "raw":
-            count = min(SAMPLE, len(items))
-            # Spread over the split: neighbours of a sequence look alike.
-            some = [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]
-            sizes = [result.stored for result in prepare_items(some, how) if isinstance(result, Result)]
-            each = sum(sizes) / len(sizes) if sizes else each
-            sampled += len(sizes)
-        total += each * len(items)
-    return round(total), sampled
+def foresee(splits: Iterable[Sequence[RawItem]], how: How) -> int:
+    """Bytes of the items' images and labels: exact for codec raw, an upper estimate for webp."""
+    pixels = how.spec.height * how.spec.width
+    raw = sum(len(items) * pixels * (3 if items[0].label is None else 4) for items in splits)
+    return raw if how.codec == "raw" else round(WEBP_SHARE * raw)
 
 
-def check_space(out: Path, need: int, *, waiting: Path | None, kept: int, cache: Path | None) -> int:
+def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> int:
     """Fail early when the result exceeds the free disk space.
 
     Args:
-        waiting: Where shards wait until all are finished; None for beside ``out``.
-        kept: Bytes of shards that wait there already.
+        need: Bytes of the result.
+        kept: Bytes of it that are finished and lie on that disk.
         cache: Where DVC will keep a second copy of all of it; None for no copy.
 
     Returns:
@@ -46,30 +37,24 @@ def check_space(out: Path, need: int, *, waiting: Path | None, kept: int, cache:
     Raises:
         OSError: disk full.
     """
-    copies = [(_existing(out), need)]
-    if waiting is not None and _device(waiting) != _device(out):
-        # The finished shards are copied from one disk to the other.
-        copies = [(_existing(out), need + kept), (_existing(waiting), need)]
-    if cache is not None:
-        copies.append((_existing(cache), need + kept))
-    wanted: dict[int, int] = {}
-    for where, size in copies:
-        wanted[_device(where)] = wanted.get(_device(where), 0) + size
-    note = (
-        f" (DVC's copy in {cache} counts; `dvc config cache.type reflink,hardlink,copy` does without it)"
-        if cache is not None
-        else ""
-    )
-    for where, _ in copies:
-        size, free = wanted[_device(where)], shutil.disk_usage(where).free
-        if free < (1 + RESERVE) * size:
+    here, copy = _existing(out), None if cache is None else _existing(cache)
+    free, wanted, note = shutil.disk_usage(here).free, {here: max(need - kept, 0)}, ""
+    if copy is not None:
+        same = copy.stat().st_dev == here.stat().st_dev
+        wanted[here if same else copy] = need + (wanted[here] if same else 0)
+        note = (
+            f" (DVC's copy in {cache} counts; `dvc config cache.type reflink,hardlink,copy` does without it)"
+        )
+    for where, size in wanted.items():
+        left = shutil.disk_usage(where).free
+        if left < (1 + RESERVE) * size:
             raise OSError(
                 errno.ENOSPC,
-                f"disk full: {out} needs about {megabytes(size)} in {where}{note}, {megabytes(free)} are "
+                f"disk full: {out} needs about {megabytes(size)} in {where}{note}, {megabytes(left)} are "
                 "free; free some space, lower prepare.height and prepare.width, or compress with "
                 "prepare.codec: webp",
             )
-    return shutil.disk_usage(_existing(out)).free
+    return free
 
 
 def megabytes(size: float) -> str:
@@ -79,7 +64,3 @@ def megabytes(size: float) -> str:
 
 def _existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.exists())
-
-
-def _device(path: Path) -> int:
-    return _existing(path).stat().st_dev

@@ -1,4 +1,7 @@
-"""Shards of a split made by the workers of a cluster, as pieces; then they are as good as finished before."""
+"""The shards of a split as pieces of work (``panoda.system.pieces``): a shard, its rows of the index, its counts.
+
+So a killed run goes on with the shards it had finished, and the workers of a cluster make them, too.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +9,82 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import numpy as np
 import torch
 
 from panoda.data.formats.dataset import Encoding, RawItem
-from panoda.data.loading.shards import shard_name
-from panoda.data.prepare import finished
-from panoda.data.prepare.items import How, prepare_items, raise_problems
-from panoda.data.prepare.split import Shard, SplitWork, make_shard
+from panoda.data.loading.shards import ShardInfo, ShardWriter
+from panoda.data.prepare.items import MAX_PROBLEMS, How, prepare_items, raise_problems
+from panoda.data.prepare.statistics import Counts
 from panoda.system.context import RunContext
-from panoda.system.files import staged_directory, take_over
+from panoda.system.errors import DataError
+from panoda.system.files import staged_directory, write_json
 from panoda.system.pieces import Work, finish
 
+SHARD, PROBLEMS = "shard.json", "problems.json"
+"""Files beside a shard, and in place of one that could not be made."""
 
-def make_elsewhere(work: SplitWork, compute: RunContext) -> None:
-    """Have every unfinished shard of a split made by ``compute.fan_out`` and put where finished ones wait.
+
+class MadeShard(TypedDict):
+    """What the index remembers of a shard, its rows in order, ``Counts`` of its images as JSON."""
+
+    info: ShardInfo
+    rows: list[dict[str, Any]]
+    counts: dict[str, Any]
+
+
+def make_shards(
+    name: str, items: Sequence[RawItem], how: How, place: Path, context: RunContext
+) -> list[Path]:
+    """Make the shards of a split that are not finished below ``place``; returns the folder of each.
 
     Raises:
-        DataError: bad items; the message names those of one shard.
-        ValueError: there is no folder where finished shards wait.
+        DataError: bad items; the message names them, and their shards are made again.
     """
-    missing = [shard for shard in work.shards if shard.size is None]
-    if not missing:
-        return
-    if work.waiting is None or compute.state_dir is None:
-        raise ValueError("shards made by a cluster need a state folder that all workers share")
-    place = compute.state_dir / "pieces"
-    lists = (place / f"items-{work.name}").absolute()
-    recipes = hashlib.sha256()
+    lists = (place / f"items-{name}").absolute()
+    digest = hashlib.sha256(json.dumps([asdict(how.spec), how.codec], default=np.ndarray.tolist).encode())
+    starts = range(0, len(items), how.shard_images)
     with staged_directory(lists) as folder:
-        for piece, shard in enumerate(missing):
-            _write_shard(folder / f"{piece}.json", shard)
-            recipes.update(f"{shard.number} {shard.recipe}\n".encode())
-    shards = ShardWork(work.name, lists, work.how, len(missing), recipes.hexdigest())
-    work.waiting.mkdir(parents=True, exist_ok=True)
-    for shard, made in zip(missing, finish(shards, place, compute), strict=True):
-        for name in (shard_name(shard.number), f"{shard_name(shard.number)}.json"):
-            (work.waiting / name).unlink(missing_ok=True)
-            take_over(made / name, work.waiting)
-        shard.size = finished.size(work.waiting, shard.number, shard.recipe)
+        for number, start in enumerate(starts):
+            members = items[start : start + how.shard_images]
+            digest.update(_write_items(folder / f"{number}.json", members))
+    folders = finish(ShardWork(name, lists, how, len(starts), digest.hexdigest()), place, context)
+    bad = [folder for folder in folders if (folder / PROBLEMS).exists()]
+    problems = [text for folder in bad for text in _read(folder / PROBLEMS)]
+    for folder in bad:
+        shutil.rmtree(folder)
+    raise_problems(problems)
+    return folders
+
+
+def read_shard(folder: Path) -> MadeShard:
+    """What ``make_shards`` noted of a shard."""
+    made: MadeShard = _read(folder / SHARD)
+    return made
 
 
 @dataclass(frozen=True)
 class ShardWork(Work):
-    """Some shards of a split, of the same size for any number; ``panoda.data.prepare.finished`` reads a piece.
+    """The shards of a split.
 
     Attributes:
-        lists: Folder with a JSON file of every shard, under the piece's number.
-        recipes: SHA-256 over numbers and recipes of all.
+        lists: Folder with a JSON file of the items of every shard, under its number.
+        count: Number of shards.
+        digest: SHA-256 over all that decides their bytes: settings, items, size and time of their files.
     """
 
     split: str
     lists: Path
     how: How
     count: int
-    recipes: str
+    digest: str
 
     @property
     def name(self) -> str:
@@ -73,50 +92,79 @@ class ShardWork(Work):
         return f"preparing {self.split}"
 
     def identity(self) -> dict[str, Any]:
-        """The recipes cover items, files and settings."""
-        return {"shards": self.recipes}
+        """What decides the bytes of a piece."""
+        return {"shards": self.digest}
 
     def __len__(self) -> int:
         return self.count
 
     def open(self, compute: Any) -> Callable[[int, Path], None]:
-        """Nothing to open: a piece reads its own items, in as many threads as this worker may use."""
-        how = dataclasses.replace(self.how, workers=torch.get_num_threads())
+        """Nothing to open: a piece reads its own items."""
+        how = dataclasses.replace(self.how, workers=self.how.workers or torch.get_num_threads())
+        problems: list[str] = []
 
         def make(piece: int, folder: Path) -> None:
-            shard = _read_shard(self.lists / f"{piece}.json")
-            problems: list[str] = []
-            with closing(prepare_items(shard.items, how)) as results:
-                made = make_shard(
-                    results, folder, how, number=shard.number, items=shard.items, problems=problems
-                )
-            raise_problems(problems)
-            assert made is not None
-            finished.save(folder, shard.number, shard.recipe, made)
+            if len(problems) < MAX_PROBLEMS:  # else enough is known
+                problems.extend(_make_shard(_read_items(self.lists / f"{piece}.json"), folder, piece, how))
+            else:
+                write_json(folder / PROBLEMS, [])
 
         return make
 
 
-def _write_shard(path: Path, shard: Shard) -> None:
-    """Write a shard to be made; an encoding that items share is written once, paths are absolute."""
+def _make_shard(items: Sequence[RawItem], folder: Path, number: int, how: How) -> list[str]:
+    """Write a shard and its note into an empty folder, or what is wrong with the items, which is returned."""
+    columns: dict[str, tuple[int, ...]] = {"image": (3, how.spec.height, how.spec.width)}
+    if items[0].label is not None:
+        columns["label"] = (how.spec.height, how.spec.width)
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    counts = Counts()
+    with (
+        ShardWriter(
+            folder, columns=columns, rows_per_shard=how.shard_images, codec=how.codec, first=number
+        ) as writer,
+        closing(prepare_items(items, how)) as results,
+    ):
+        for result in results:
+            if isinstance(result, DataError):
+                problems.append(str(result))
+                if len(problems) >= MAX_PROBLEMS:
+                    break
+            elif not problems:
+                row = result.row
+                row["shard"], row["row"], row["crc32"] = writer.append(result.cells)
+                rows.append(row)
+                counts.add(result.counts)
+    if problems:
+        write_json(folder / PROBLEMS, problems)
+    else:
+        write_json(folder / SHARD, MadeShard(info=writer.shards[0], rows=rows, counts=counts.to_json()))
+    return problems
+
+
+def _write_items(path: Path, items: Sequence[RawItem]) -> bytes:
+    """Write items, an encoding that they share once, with absolute paths; returns what they are made from."""
     encodings: dict[Encoding, int] = {}
-    rows = []
-    for item in shard.items:
+    rows, states = [], []
+    for item in items:
         row = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
         row["image"] = os.path.abspath(item.image)
         row["label"] = None if item.label is None else os.path.abspath(item.label)
         if item.encoding is not None:
             row["encoding"] = encodings.setdefault(item.encoding, len(encodings))
         rows.append(row)
-    known = [dataclasses.asdict(encoding) for encoding in encodings]
-    value = {"number": shard.number, "recipe": shard.recipe, "encodings": known, "items": rows}
-    path.write_text(json.dumps(value), encoding="utf-8")
+        for stat in (file.stat() for file in (item.image, item.label) if file is not None):
+            states.append([stat.st_size, stat.st_mtime_ns])
+    text = json.dumps({"encodings": [asdict(encoding) for encoding in encodings], "items": rows})
+    path.write_text(text, encoding="utf-8")
+    return f"{text}{states}".encode()
 
 
-def _read_shard(path: Path) -> Shard:
-    value = json.loads(path.read_text(encoding="utf-8"))
+def _read_items(path: Path) -> list[RawItem]:
+    value = _read(path)
     known = [Encoding(**{**row, "table": tuple(map(tuple, row["table"]))}) for row in value["encodings"]]
-    items = [
+    return [
         RawItem(
             **row
             | {
@@ -128,4 +176,7 @@ def _read_shard(path: Path) -> Shard:
         )
         for row in value["items"]
     ]
-    return Shard(value["number"], items, value["recipe"])
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

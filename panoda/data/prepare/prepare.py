@@ -21,8 +21,8 @@ from panoda.data.prepare.contact_sheet import SheetRow, contact_sheet
 from panoda.data.prepare.disk_space import check_space, foresee, megabytes
 from panoda.data.prepare.item import ItemSpec
 from panoda.data.prepare.items import How, raise_problems
-from panoda.data.prepare.pieces import make_elsewhere
-from panoda.data.prepare.split import SplitWork, write_shards
+from panoda.data.prepare.pieces import make_shards
+from panoda.data.prepare.split import write_split
 from panoda.data.prepare.statistics import write_statistics
 from panoda.geometry.erp import is_full_circle
 from panoda.labels import LabelSpace, get_label_space, remap_report, remap_table
@@ -30,7 +30,7 @@ from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 from panoda.system.files import staged_directory, write_json
 from panoda.system.machine import cores
-from panoda.system.pieces import Runner
+from panoda.system.pieces import Runner, work_folder
 
 CONTACT_SHEET = "contact_sheet.png"
 
@@ -85,11 +85,10 @@ def prepare(
         num_classes=space.num_classes,
         table=remap_table(label_space_from, label_space_to) if label_space_from else None,
     )
-    how = How(spec, codec, shard_images, workers or cores())
-    waiting = None if state_dir is None else state_dir / "shards"
+    # 0: a worker of a cluster takes the cores it may use.
+    how = How(spec, codec, shard_images, 0 if fan_out else workers or cores())
     splits = _checked_splits(items, limit or {}, labelled=spec.table is not None)
-    works = [SplitWork(name, members, how, waiting) for name, members in splits.items()]
-    _check_space(works, out, how, waiting, cache, say)
+    context = RunContext(state_dir=state_dir, progress=progress, fan_out=fan_out)
     summary: dict[str, Any] = {
         **_classes(space, label_space_from),
         "height": height,
@@ -97,12 +96,11 @@ def prepare(
         "codec": codec,
         "splits": {},
     }
-    if fan_out is not None:
-        shared = RunContext(state_dir=state_dir, progress=progress, fan_out=fan_out)
-        for work in works:
-            make_elsewhere(work, shared)
-    with staged_directory(out) as staged:
-        _write(works, staged, summary, space, progress=progress)
+    _check_space(splits, out, how, state_dir, cache, say)
+    with work_folder(context, out) as place:
+        shards = {name: make_shards(name, members, how, place, context) for name, members in splits.items()}
+        with staged_directory(out) as staged:
+            _write(splits, how, shards, staged, summary, space)
     return summary
 
 
@@ -119,22 +117,27 @@ def _classes(space: LabelSpace, raw: str | None) -> dict[str, Any]:
 
 
 def _write(
-    works: Sequence[SplitWork], staged: Path, summary: dict[str, Any], space: LabelSpace, *, progress: bool
+    splits: Mapping[str, Sequence[RawItem]],
+    how: How,
+    shards: Mapping[str, Sequence[Path]],
+    staged: Path,
+    summary: dict[str, Any],
+    space: LabelSpace,
 ) -> None:
     """Everything that ``prepare`` leaves behind; completes the summary."""
     classes = {key: summary[key] for key in _classes(space, None)}
-    for work in works:
-        folder = staged / work.name
+    counts, rows = {}, []
+    for name, members in splits.items():
+        folder = staged / name
         folder.mkdir(parents=True)
-        summary["splits"][work.name] = write_shards(work, folder, classes=classes, progress=progress)
+        part, counts[name] = write_split(name, members, how, shards[name], folder, classes=classes)
+        summary["splits"][name] = part
+        pixels = counts[name].labels[: space.num_classes]
+        rows.append(SheetRow(name, folder, part["images"], part["labelled"], pixels))
     joined = json.dumps({name: part["digest"] for name, part in summary["splits"].items()}, sort_keys=True)
     summary["digest"] = hashlib.sha256(joined.encode()).hexdigest()
     write_json(staged / "dataset.json", summary)
-    write_statistics(staged, {work.name: work.counts for work in works}, space)
-    rows = []
-    for work in works:
-        part, pixels = summary["splits"][work.name], work.counts.labels[: space.num_classes]
-        rows.append(SheetRow(work.name, staged / work.name, part["images"], part["labelled"], pixels))
+    write_statistics(staged, counts, space)
     Image.fromarray(contact_sheet(rows, space)).save(staged / CONTACT_SHEET)
 
 
@@ -178,22 +181,20 @@ def _problems_of(split: str, items: Sequence[RawItem], *, labelled: bool) -> Ite
 
 
 def _check_space(
-    works: Sequence[SplitWork],
+    splits: Mapping[str, Sequence[RawItem]],
     out: Path,
     how: How,
-    waiting: Path | None,
+    state_dir: Path | None,
     cache: Path | None,
     say: Callable[[str], None] | None,
 ) -> None:
     """Say what it will take, and refuse what cannot fit."""
-    need, sampled = foresee([work.todo for work in works], how)
-    kept = sum(shard.size or 0 for work in works for shard in work.shards)
-    free = check_space(out, need, waiting=waiting, kept=kept, cache=cache)
+    need = foresee(splits.values(), how)
+    finished = () if state_dir is None else state_dir.rglob("shard-*.arrow")
+    free = check_space(out, need, kept=sum(path.stat().st_size for path in finished), cache=cache)
     if say is not None:
-        total, left = sum(len(work.items) for work in works), sum(len(work.todo) for work in works)
-        resumed = f"; {total - left} of {total} images were finished before" if left < total else ""
         say(
-            f"{out}: {left} images of {how.spec.height} x {how.spec.width} ({how.codec}) will take about "
-            f"{megabytes(need)}{f' (estimated from {sampled} images)' if sampled else ''}, "
-            f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free{resumed}"
+            f"{out}: {sum(map(len, splits.values()))} images of {how.spec.height} x {how.spec.width} "
+            f"({how.codec}) will take about {megabytes(need)}, "
+            f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free"
         )

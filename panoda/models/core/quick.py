@@ -27,7 +27,7 @@ class Conv2d(nn.Conv2d):
     Tokens seen as a map are channels-last. With one image PyTorch gives the batch a stride that hides it,
     so the convolution would copy the map, compute in the slower layout (a depthwise one takes three times
     as long) and hand that layout on to every layer up to the next linear one. A 1x1 convolution of a map
-    that is not channels-last is a matrix product, and faster than one (docs/benchmarks.md).
+    that is not channels-last is a matrix product, and faster than one (docs/log.md).
     """
 
     def forward(self, input: Tensor) -> Tensor:
