@@ -13,7 +13,7 @@ from small_data import prepared
 from test_predict import checkpoint  # noqa: F401
 
 import panoda
-from panoda.cli.app import _checkpoint
+from panoda.cli.predict import model_file
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
@@ -52,4 +52,4 @@ def test_predict_takes_the_last_round_by_number(tmp_path: Path, monkeypatch: pyt
         file = Path("outputs", name, "model.safetensors")
         file.parent.mkdir(parents=True)
         file.touch()
-    assert _checkpoint(None, None) == Path("outputs/rounds/round10/adapt/model.safetensors")
+    assert model_file(None, None) == Path("outputs/rounds/round10/adapt/model.safetensors")
