@@ -231,11 +231,7 @@ def _write(
         "confidence": f"confidence/{name}.png",
         "overlay": f"overlays/{name}.jpg",
     }
-    if ids is None:
-        label = Image.fromarray(found.label)
-        label.putpalette(found.space.colour_table().tobytes())
-    else:
-        label = Image.fromarray(id_table(ids)[found.label])
+    label = label_png(found) if ids is None else Image.fromarray(id_table(ids)[found.label])
     with staged_file(out / files["label"]) as aside:
         label.save(aside, format="PNG")
     with staged_file(out / files["confidence"]) as aside:
@@ -243,6 +239,13 @@ def _write(
     with staged_file(out / files["overlay"]) as aside:
         found.overlay().save(aside, format="JPEG", quality=90)
     return describe(found, path, name, files), found.view
+
+
+def label_png(found: Prediction) -> Image.Image:
+    """The label as an image of train ids with the palette of its space."""
+    image = Image.fromarray(found.label)
+    image.putpalette(found.space.colour_table().tobytes())
+    return image
 
 
 def id_table(ids: Sequence[int]) -> np.ndarray:
