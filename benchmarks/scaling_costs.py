@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from panoda.config import Params
 from panoda.config.scenarios import load_scenario
 from panoda.deployment.model_table import operations
-from panoda.inference.prediction import _margin, _scaled
+from panoda.inference.prediction import _scaled, margin_of
 from panoda.methods.parts.discriminator import Discriminator
 from panoda.models import create_model
 
@@ -167,7 +167,7 @@ def views(size: Size, scales: Sequence[float], *, wrap: bool) -> list[Size]:
     found = []
     for scale in scales:
         height, width = (_scaled(side, scale, CELL) for side in size)
-        found.append((height, width + (2 * _margin(width, CELL) if wrap else 0)))
+        found.append((height, width + (2 * margin_of(width, CELL) if wrap else 0)))
     return found
 
 

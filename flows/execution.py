@@ -252,11 +252,11 @@ def register_adapted(logger: Any, stage: str, params: Params, out: Path) -> None
     """Register the adapted model when ``stage`` made the pipeline's last one."""
     name = f"panoda-{params.scenario}"
     if stage == "adapt" and params.rounds == 1:
-        logger.register_model(name)
+        logger.register_model(name, out / "model.safetensors")
     elif stage == "rounds" and params.rounds > 1:
         last = out / f"round{params.rounds}" / "adapt" / "model.safetensors"
         logger.log_artifact(last)
-        logger.register_model(name)
+        logger.register_model(name, last)
 
 
 def _now() -> str:

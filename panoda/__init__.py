@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from panoda.data.loading.prepared import open_split as open_split
-    from panoda.deployment.model import load as load
     from panoda.labels import LabelSpace as LabelSpace
     from panoda.labels import get_label_space as get_label_space
     from panoda.models import create_model as create_model
+    from panoda.pipeline.models import load as load
 
 __version__ = "0.1.0"
 __all__ = ["LabelSpace", "create_model", "get_label_space", "load", "open_split"]
@@ -21,7 +21,7 @@ _HOMES = {
     "LabelSpace": "panoda.labels",
     "create_model": "panoda.models",
     "get_label_space": "panoda.labels",
-    "load": "panoda.deployment.model",
+    "load": "panoda.pipeline.models",
     "open_split": "panoda.data.loading.prepared",
 }
 

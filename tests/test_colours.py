@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from panoda.data.loading import colours as loading
-from panoda.inference.prediction import predict_image, predict_logits
+from panoda.inference.prediction import predict_logits
+from panoda.inference.whole import predict_image
 from panoda.models.core.colours import colour_statistics, in_source_colours
 
 OWN = ((0.5, 0.4, 0.3), (0.1, 0.15, 0.2))
@@ -70,7 +71,7 @@ def test_of_a_whole_panorama_the_poles_do_not_count():
     poles = image.clone()
     poles[:, :16], poles[:, 48:] = 255, 0
     changed, before = (
-        predict_image(model, x, height=64, wrap=True, source_colours=100.0) for x in (poles, image)
+        predict_image(model, x, height=64, wrap=True, source_colours=100.0)[0] for x in (poles, image)
     )
     assert torch.equal(changed[18:46], before[18:46])
 

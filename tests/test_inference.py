@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from panoda.data.loading.transforms import normalise
-from panoda.inference.prediction import predict_features, predict_image, predict_logits, resize_linear
+from panoda.inference.prediction import predict_features, predict_logits, resize_linear
+from panoda.inference.whole import predict_image
 from panoda.models import create_model
 
 
@@ -191,25 +192,25 @@ def test_periodic_resize_by_hand():
 
 def test_image_at_working_size(model):
     x = images(batch=1)
-    out = predict_image(model, x[0], height=64, wrap=True)
+    out = predict_image(model, x[0], height=64, wrap=True)[0]
     assert out.shape == (64, 128) and out.dtype == torch.uint8
     assert torch.equal(out.long(), predict_logits(model, x, wrap=True).argmax(1)[0])
 
 
 def test_large_image_is_labelled_at_its_own_size(model):
     x = images(200, 400, batch=1)[0]
-    out = predict_image(model, x, height=64, wrap=True)
+    out = predict_image(model, x, height=64, wrap=True)[0]
     assert out.shape == (200, 400) and model.calls[0][2:] == (64, 128 + 64)
-    small = predict_image(model, x, height=64, wrap=True, window=64)
+    small = predict_image(model, x, height=64, wrap=True, window=64)[0]
     assert (small == out).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("wrap", [True, False])
 def test_windows_change_nothing(model, wrap):
     x = images(64, 512, batch=1)[0]
-    whole = predict_image(model, x, height=64, wrap=wrap)
+    whole = predict_image(model, x, height=64, wrap=wrap)[0]
     model.calls.clear()
-    pieces = predict_image(model, x, height=64, wrap=wrap, window=200)
+    pieces = predict_image(model, x, height=64, wrap=wrap, window=200)[0]
     assert torch.equal(whole, pieces)
     assert len(model.calls) == 3 and max(c[3] for c in model.calls) <= 200 + 128
 
@@ -217,16 +218,16 @@ def test_windows_change_nothing(model, wrap):
 def test_rolled_image_gives_rolled_label(model):
     x = images(128, 256, batch=1)[0]
     for window in (2048, 100):
-        out = predict_image(model, x, height=64, wrap=True, window=window)
-        rolled = predict_image(model, x.roll(50, -1), height=64, wrap=True, window=window)
+        out = predict_image(model, x, height=64, wrap=True, window=window)[0]
+        rolled = predict_image(model, x.roll(50, -1), height=64, wrap=True, window=window)[0]
         assert (rolled == out.roll(50, -1)).float().mean() > 0.999
 
 
 def test_strips_change_nothing(model, monkeypatch):
     x = images(200, 400, batch=1)[0]
-    whole = predict_image(model, x, height=64, wrap=True)
-    monkeypatch.setattr("panoda.inference.prediction._STRIP_PIXELS", 2800)
-    assert torch.equal(predict_image(model, x, height=64, wrap=True), whole)
+    whole = predict_image(model, x, height=64, wrap=True)[0]
+    monkeypatch.setattr("panoda.inference.whole._STRIP_PIXELS", 2800)
+    assert torch.equal(predict_image(model, x, height=64, wrap=True)[0], whole)
 
 
 def test_image_errors(model):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from PIL import ExifTags, Image
 from test_gpano import HALF, packet, save
 
 from panoda.cli.app import main
-from panoda.deployment.predict import HOW_ELSE, predict_files
+from panoda.deployment.model import Model, load
+from panoda.deployment.predict import how_else, original_ids, predict_files
+from panoda.deployment.view import Geometry, View
+from panoda.geometry.area import WHOLE, tilt
 from panoda.geometry.views import Views
-from panoda.inference.prediction import predict_image
+from panoda.inference.whole import predict_image
 from panoda.labels import LabelSpace, get_label_space
 from panoda.models import create_model
 from panoda.models.core.checkpoint import load_model, make_card, save_model
@@ -38,6 +43,7 @@ def picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = size
     values = np.random.default_rng(0).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    values[:, -2:] = values[:, :1]  # ends that meet
     Image.fromarray(values).resize((width, height)).convert(mode).save(path)
     return path
 
@@ -57,8 +63,8 @@ def test_outputs(tmp_path, checkpoint):
             assert np.asarray(written).max() < 13
         with Image.open(tmp_path / "out" / "overlays" / f"{label.stem}.jpg") as overlay:
             assert overlay.size == written.size
-    table = pd.read_csv(result.shares)
-    assert table.image.tolist() == [str(f) for f in files] and table.label.tolist() == ["a", "b", "a-2"]
+    table = pd.read_csv(result.summary)
+    assert table.image.tolist() == [str(f) for f in files] and table.name.tolist() == ["a", "b", "a-2"]
     shares = table[list(SPACE.names)].to_numpy()
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
     counts = np.bincount(np.asarray(Image.open(result.labels[0])).ravel(), minlength=13)
@@ -77,25 +83,23 @@ def test_bad_files_are_reported_and_the_rest_is_predicted(tmp_path, checkpoint):
     reasons = {path.name: reason for path, reason in result.failures}
     assert list(reasons) == ["empty.jpg", "cut.png", "small.png"]
     assert "not a readable image" in reasons["cut.png"] and "too small: 20 x 200" in reasons["small.png"]
-    assert len(pd.read_csv(result.shares)) == 1
+    assert len(pd.read_csv(result.summary)) == 1
     assert sorted(p.name for p in (tmp_path / "out" / "labels").iterdir()) == ["good.png"]
 
 
 def test_all_bad_still_gives_a_table(tmp_path, checkpoint):
     (tmp_path / "a.png").touch()
     result = predict_files(checkpoint, [tmp_path / "a.png"], tmp_path / "out")
-    assert result.labels == [] and len(result.failures) == 1 and len(pd.read_csv(result.shares)) == 0
+    assert result.labels == [] and len(result.failures) == 1 and len(pd.read_csv(result.summary)) == 0
 
 
 def test_arguments_that_are_no_images(tmp_path, checkpoint):
     (tmp_path / "notes.txt").touch()
     files = [picture(tmp_path / "a.png", (40, 80)), tmp_path / "notes.txt", tmp_path, tmp_path / "no.png"]
-    with pytest.raises(ValueError, match="not image files") as caught:
-        predict_files(checkpoint, files, tmp_path / "out")
-    message = str(caught.value)
-    assert "notes.txt: not the name of an image" in message and "no.png: no such file" in message
-    assert f"{tmp_path}: a folder" in message and "a.png" not in message
-    assert not (tmp_path / "out").exists()
+    result = predict_files(checkpoint, files, tmp_path / "out")
+    reasons = "\n".join(reason for _, reason in result.failures)
+    assert "notes.txt: not the name of an image" in reasons and "no.png: no such file" in reasons
+    assert f"{tmp_path}: a folder" in reasons and [path.name for path in result.labels] == ["a.png"]
     with pytest.raises(ValueError, match="no images given"):
         predict_files(checkpoint, [], tmp_path / "out")
     with pytest.raises(ValueError, match="at least 32"):
@@ -109,7 +113,7 @@ def test_other_files_in_the_folder_stay(tmp_path, checkpoint):
     one = picture(tmp_path / "a.png", (40, 80))
     predict_files(checkpoint, [one, one], out)
     assert sorted(p.name for p in (out / "labels").iterdir()) == ["a.png", "mine.png"]
-    assert len(pd.read_csv(out / "class_shares.csv")) == 1
+    assert len(pd.read_csv(out / "summary.csv")) == 1
 
 
 def test_working_height_and_wrap(tmp_path, checkpoint, monkeypatch):
@@ -117,12 +121,12 @@ def test_working_height_and_wrap(tmp_path, checkpoint, monkeypatch):
 
     def spy(model, image, *, height, wrap, **_):
         asked.append((height, wrap))
-        return torch.zeros(image.shape[1:], dtype=torch.uint8)
+        return (torch.zeros(image.shape[1:], dtype=torch.uint8),) * 2
 
     monkeypatch.setattr("panoda.deployment.model.predict_image", spy)
     files = [picture(tmp_path / "pano.png", (600, 1200)), picture(tmp_path / "photo.png", (60, 80))]
     predict_files(checkpoint, files, tmp_path / "out")
-    predict_files(checkpoint, files, tmp_path / "out", height=96, wrap=True)
+    predict_files(checkpoint, files, tmp_path / "out", height=96, geometry=Geometry(wrap=True))
     assert asked == [(512, True), (60, False), (96, True), (60, True)]
 
 
@@ -135,7 +139,7 @@ def test_card_says_how_large_pixels_were_in_training(tmp_path, checkpoint, monke
 
     def spy(model, image, *, height, wrap, **_):
         asked.append(height)
-        return torch.zeros(image.shape[1:], dtype=torch.uint8)
+        return (torch.zeros(image.shape[1:], dtype=torch.uint8),) * 2
 
     monkeypatch.setattr("panoda.deployment.model.predict_image", spy)
     files = [picture(tmp_path / "full.png", (600, 1200)), picture(tmp_path / "photo.png", (300, 400))]
@@ -156,7 +160,7 @@ def test_a_label_space_file_that_moved_is_not_missed(tmp_path):
     for name, colours in (("new", [1, 2, 3, 4, 5, 6]), ("old", [128, 0, 0, 0, 128, 0])):
         result = predict_files(tmp_path / f"{name}.safetensors", [image], tmp_path / name)
         assert Image.open(result.labels[0]).getpalette()[:6] == colours
-        assert pd.read_csv(result.shares)[["quay", "water"]].sum(axis=1).round(3).tolist() == [1.0]
+        assert pd.read_csv(result.summary)[["quay", "water"]].sum(axis=1).round(3).tolist() == [1.0]
     swapped = LabelSpace("mine.yaml", ("water", "quay"), ((0, 0, 0), (1, 1, 1)))
     with pytest.raises(CheckpointError, match="class 0 is 'quay' there and 'water' here; train it again"):
         load_model(tmp_path / "new.safetensors", space=swapped)
@@ -177,7 +181,7 @@ def test_a_crop_is_predicted_at_the_resolution_of_the_whole_panorama(
 
     def spy(model, image, *, height, wrap, **_):
         asked.append((height, wrap))
-        return torch.zeros(image.shape[1:], dtype=torch.uint8)
+        return (torch.zeros(image.shape[1:], dtype=torch.uint8),) * 2
 
     monkeypatch.setattr("panoda.deployment.model.predict_image", spy)
     arguments = ["panoda", "predict", *map(str, files), "--checkpoint", str(tmp_path / "m.safetensors")]
@@ -188,13 +192,13 @@ def test_a_crop_is_predicted_at_the_resolution_of_the_whole_panorama(
         assert not ended.value.code
         if not options:
             lines = capsys.readouterr().out.splitlines()
-            table = pd.read_csv(tmp_path / "out" / "class_shares.csv")
+            table = pd.read_csv(tmp_path / "out" / "summary.csv")
     # 1024 pixels around: 96 of 192 rows at half the size, as in the whole; 69 degrees of a photograph.
     assert asked[:3] == [(96, False), (256, True), (56, False)]
     assert [wrap for _, wrap in asked[3:]] == [False] * 6
-    said = ["half circle of 180 degrees (GPano)", "full circle (2:1, no metadata)"]
+    said = ["half circle of 180 degrees (GPano)", "full circle (2:1, no metadata, its ends meet)"]
     said.append("pinhole photograph of 69 degrees (EXIF focal length)")
-    hints = ["", HOW_ELSE, ""]
+    hints = ["", how_else(View("erp", 360.0, True, "", guessed=True)), ""]
     assert lines[:3] == [f"{file}: {text}{hint}" for file, text, hint in zip(files, said, hints, strict=True)]
     assert table.taken_for.tolist() == said and table.wrapped.tolist() == [False, True, False]
     assert table.projection.tolist() == ["erp", "erp", "pinhole"] and table.fov_x_deg[0] == 180
@@ -215,9 +219,14 @@ def test_a_photograph_is_not_closed_around(tmp_path, checkpoint, sliding):
     pixels[:, 96:] = 255 - pixels[:, 96:]
     Image.fromarray(pixels).save(tmp_path / "b.png")
     labels = {}
-    for name, options in {"open": {"projection": "pinhole"}, "closed": {}}.items():
+    for name, options in {"open": {"projection": "pinhole"}, "closed": {"projection": "erp"}}.items():
         result = predict_files(
-            checkpoint, [one, tmp_path / "b.png"], tmp_path / name, height=64, sliding=sliding, **options
+            checkpoint,
+            [one, tmp_path / "b.png"],
+            tmp_path / name,
+            height=64,
+            sliding=sliding,
+            geometry=Geometry(**options),
         )
         labels[name] = [np.asarray(Image.open(path)) for path in result.labels]
     if sliding:  # the model itself sees a whole image at once
@@ -236,7 +245,7 @@ def test_disk_full(tmp_path, checkpoint, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="disk full while writing .*out"):
         predict_files(checkpoint, [path], tmp_path / "out")
-    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["manifest.json"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +271,7 @@ def test_a_file_alone_is_enough_for_any_pair(tmp_path, encoder, options):
     result = predict_files(file, [path], tmp_path / "out", height=48)
     assert result.failures == []
     image = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())
-    expected = predict_image(model, image, height=48, wrap=True)
+    expected = predict_image(model, image, height=48, wrap=True)[0]
     assert np.array_equal(np.asarray(Image.open(result.labels[0])), expected.numpy())
 
 
@@ -330,14 +339,14 @@ def test_a_folder_is_read_again_without_what_prediction_wrote_into_it(tmp_path, 
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code
-    assert len(pd.read_csv(tmp_path / "class_shares.csv")) == 1
+    assert len(pd.read_csv(tmp_path / "summary.csv")) == 1
 
 
 def test_a_full_circle_by_its_shape_alone_says_how_to_say_otherwise(tmp_path, checkpoint):
     file, told = picture(tmp_path / "street.png", (64, 128)), []
     predict_files(checkpoint, [file], tmp_path / "a", say=told.append)
     assert (
-        "full circle (2:1, no metadata)" in told[0]
+        "full circle (2:1, no metadata, its ends meet)" in told[0]
         and "--projection pinhole" in told[0]
         and "--no-wrap" in told[0]
     )
@@ -345,7 +354,9 @@ def test_a_full_circle_by_its_shape_alone_says_how_to_say_otherwise(tmp_path, ch
         ({"projection": "pinhole"}, {"wrap": False}, {"wrap": True}, {"projection": "erp"})
     ):
         told.clear()
-        predict_files(checkpoint, [file], tmp_path / f"out{number}", say=told.append, **options)
+        predict_files(
+            checkpoint, [file], tmp_path / f"out{number}", say=told.append, geometry=Geometry(**options)
+        )
         assert ("full circle" in told[0]) == (number > 1) and "if it is a photograph" not in told[0]
 
 
@@ -374,3 +385,162 @@ def test_the_option_views(tmp_path, checkpoint, monkeypatch, capsys):
         main()
     assert ended.value.code == 0
     assert (tmp_path / "out" / "labels" / "a.png").is_file()
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit status, standard output and errors of `panoda predict`."""
+    monkeypatch.setattr(sys, "argv", ["panoda", "predict", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0, *capsys.readouterr()
+
+
+def test_confidence_manifest_and_tables(tmp_path, checkpoint):
+    files = [picture(tmp_path / "a.png", (64, 128)), picture(tmp_path / "b.png", (64, 80))]
+    out = tmp_path / "out"
+    result = predict_files(checkpoint, files, out, height=48)
+    model = load(checkpoint, device="cpu")
+    table, same = pd.read_csv(result.summary), pd.read_parquet(out / "summary.parquet")
+    assert table.columns.tolist() == same.columns.tolist() and len(table) == len(same) == 2
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["model"]["sha256"] and manifest["model"]["class_names"] == list(SPACE.names)
+    for file, record in zip(files, manifest["images"], strict=True):
+        found = model.predict(file, height=48)
+        assert found.confidence.dtype == np.float32 and 1 / 13 - 0.01 <= found.confidence.min()
+        written = np.asarray(Image.open(out / record["files"]["confidence"]))
+        assert np.array_equal(written, found.confidence_255)
+        assert record["pixel_shares"] == found.shares() and record["working_size"][0] == 48
+    circle, photo = manifest["images"]
+    assert (circle["lat_top_deg"], circle["projection"], circle["wrapped"]) == (90, "erp", True)
+    assert 0 <= circle["sky_view_factor"] <= 1 and photo["sky_view_factor"] is None
+    assert sum(circle["solid_angle_shares"].values()) == pytest.approx(1)
+    assert photo["solid_angle_shares"] is None and np.isnan(table["sky (sr)"][1])
+
+
+def test_what_is_done_is_left_alone(tmp_path, checkpoint, monkeypatch):
+    files = [picture(tmp_path / f"{name}.png", (40, 80)) for name in "ab"]
+    out, seen = tmp_path / "out", []
+    label = Model.label
+    monkeypatch.setattr(Model, "label", lambda self, p, **o: seen.append(p.path.name) or label(self, p, **o))
+
+    def again(checkpoint=checkpoint, **options) -> list[str]:
+        seen.clear()
+        result = predict_files(checkpoint, files, out, **options)
+        assert len(result.labels) == len(pd.read_csv(result.summary)) == 2
+        assert result.kept == 2 - len(seen)
+        return list(seen)
+
+    assert again() == ["a.png", "b.png"] and again() == []
+    picture(tmp_path / "a.png", (48, 96))
+    assert again() == ["a.png"]
+    (out / "overlays" / "b.jpg").unlink()
+    assert again() == ["b.png"]
+    assert again(geometry=Geometry("pinhole")) == ["a.png", "b.png"]
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(checkpoint.read_bytes())
+    assert again(moved, geometry=Geometry("pinhole")) == []  # the model is its bytes
+    net, card = load_model(checkpoint)
+    save_model(moved, net, card.model_copy(update={"seed": 5}))
+    assert again(moved, geometry=Geometry("pinhole")) == ["a.png", "b.png"]
+    (out / "manifest.json").write_text("{")
+    assert again(moved, geometry=Geometry("pinhole")) == ["a.png", "b.png"]
+
+
+def test_a_later_call_adds_to_the_folder(tmp_path, checkpoint):
+    one, two = (picture(tmp_path / name / "a.png", (40, 80)) for name in ("x", "y"))
+    predict_files(checkpoint, [one], tmp_path / "out")
+    result = predict_files(checkpoint, [two], tmp_path / "out")
+    assert [path.name for path in result.labels] == ["a-2.png"]
+    assert pd.read_csv(result.summary).image.tolist() == [str(one), str(two)]
+
+
+def test_a_stopped_call_keeps_what_it_has(tmp_path, checkpoint, monkeypatch):
+    files = [picture(tmp_path / f"{number}.png", (40, 80)) for number in range(8)]
+    label, seen = Model.label, []
+
+    def stop(self, picture, **options):
+        seen.append(picture.path)
+        if len(seen) == 7:
+            raise KeyboardInterrupt
+        return label(self, picture, **options)
+
+    monkeypatch.setattr(Model, "label", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(checkpoint, files, tmp_path / "out", jobs=1)
+    result = predict_files(checkpoint, files, tmp_path / "out", jobs=1)
+    assert result.kept >= 4 and len(result.labels) == 8
+
+
+def test_level_labels_turn_back(tmp_path, checkpoint):
+    """A panorama taken with a tilted camera gets the labels of the level one, turned."""
+    torch.manual_seed(1)
+    level = torch.nn.functional.interpolate(torch.rand(1, 3, 4, 8), (64, 128), mode="bilinear") * 255
+    pitch, roll = 12.0, -20.0
+    rays = WHOLE.rays(64, 128) @ tilt(math.radians(pitch), math.radians(roll)).T
+    tilted = WHOLE.sample(level, rays)
+    model = load(checkpoint, device="cpu")
+    straight, turned = (x[0].permute(1, 2, 0).round().to(torch.uint8).numpy() for x in (level, tilted))
+    expected = WHOLE.sample(
+        torch.from_numpy(model.predict(straight, projection="erp").label)[None, None], rays, mode="nearest"
+    )[0, 0].numpy()
+    as_taken = model.predict(turned, projection="erp")
+    levelled = model.predict(turned, projection="erp", upright=True, pitch_deg=pitch, roll_deg=roll)
+    right = (levelled.label == expected).mean()
+    assert right > 0.93 and right > (as_taken.label == expected).mean()
+    views = levelled.views(Views(fov_deg=60))
+    assert len(views) == 9 and views[0].label.shape == views[0].image.shape[:2] and views[0].label.max() < 13
+    with pytest.raises(ValueError, match="a perspective view itself"):
+        model.predict(turned, projection="pinhole").views()
+
+
+def test_lists_patterns_and_broken_files(tmp_path, checkpoint, monkeypatch, capsys):
+    for name in ("in/a.png", "in/sub/b.png", "c.png"):
+        picture(tmp_path / name, (40, 80))
+    (tmp_path / "in/cut.jpg").write_bytes(b"no image")
+    names = tmp_path / "list.txt"
+    names.write_text(f"# mine\n{tmp_path}/c.png\n\n{tmp_path}/gone.png\n")
+    options = ("--checkpoint", checkpoint, "--out", tmp_path / "out")
+    status, out, err = run(
+        monkeypatch, capsys, tmp_path / "in" / "**" / "*.*", f"@{names}", "--json", *options
+    )
+    assert status == 1 and "2 of 5 images could not be read" in err
+    assert f"{tmp_path}/gone.png: no such file" in err and "cut.jpg" in err and "a.png: full circle" in err
+    manifest = json.loads(out)
+    assert [record["name"] for record in manifest["images"]] == ["a", "b", "c"]
+    assert len(manifest["failures"]) == 2
+    (tmp_path / "in/cut.jpg").unlink()
+    status, out, err = run(monkeypatch, capsys, tmp_path / "in", *options)
+    assert (status, "2 of them already there" in out) == (0, True)
+    assert "no images match" in run(monkeypatch, capsys, tmp_path / "x*.png", *options)[2]
+    assert (
+        "expected 170 at most"
+        in run(monkeypatch, capsys, tmp_path / "c.png", *options, "--projection", "pinhole", "--fov", "180")[
+            2
+        ]
+    )
+
+
+def test_ids_of_the_original_data_set(tmp_path, checkpoint, monkeypatch, capsys):
+    one = picture(tmp_path / "a.png", (40, 80))
+    plain = np.asarray(Image.open(predict_files(checkpoint, [one], tmp_path / "plain").labels[0]))
+    ids = original_ids("cityscapes", SPACE)
+    assert ids[SPACE.index("road")] == 7 and ids[SPACE.index("sky")] == 23 and ids[SPACE.index("car")] == 26
+    options = ("--checkpoint", checkpoint, "--out", tmp_path / "out", "--ids")
+    assert run(monkeypatch, capsys, one, *options, "cityscapes")[0] == 0
+    with Image.open(tmp_path / "out/labels/a.png") as written:
+        assert written.mode == "L" and np.array_equal(np.asarray(written), np.array(ids)[plain])
+    assert "labels in colours" in run(monkeypatch, capsys, one, *options, "camvid32")[2]
+    assert "no label of" in run(monkeypatch, capsys, one, *options, "camvid")[2]
+
+
+def test_exif_turns_the_image_before_the_model_sees_it(tmp_path, checkpoint):
+    upright = picture(tmp_path / "a.png", (128, 64))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(upright) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    one, two = (
+        np.asarray(Image.open(path))
+        for path in predict_files(checkpoint, [upright, tmp_path / "b.png"], tmp_path / "out").labels
+    )
+    assert one.shape == (128, 64) and np.array_equal(one, two)

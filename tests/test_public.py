@@ -13,7 +13,7 @@ from small_data import prepared
 from test_predict import checkpoint  # noqa: F401
 
 import panoda
-from panoda.cli.app import _checkpoint
+from panoda.cli.predict import model_file
 
 
 def test_nothing_heavy_is_imported_before_it_is_used() -> None:
@@ -52,4 +52,19 @@ def test_predict_takes_the_last_round_by_number(tmp_path: Path, monkeypatch: pyt
         file = Path("outputs", name, "model.safetensors")
         file.parent.mkdir(parents=True)
         file.touch()
-    assert _checkpoint(None, None) == Path("outputs/rounds/round10/adapt/model.safetensors")
+    assert model_file(None, None) == Path("outputs/rounds/round10/adapt/model.safetensors")
+
+
+def test_the_example_of_the_readme(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,  # noqa: F811
+) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("model.safetensors").write_bytes(checkpoint.read_bytes())
+    Image.fromarray(np.full((64, 128, 3), 90, np.uint8)).save("photo.jpg")
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert Path("overlay.jpg").is_file() and "sky" in names["result"].shares()  # type: ignore[attr-defined]

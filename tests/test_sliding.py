@@ -8,8 +8,9 @@ from test_inference import Tiny, images
 from torch import Tensor, nn
 
 from panoda.data.loading.transforms import normalise
-from panoda.inference.prediction import predict_image, predict_logits
+from panoda.inference.prediction import predict_logits
 from panoda.inference.sliding import slide, window_starts
+from panoda.inference.whole import predict_image
 
 
 class Constant(nn.Module):
@@ -112,8 +113,8 @@ def test_a_circle_in_one_window_has_no_seam():
 def test_predict_image_in_windows():
     model = pointwise()
     image = images(60, 200, batch=1)[0]
-    whole = predict_image(model, image, height=60, wrap=True)
-    assert torch.equal(predict_image(model, image, height=60, wrap=True, sliding=(48, 32)), whole)
+    whole = predict_image(model, image, height=60, wrap=True)[0]
+    assert torch.equal(predict_image(model, image, height=60, wrap=True, sliding=(48, 32))[0], whole)
     tiny = Tiny().eval()
     predict_image(tiny, image, height=60, wrap=True, sliding=(48, 32))
     assert {call[-2:] for call in tiny.calls} == {(48, 48)} and len(tiny.calls) == 2 * 7

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ def test_a_run_holds_params_tags_datasets_metrics_pictures_and_files(store: tupl
     assert {"model.safetensors", "figures", "images"} <= paths
 
 
+def test_the_machine_is_watched(store: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    with open_run(store) as logger:
+        time.sleep(1.5)
+    assert "system/cpu_utilization_percentage" in connect(store[0]).get_run(logger.run_id).data.metrics
+
+
 def test_a_failed_run_says_why_and_a_killed_one_is_resumed(store: tuple[str, Path]) -> None:
     with pytest.raises(ValueError), open_run(store) as failed:
         raise ValueError("loss is nan\nat step 3")
@@ -105,19 +114,6 @@ def test_a_failed_run_says_why_and_a_killed_one_is_resumed(store: tuple[str, Pat
     assert client.get_run(killed.run_id).info.status == "FINISHED"
     with open_run(store, run_id="0" * 32) as new:
         assert new.run_id != "0" * 32
-
-
-def test_registered_model_gets_the_alias_of_the_newest_version(store: tuple[str, Path]) -> None:
-    model = store[1] / "model.safetensors"
-    model.write_bytes(b"weights")
-    versions = []
-    for _ in range(2):
-        with open_run(store) as logger:
-            logger.log_artifact(model)
-            versions.append(logger.register_model("panoda-test"))
-    assert versions == ["1", "2"]
-    found = connect(store[0]).get_model_version_by_alias("panoda-test", "adapted")
-    assert found.run_id == logger.run_id and found.source.endswith("/artifacts/model.safetensors")
 
 
 def test_names_with_anything_in_them(store: tuple[str, Path]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from PIL import ExifTags
 from test_gpano import HALF, WHOLE, packet, save
 
-from panoda.deployment.view import pixels_per_radian, view_of, width_at
+from panoda.deployment.view import Geometry, ends_meet, pixels_per_radian, view_of, width_at
 
 LENS = {ExifTags.Base.FocalLengthIn35mmFilm: 18}
 TARGET = {"height": 96, "width": 512, "full_circle": True, "projection": "erp", "fov_x_deg": 360.0}
@@ -47,7 +48,8 @@ OLD = {"height": 96, "width": 512, "full_circle": True}
 )
 def test_what_is_assumed_and_said(tmp_path, size, metadata, options, said, wrap):
     path = save(tmp_path / "a.jpg", *size, **metadata)
-    view = view_of(path, *size, **options)
+    trained = options.pop("trained", None)
+    view = view_of(path, *size, geometry=Geometry(**options), trained=trained)
     assert said.replace("(GPano; ", "(GPano)") in str(view) and view.wrap == wrap
 
 
@@ -68,3 +70,77 @@ def test_pixels_per_radian_whatever_part_is_shown(tmp_path):
         assert width_at(photo, resolution) == pytest.approx(2 * resolution)
     assert pixels_per_radian(PARTS) == pytest.approx(256 / 3.141592654)
     assert pixels_per_radian(PHOTOS) is None and pixels_per_radian({}) is None
+
+
+def test_a_photograph_of_two_to_one_is_no_circle_unless_told_so():
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None, :, None].repeat(64, 0).repeat(3, 2)
+    photo = np.concatenate((ramp, ramp // 2 + 128), axis=1)
+    circle = np.concatenate((ramp, ramp[:, ::-1]), axis=1)
+    assert not ends_meet(photo) and ends_meet(circle)
+    for trained in ({}, TARGET):
+        found = view_of(None, 64, 128, trained=trained, pixels=photo)
+        assert str(found) == "pinhole photograph (2:1, no metadata, its ends do not meet)" and found.guessed
+    assert view_of(None, 64, 128, trained=PHOTOS, pixels=circle).wrap
+    assert view_of(None, 64, 128, trained=PARTS, pixels=photo).fov_x_deg == 180
+    for told in (Geometry("erp"), Geometry("band"), Geometry(wrap=True), Geometry(fov_deg=360)):
+        assert view_of(None, 64, 128, geometry=told, pixels=photo).wrap
+
+
+@pytest.mark.parametrize(
+    ("said", "fov", "lat", "wrap"),
+    [
+        (Geometry("band"), 360, (32, -32), True),
+        (Geometry("band", lat_deg=(50, -20)), 360, (50, -20), True),
+        (Geometry(lat_deg=(50, -20)), 360, (50, -20), True),
+        (Geometry("erp", fov_deg=200), 200, (17.8, -17.8), False),
+        (Geometry("erp", fov_deg=200, lat_deg=(40, -40)), 200, (40, -40), False),
+        (Geometry(fov_deg=60), 60, None, False),
+    ],
+)
+def test_angles_that_are_told(said, fov, lat, wrap):
+    view = view_of(None, 90, 506, geometry=said)
+    assert (view.fov_x_deg, view.wrap) == (fov, wrap) and (view.projection == "pinhole") == (lat is None)
+    if lat is not None:
+        assert np.degrees(view.band(90, 506)) == pytest.approx(lat, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"fov_deg": 0}, "more than 0, and 360 at most"),
+        ({"fov_deg": 400}, "360 at most"),
+        ({"fov_deg": float("nan")}, "360 at most"),
+        ({"projection": "pinhole", "fov_deg": 175}, "expected 170 at most"),
+        ({"projection": "pinhole", "wrap": True}, "pinhole images are no circles"),
+        ({"projection": "pinhole", "lat_deg": (9, -9)}, "leave out --lat"),
+        ({"fov_deg": 90, "wrap": True}, "90 degrees are no full circle"),
+        ({"lat_deg": (-10, 10)}, "expected the upper edge"),
+        ({"lat_deg": (95, 0)}, "from 90 to -90"),
+        ({"upright": True, "pitch_deg": 91}, "expected -90 to 90"),
+        ({"upright": True, "roll_deg": 200}, "expected -180 to 180"),
+        ({"roll_deg": 2}, "add --upright"),
+    ],
+)
+def test_angles_that_cannot_be(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Geometry(**wrong)
+
+
+def test_pose_and_place_of_a_cut_panorama(tmp_path):
+    posed = HALF | {
+        "PoseHeadingDegrees": 271,
+        "PosePitchDegrees": -4,
+        "PoseRollDegrees": 1.5,
+        "CroppedAreaLeftPixels": 0,
+    }
+    path = save(tmp_path / "a.jpg", 192, 512, xmp=packet(posed))
+    view = view_of(path, 192, 512, geometry=Geometry(upright=True))
+    assert view.level == (-4, 1.5) and view.pose.heading_deg == 271 and view.centre_lon_deg == -90
+    assert "levelled by pitch -4 and roll 1.5 (GPano)" in str(view)
+    assert np.degrees(view.area(192, 512).lon_left) == pytest.approx(-180)
+    given = view_of(path, 192, 512, geometry=Geometry(upright=True, roll_deg=9))
+    assert given.level == (0, 9) and view_of(path, 192, 512).level is None
+    bare = view_of(None, 256, 512, geometry=Geometry(upright=True))
+    assert bare.level is None and "not levelled: no pitch or roll" in str(bare)
+    wild = save(tmp_path / "b.jpg", 192, 512, xmp=packet(HALF | {"PosePitchDegrees": 120}))
+    assert "GPano is ignored: PosePitchDegrees is 120, more than 90" in str(view_of(wild, 192, 512))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from panoda.config.views import ViewsParams
 from panoda.geometry.erp import erp_rays
 from panoda.geometry.views import Views, mixed, over_views
-from panoda.inference.prediction import predict_image, predict_logits
+from panoda.inference.prediction import predict_logits
+from panoda.inference.whole import predict_image
 
 SPHERE = Views(fov_deg=90, pitches=(-90, -45, 0, 45, 90), share=1.0)
 
@@ -100,10 +101,10 @@ def test_the_whole_panorama_is_left_out_where_views_alone_count():
 def test_images_of_any_size_are_labelled():
     torch.manual_seed(0)
     model = Tiny()
-    label = predict_image(model, smooth()[0], height=64, wrap=True, views=Views())
+    label = predict_image(model, smooth()[0], height=64, wrap=True, views=Views())[0]
     assert label.shape == (128, 256) and label.dtype == torch.uint8
-    colour = predict_image(Colour(), smooth()[0], height=128, wrap=True, views=SPHERE)
-    plain = predict_image(Colour(), smooth()[0], height=128, wrap=True)
+    colour = predict_image(Colour(), smooth()[0], height=128, wrap=True, views=SPHERE)[0]
+    plain = predict_image(Colour(), smooth()[0], height=128, wrap=True)[0]
     assert (colour == plain).float().mean() > 0.98
 
 

@@ -20,7 +20,7 @@ def adapt_command(
 ) -> None:
     """Adapt a model to a folder of panoramas, without labels or source images."""
     # Imported here: the other commands start without torch.
-    from panoda.deployment.model import find_model
+    from panoda.pipeline.models import find_model
     from panoda.pipeline.own_panoramas import adapt_to_folder
     from panoda.system.context import RunContext, resolve_device, resolve_precision
 

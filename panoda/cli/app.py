@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
@@ -22,26 +20,16 @@ from panoda.cli.adapt import adapt_command
 from panoda.cli.bench import bench_command
 from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
+from panoda.cli.predict import predict_command
 from panoda.cli.weights import weights
 from panoda.config import Params, load_params, params_model, sections_in
-from panoda.config.problems import problems
 from panoda.config.scenarios import load_scenario, open_scenario, scenario_files
-from panoda.config.views import ViewsParams
 from panoda.data.formats.declaration import DOWNLOADS
 from panoda.pipeline.runs import RECORD, clean_state
 from panoda.pipeline.table import STAGES
 from panoda.system.files import expand_user, staged_file
 from panoda.system.machine import choose_waiting, loopback_past_proxies
 from panoda.system.reporting import paragraph, report
-
-
-class Projection(StrEnum):
-    """What images are taken for."""
-
-    auto = "auto"
-    erp = "erp"
-    pinhole = "pinhole"
-
 
 PARAMS = Path("params.yaml")
 WRITTEN = Path(".panoda/params.yaml")
@@ -72,6 +60,7 @@ app.command("adapt")(adapt_command)
 app.command("export")(export_command)
 app.command("models")(models_command)
 app.command("bench")(bench_command)
+app.command("predict")(predict_command)
 
 
 def main() -> None:
@@ -229,114 +218,6 @@ def _model_title(model: str) -> str:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-@app.command()
-def predict(
-    images: Annotated[list[Path], typer.Argument(help="Panoramas of any size, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for labels/, overlays/ and class_shares.csv.")],
-    run: Annotated[Path | None, typer.Option(help="Run folder whose model to use.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Model file to use.")] = None,
-    height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
-    sliding: Annotated[
-        int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
-    ] = None,
-    views: Annotated[
-        str | None,
-        typer.Option(
-            help="Mix in perspective views of full circles: '{fov_deg: 90, share: 0.5}' or {} for the defaults "
-            "(panoda params evaluate.views)."
-        ),
-    ] = None,
-    projection: Annotated[
-        Projection, typer.Option(help="What the images are; auto: as metadata, model and shape say.")
-    ] = Projection.auto,
-    wrap: Annotated[
-        bool | None,
-        typer.Option("--wrap/--no-wrap", help="Close around the circle; default: full circles."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-) -> None:
-    """Segment panoramas: label PNGs, overlays, class shares; says what each image was taken for."""
-    model = _checkpoint(run, checkpoint)
-    # Imported here: the other commands start without torch.
-    from panoda.deployment.predict import predict_files
-    from panoda.geometry.views import Views
-    from panoda.system.context import resolve_device, resolve_precision
-    from panoda.system.machine import keep_freed_memory
-
-    keep_freed_memory()
-    place = resolve_device(device)
-    perspective = None if views is None else Views(**_views(views).model_dump())
-    files = list(_expand(images, out))
-    result = predict_files(
-        model,
-        files,
-        out,
-        height=height,
-        projection=projection.value,
-        wrap=wrap,
-        views=perspective,
-        sliding=None if sliding is None else (sliding, 2 * sliding // 3),
-        device=place,
-        dtype=resolve_precision("auto", place),
-        progress=True,
-        say=typer.echo,
-    )
-    for _, reason in result.failures:
-        print(reason, file=sys.stderr)
-    typer.echo(f"{len(result.labels)} images in {out}; class shares in {result.shares}")
-    if result.failures:
-        raise ValueError(f"{len(result.failures)} of {len(files)} images could not be read, see above")
-
-
-def _views(text: str) -> ViewsParams:
-    """Option --views: a mapping as in params.yaml."""
-    try:
-        tree = yaml.safe_load(text)
-        tree = tree if isinstance(tree, dict) else {"fov_deg": tree}
-        return ViewsParams.model_validate(tree)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--views {text!r}: expected a mapping such as '{{fov_deg: 90}}'") from error
-    except ValidationError as error:
-        raise ValueError(f"--views {text!r}: {'; '.join(problems(ViewsParams, tree, error))}") from error
-
-
-def _checkpoint(run: Path | None, checkpoint: Path | None) -> Path:
-    if run is not None and checkpoint is not None:
-        raise ValueError("give --run or --checkpoint, not both")
-    if checkpoint is not None:
-        return checkpoint
-    if run is not None:
-        path = run / "model.safetensors"
-        if not path.is_file():
-            raise ValueError(f"{path}: this run has no model; name a run of pretrain, warmup or adapt")
-        return path
-    later = list(Path(STAGES["rounds"].out).glob("round*/adapt/model.safetensors"))
-    first = Path(STAGES["adapt"].out) / "model.safetensors"
-    path = max(later, key=lambda file: int(file.parts[-3].removeprefix("round")), default=first)
-    if not path.is_file():
-        raise ValueError(f"{path}: no adapted model yet; run `dvc repro`, or give --run or --checkpoint")
-    return path
-
-
-def _expand(paths: list[Path], out: Path) -> Iterator[Path]:
-    """The files, and for folders the images in them, without those that prediction itself wrote there."""
-    from panoda.data.formats.browse import images_below
-    from panoda.data.formats.images import IMAGE_SUFFIXES
-
-    own = [(out / name).resolve() for name in ("labels", "overlays")]
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found, left = images_below(path, lambda name: (path / name).resolve() not in own)  # noqa: B023
-        for line in left.lines():
-            typer.echo(line, err=True)
-        if not found:
-            ends = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"{path}: no images in this folder; expected files that end in {ends}")
-        yield from found
 
 
 # --- runs ----------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
-"""A model in use: ``panoda.load(FILE).predict(IMAGE)``."""
+"""A model in use: ``panoda.load(MODEL).predict(IMAGE)``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,11 +14,15 @@ from PIL import Image
 
 from panoda.data.formats.images import read_rgb
 from panoda.deployment.exported import is_exported, load_exported
-from panoda.deployment.view import Asked, View, pixels_per_radian, view_of, width_at
+from panoda.deployment.measures import pixel_shares, solid_angle_shares, view_factors
+from panoda.deployment.view import Asked, Geometry, View, pixels_per_radian, view_of, width_at
+from panoda.geometry.area import tilt
+from panoda.geometry.pinhole import pinhole_rays
 from panoda.geometry.views import Views
-from panoda.inference.prediction import MIN_SIDE, predict_image
+from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.sliding import Sliding
-from panoda.labels import LabelSpace
+from panoda.inference.whole import predict_image
+from panoda.labels import IGNORE_INDEX, LabelSpace
 from panoda.models.core.checkpoint import ModelCard, load_model
 from panoda.models.core.errors import MissingCheckpointError
 from panoda.models.weights.catalogue import SEGFORMERS
@@ -31,38 +36,118 @@ WEIGHTS = Path("data/weights")
 
 
 @dataclass(frozen=True)
+class Perspective:
+    """A perspective view of a labelled panorama, as a camera would take it.
+
+    Attributes:
+        azimuth_deg: Direction of its middle against the middle of the panorama, right positive.
+        elevation_deg: Above the horizon.
+        fov_deg: Field of view across and down.
+        image: (s, s, 3) uint8 RGB; grey where the panorama shows nothing.
+        label: (s, s) uint8 train ids; 255 where it shows nothing.
+    """
+
+    azimuth_deg: float
+    elevation_deg: float
+    fov_deg: float
+    image: np.ndarray
+    label: np.ndarray
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What a model says of an image.
 
     Attributes:
         image: (H, W, 3) uint8 RGB, upright.
         label: (H, W) uint8 train ids of ``space``.
+        confidence_255: (H, W) uint8, the confidence in 255ths.
         space: Class names and colours.
         view: What the image was taken for.
+        working_size: Height and width in pixels at which the model saw it.
     """
 
     image: np.ndarray
     label: np.ndarray
+    confidence_255: np.ndarray
     space: LabelSpace
     view: View
+    working_size: tuple[int, int]
 
-    def shares(self) -> dict[str, float]:
-        """Class name -> its share of the pixels, 0..1."""
-        counts = np.bincount(self.label.ravel(), minlength=self.space.num_classes)
-        return {name: counts[k] / self.label.size for k, name in enumerate(self.space.names)}
+    @property
+    def confidence(self) -> np.ndarray:
+        """(H, W) float32, 0..1: the largest probability at every pixel."""
+        return self.confidence_255.astype(np.float32) / 255
+
+    def shares(self, by: Literal["pixel", "solid_angle"] = "pixel") -> dict[str, float]:
+        """Class name -> its share of the image, 0..1.
+
+        Args:
+            by: pixel counts pixels; solid_angle counts what they cover of the sphere around the camera, where
+                rows near the poles of a panorama and the corners of a photograph are small.
+
+        Raises:
+            ValueError: solid angles of a photograph whose lens nothing tells.
+        """
+        if by == "pixel":
+            return pixel_shares(self.label, self.space)
+        found = solid_angle_shares(self.label, self.space, self.view)
+        if found is None:
+            raise ValueError("the lens is unknown, so no solid angles: say the field of view (fov_deg)")
+        return found
+
+    def view_factors(self) -> dict[str, float | None]:
+        """View factors of ``sky`` and ``green``, 0..1; None where the image does not show all that is above."""
+        return view_factors(self.label, self.space, self.view)
 
     def overlay(self) -> Image.Image:
         """The image with the classes' colours laid over it."""
         colours = Image.fromarray(self.space.colourise(self.label))
         return Image.blend(Image.fromarray(self.image), colours, OVERLAY_SHARE)
 
+    def views(self, views: Views | None = None) -> list[Perspective]:
+        """Perspective views of a panorama with their labels, for tools that know no spheres.
+
+        Args:
+            views: Where they are; None = a ring of 90 degrees each. They are level when prediction levelled.
+
+        Raises:
+            ValueError: a photograph, which is such a view itself.
+        """
+        if self.view.projection == "pinhole":
+            raise ValueError("a pinhole photograph is a perspective view itself")
+        views = views or Views()
+        height, width = self.label.shape
+        area = self.view.area(height, width)
+        side, fov = views.side(round(width * 2 * math.pi / area.fov_x)), math.radians(views.fov_deg)
+        turn = torch.eye(3) if self.view.level is None else tilt(*map(math.radians, self.view.level))
+        image = torch.from_numpy(self.image.transpose(2, 0, 1).copy())[None]
+        label = torch.from_numpy(self.label)[None, None]
+        found = []
+        for azimuth, elevation in views.directions():
+            rays = pinhole_rays(side, side, fov_x=fov, azimuth=azimuth, elevation=elevation) @ turn
+            seen = area.sample(image, rays, fill=128.0)[0].permute(1, 2, 0).numpy()
+            ids = area.sample(label, rays, mode="nearest", fill=IGNORE_INDEX)[0, 0].numpy()
+            where = (math.degrees(azimuth), math.degrees(elevation))
+            found.append(Perspective(*where, views.fov_deg, seen, ids))
+        return found
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is read: (H, W, 3) uint8 RGB upright, what it was taken for, and its file."""
+
+    image: np.ndarray
+    view: View
+    path: Path | None
+
 
 class Model:
     """A checkpoint or a file exported from one, ready to label images."""
 
-    def __init__(self, net: Any, card: ModelCard) -> None:
-        """Use ``net``, which takes batches of images, as ``card`` describes it."""
-        self._net, self.card = net, card
+    def __init__(self, net: Any, card: ModelCard, file: Path | None = None) -> None:
+        """Use ``net``, which takes batches of images, as ``card`` describes it; ``file`` is where it lies."""
+        self._net, self.card, self.file = net, card, file
 
     @property
     def space(self) -> LabelSpace:
@@ -75,7 +160,12 @@ class Model:
         *,
         height: int | None = None,
         projection: Asked = "auto",
+        fov_deg: float | None = None,
+        lat_deg: tuple[float, float] | None = None,
         wrap: bool | None = None,
+        upright: bool = False,
+        pitch_deg: float | None = None,
+        roll_deg: float | None = None,
         sliding: Sliding | None = None,
         views: Views | None = None,
         dtype: torch.dtype | None = None,
@@ -87,15 +177,28 @@ class Model:
             height: Working height in pixels; None = pixels of the angular size seen in training where the card
                 (``params["prepared"]``) and the image tell it, else the height in training, else 512; never
                 above the image's own.
-            projection: What the image is; auto = as its metadata, the card and its shape say.
+            projection: What the image is; auto = as its metadata, its ends, the card and its shape say.
+            fov_deg: Horizontal field of view in degrees.
+            lat_deg: Latitudes of the upper and lower edge of a panorama in degrees.
             wrap: Whether it closes around the circle; None = full circles do.
+            upright: Level the horizon by pitch and roll, predict, and turn the labels back.
+            pitch_deg: With ``upright``: in place of the file's pitch.
+            roll_deg: With ``upright``: in place of the file's roll.
             sliding: Window and stride of sliding windows at the working height; None = the whole image.
             views: Perspective views, for full circles only; None = none.
             dtype: Autocast type, or None.
 
         Raises:
             DataError: an image that cannot be read or is too small, or views of one that is no full circle.
+            ValueError: angles that cannot be.
         """
+        geometry = Geometry(projection, fov_deg, lat_deg, wrap, upright, pitch_deg, roll_deg)
+        return self.label(
+            self.open(image, geometry), height=height, sliding=sliding, views=views, dtype=dtype
+        )
+
+    def open(self, image: str | Path | np.ndarray | Image.Image, geometry: Geometry) -> Picture:
+        """Read an image and say what it is taken for; arguments and errors as in ``predict``."""
         path = Path(image).expanduser() if isinstance(image, str | Path) else None
         rgb = np.asarray(read_rgb(path) if path is not None else image)
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
@@ -105,23 +208,45 @@ class Model:
                 f"{path or 'image'}: too small: {rgb.shape[0]} x {rgb.shape[1]} pixels (height x width), "
                 f"expected at least {MIN_SIDE} x {MIN_SIDE}"
             )
-        trained: Mapping[str, Any] = self.card.params.get("prepared") or {}
-        view = view_of(path, *rgb.shape[:2], projection=projection, wrap=wrap, trained=trained)
+        view = view_of(path, *rgb.shape[:2], geometry=geometry, trained=self._trained, pixels=rgb)
         if getattr(self._net, "wraps", False) and not view.wrap:
             view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
+        return Picture(rgb, view, path)
+
+    def label(
+        self,
+        picture: Picture,
+        *,
+        height: int | None = None,
+        sliding: Sliding | None = None,
+        views: Views | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Prediction:
+        """Label an image that is read; arguments and errors as in ``predict``."""
+        rgb, view = picture.image, picture.view
         if views is not None and not view.wrap:
-            raise DataError(f"{path or 'image'}: {view}: no full circle, which perspective views need")
-        label = predict_image(
+            raise DataError(
+                f"{picture.path or 'image'}: {view}: no full circle, which perspective views need"
+            )
+        working = _working_height(self._trained, rgb.shape, asked=height, view=view)
+        label, confidence = predict_image(
             self._net,
             torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
-            height=_working_height(trained, rgb.shape, asked=height, view=view),
+            height=working,
             wrap=view.wrap,
             sliding=sliding,
             views=views,
-            band=view.band(*rgb.shape[:2]),
+            area=view.area(*rgb.shape[:2]),
+            level=None if view.level is None else tuple(map(math.radians, view.level)),  # type: ignore[arg-type]
             dtype=dtype,
-        ).numpy()
-        return Prediction(rgb, label, self.space, view)
+        )
+        size = (working, round(rgb.shape[1] * working / rgb.shape[0]))
+        return Prediction(rgb, label.numpy(), confidence.numpy(), self.space, view, size)
+
+    @property
+    def _trained(self) -> Mapping[str, Any]:
+        """The images that it was trained on, as the card says."""
+        return self.card.params.get("prepared") or {}
 
 
 def load(path: str | Path, *, device: str | torch.device = "auto") -> Model:
@@ -136,8 +261,9 @@ def load(path: str | Path, *, device: str | torch.device = "auto") -> Model:
     """
     file = find_model(path)
     if is_exported(file):
-        return Model(*load_exported(file))
-    return Model(*load_model(file, device=resolve_device(device) if isinstance(device, str) else device))
+        return Model(*load_exported(file), file)
+    place = resolve_device(device) if isinstance(device, str) else device
+    return Model(*load_model(file, device=place), file)
 
 
 def find_model(path: str | Path) -> Path:

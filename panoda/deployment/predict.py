@@ -1,33 +1,44 @@
-"""Label panoramas from files: palette PNGs at the original size, overlays and class shares.
+"""Label panoramas from files: palette PNGs at the original size, confidence, overlays, a manifest, tables.
 
-A file that cannot be read is skipped and named in the result; everything else is still predicted.
+A file that cannot be read is skipped and named in the result; everything else is still predicted. While the model
+looks at one image, the next ones are decoded and the last ones measured and written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
+import numpy as np
 import torch
 from PIL import Image
 
+from panoda.data.formats.declaration import read_declaration
+from panoda.data.formats.encoding import encoding_of, space_of
 from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
-from panoda.deployment.model import Prediction, load
-from panoda.deployment.view import Asked
+from panoda.deployment.model import Model, Picture, Prediction, load
+from panoda.deployment.records import Records, describe, describe_model
+from panoda.deployment.view import AUTO, Geometry, View
 from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.sliding import Sliding
+from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
 from panoda.system.errors import DataError
-from panoda.system.files import explain_disk_full, staged_file
-from panoda.system.progress import track
+from panoda.system.files import explain_disk_full, explained_error, staged_file
+from panoda.system.progress import progress_bar
 
-ASSUMED = ("projection", "fov_x_deg", "wrapped", "taken_for")
-"""Columns of class_shares.csv: what the image was taken for."""
-
-HOW_ELSE = "; if it is a photograph: --projection pinhole, if its ends do not meet: --no-wrap"
-"""Said of images that are taken for full circles by their shape alone."""
+JOBS = 2
+"""Threads that decode, measure and write beside the model."""
+AHEAD = 2
+"""So many images wait decoded, and so many predicted, for each thread."""
+MANIFEST_SECONDS = 5.0
+"""What a killed process has predicted since the manifest was last written is predicted again."""
+FOLDERS = ("labels", "confidence", "overlays")
 
 
 @dataclass(frozen=True)
@@ -35,14 +46,18 @@ class PredictResult:
     """What ``predict_files`` did.
 
     Attributes:
-        labels: Written label files, in the order of the images that could be read.
-        shares: Table of class shares, one row per image.
+        labels: Label files, in the order of the images that could be read.
+        summary: Table over all images of the folder, one row each; a Parquet file lies beside it.
         failures: (image, reason) of every image that was skipped; empty when all went well.
+        kept: So many images were predicted already by an earlier call.
+        manifest: What manifest.json says.
     """
 
     labels: list[Path]
-    shares: Path
+    summary: Path
     failures: list[tuple[Path, str]]
+    kept: int
+    manifest: dict[str, Any]
 
 
 def predict_files(
@@ -51,19 +66,21 @@ def predict_files(
     out: Path,
     *,
     height: int | None = None,
-    projection: Asked = "auto",
-    wrap: bool | None = None,
+    geometry: Geometry = AUTO,
     sliding: Sliding | None = None,
     views: Views | None = None,
+    ids_of: str | None = None,
+    jobs: int = JOBS,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     progress: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> PredictResult:
-    """Write ``labels/*.png``, ``overlays/*.jpg`` and ``class_shares.csv`` into ``out``.
+    """Write ``labels/*.png``, ``confidence/*.png``, ``overlays/*.jpg``, the manifest and the summary into ``out``.
 
-    Label PNGs hold train ids with the palette of the label space. Shares are shares of pixels; beside them
-    stands what each image was taken for (``panoda.deployment.view``).
+    Label PNGs hold train ids with the palette of the label space, confidence PNGs 255ths of the largest
+    probability. Images that the manifest of ``out`` has already are left alone, unless they, the model or the options
+    changed.
 
     Args:
         checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
@@ -71,96 +88,198 @@ def predict_files(
         height: Working height in pixels; None = pixels of the angular size seen in training where the
             checkpoint's card (``params["prepared"]``) and the image tell it, else the height in training,
             else 512; never above the image's own.
-        projection: What the images are; auto = as their metadata, the card and their shape say.
-        wrap: Whether they close around the circle; None = full circles do.
+        geometry: What is known of the images.
         sliding: Window and stride of sliding windows at the working height; None = whole images.
         views: Perspective views, for full circles only; None = none.
+        ids_of: Data set whose own ids label PNGs hold (``original_ids``), without a palette; None = train ids.
+        jobs: Threads for decoding, measuring and writing.
         say: Told in one line what each image was taken for.
 
     Raises:
-        ValueError: no images, wrap for pinhole images, or arguments that are not image files.
-        OSError: disk full.
+        ValueError: no images, or no model.
+        OSError: disk full, or ``out`` cannot be written.
     """
     images = list(dict.fromkeys(images))
-    _check_arguments(images)
-    if wrap and projection == "pinhole":
-        raise ValueError("pinhole images are no circles: leave out --wrap, or give --projection erp")
+    if not images:
+        raise ValueError("no images given; name at least one image file")
     if height is not None and height < MIN_SIDE:
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     model = load(checkpoint, device=device)
-    names = _output_names(images)
-    written: list[Path] = []
-    rows: list[dict[str, object]] = []
-    failures: list[tuple[Path, str]] = []
+    ids = None if ids_of is None else original_ids(ids_of, model.space)
+    options: dict[str, Any] = {"height": height, "geometry": asdict(geometry), "sliding": sliding, "ids": ids}
+    options |= {"views": None if views is None else asdict(views), "dtype": str(dtype)}
     with explain_disk_full(out):
-        for folder in (out / "labels", out / "overlays"):
+        for folder in FOLDERS:
             # An out that cannot be written is told before the first prediction.
-            folder.mkdir(parents=True, exist_ok=True)
-        for path in track(images, "predicting", enabled=progress):
-            try:
-                found = model.predict(
-                    path,
-                    height=height,
-                    projection=projection,
-                    wrap=wrap,
-                    sliding=sliding,
-                    views=views,
-                    dtype=dtype,
-                )
-            except DataError as error:
-                failures.append((path, str(error)))
-                continue
-            if say is not None:
-                say(f"{path}: {found.view}{HOW_ELSE if found.view.guessed and found.view.wrap else ''}")
-            written.append(_write(out, names[path], found))
-            view = found.view
-            assumed = dict(zip(ASSUMED, (view.projection, view.fov_x_deg, view.wrap, str(view)), strict=True))
-            rows.append({"image": str(path), "label": names[path], **assumed, **found.shares()})
-        shares = out / "class_shares.csv"
-        with staged_file(shares) as aside:
-            columns = ["image", "label", *ASSUMED, *model.space.names]
-            pd.DataFrame(rows, columns=columns).to_csv(aside, index=False, float_format="%.6f")
-    return PredictResult(labels=written, shares=shares, failures=failures)
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        records = Records(out, describe_model(model), options)
+        records.write_manifest()
+        names = records.names(images)
+        todo = [path for path in images if not _done(records, path)]
+        settings: dict[str, Any] = {"height": height, "sliding": sliding, "views": views, "dtype": dtype}
+        try:
+            with progress_bar(enabled=progress) as bar:
+                task = bar.add_task("predicting", total=len(images), completed=len(images) - len(todo))
+                written = time.monotonic()
+                for path, outcome in _predicted(model, todo, names, out, geometry, settings, ids, jobs):
+                    bar.advance(task)
+                    if isinstance(outcome, str):
+                        records.images.pop(str(path), None)
+                        records.failures[str(path)] = outcome
+                        continue
+                    record, view = outcome
+                    records.images[str(path)] = record
+                    if say is not None:
+                        say(f"{path}: {view}{how_else(view)}")
+                    if time.monotonic() - written > MANIFEST_SECONDS:
+                        records.write_manifest()
+                        written = time.monotonic()
+        finally:
+            records.write_manifest()
+        summary = records.write_summary(model.space)
+    labels = [
+        out / records.images[str(path)]["files"]["label"] for path in images if str(path) in records.images
+    ]
+    failures = [(Path(image), reason) for image, reason in records.failures.items()]
+    return PredictResult(labels, summary, failures, len(images) - len(todo), records.manifest())
 
 
-def _check_arguments(images: Sequence[Path]) -> None:
-    """Refuse what cannot be meant as an image, before any work."""
-    if not images:
-        raise ValueError("no images given; name at least one image file")
-    problems = []
-    for path in images:
-        if not path.is_file():
-            problems.append(f"{path}: {'a folder' if path.is_dir() else 'no such file'}")
-        elif not is_image_name(path):
-            problems.append(f"{path}: not the name of an image")
-    if problems:
-        raise ValueError(
-            "not image files:\n  "
-            + "\n  ".join(problems)
-            + f"\nexpected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}; "
-            "name the files of a folder with folder/*"
+def how_else(view: View) -> str:
+    """How to say otherwise, of images whose kind was guessed from their pixels alone."""
+    if not view.guessed:
+        return ""
+    if view.wrap:
+        return "; if it is a photograph: --projection pinhole, if its ends do not meet: --no-wrap"
+    return "; if it is a full circle: --projection erp"
+
+
+def _done(records: Records, path: Path) -> bool:
+    try:
+        return records.done(path)
+    except OSError:
+        return False  # its reason is told where it is opened
+
+
+def _predicted(
+    model: Model,
+    paths: Sequence[Path],
+    names: dict[Path, str],
+    out: Path,
+    geometry: Geometry,
+    settings: dict[str, Any],
+    ids: Sequence[int] | None,
+    jobs: int,
+) -> Iterator[tuple[Path, tuple[dict[str, Any], View] | str]]:
+    """(image, (record, view) or why not) in order: decoded ahead, written behind, by ``jobs`` threads."""
+    waiting = iter(paths)
+    decoded: deque[tuple[Path, Future[Picture | str]]] = deque()
+    ended: deque[tuple[Path, Future[Any] | str]] = deque()
+    with ThreadPoolExecutor(max(1, jobs), thread_name_prefix="panoda") as pool:
+
+        def decode_next() -> None:
+            path = next(waiting, None)
+            if path is not None:
+                decoded.append((path, pool.submit(_open, model, path, geometry)))
+
+        for _ in range(AHEAD * max(1, jobs)):
+            decode_next()
+        while decoded:
+            path, future = decoded.popleft()
+            found: Picture | Prediction | str = future.result()
+            decode_next()
+            if isinstance(found, Picture):
+                try:
+                    found = model.label(found, **settings)
+                except DataError as error:
+                    found = str(error)
+            if isinstance(found, Prediction):
+                ended.append((path, pool.submit(_write, out, names[path], path, found, ids)))
+            else:
+                ended.append((path, str(found)))
+            while len(ended) > AHEAD * max(1, jobs):
+                yield _outcome(*ended.popleft())
+        while ended:
+            yield _outcome(*ended.popleft())
+
+
+def _outcome(path: Path, result: Future[Any] | str) -> tuple[Path, tuple[dict[str, Any], View] | str]:
+    return path, result if isinstance(result, str) else result.result()
+
+
+def _open(model: Model, path: Path, geometry: Geometry) -> Picture | str:
+    """The decoded image, or why it cannot be predicted."""
+    if not path.is_file():
+        return f"{path}: {'a folder' if path.is_dir() else 'no such file'}"
+    if not is_image_name(path):
+        return (
+            f"{path}: not the name of an image, expected one that ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
         )
+    try:
+        return model.open(path, geometry)
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return explained_error(error)
 
 
-def _output_names(images: Sequence[Path]) -> dict[Path, str]:
-    """A unique name without suffix per image; a number is added where names repeat."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for path in images:
-        name, number = path.stem, 2
-        while name in taken:
-            name, number = f"{path.stem}-{number}", number + 1
-        taken.add(name)
-        names[path] = name
-    return names
+def _write(
+    out: Path, name: str, path: Path, found: Prediction, ids: Sequence[int] | None
+) -> tuple[dict[str, Any], View]:
+    """Write the files of one prediction; returns its record and what it was taken for."""
+    files = {
+        "label": f"labels/{name}.png",
+        "confidence": f"confidence/{name}.png",
+        "overlay": f"overlays/{name}.jpg",
+    }
+    label = label_png(found) if ids is None else Image.fromarray(id_table(ids)[found.label])
+    with staged_file(out / files["label"]) as aside:
+        label.save(aside, format="PNG")
+    with staged_file(out / files["confidence"]) as aside:
+        Image.fromarray(found.confidence_255).save(aside, format="PNG", compress_level=1)
+    with staged_file(out / files["overlay"]) as aside:
+        found.overlay().save(aside, format="JPEG", quality=90)
+    return describe(found, path, name, files), found.view
 
 
-def _write(out: Path, name: str, found: Prediction) -> Path:
-    path = out / "labels" / f"{name}.png"
+def label_png(found: Prediction) -> Image.Image:
+    """The label as an image of train ids with the palette of its space."""
     image = Image.fromarray(found.label)
     image.putpalette(found.space.colour_table().tobytes())
-    with staged_file(path) as aside:
-        image.save(aside, format="PNG")
-    with staged_file(out / "overlays" / f"{name}.jpg") as aside:
-        found.overlay().save(aside, format="JPEG", quality=90)
-    return path
+    return image
+
+
+def id_table(ids: Sequence[int]) -> np.ndarray:
+    """(256,) table from train id to the ids of another numbering: uint8, or uint16 where one is above 255."""
+    table = np.full(256, IGNORE_INDEX, dtype=np.uint16 if max(ids) > 255 else np.uint8)
+    table[: len(ids)] = ids
+    return table
+
+
+def original_ids(dataset: str, space: LabelSpace) -> list[int]:
+    """The id in a data set's own label files of every class of a space, by class name; the lowest where several are.
+
+    Args:
+        dataset: Name of a built-in declaration (``panoda data list``), or the path of one.
+
+    Raises:
+        ValueError: unknown data set, labels in colours, or one without a class of the space.
+
+    Example:
+        >>> from panoda.labels import get_label_space
+        >>> original_ids("cityscapes", get_label_space("cs13"))[:4]
+        [7, 8, 11, 12]
+    """
+    labels = read_declaration(dataset).labels
+    if labels is None or labels.encoding != "ids":
+        raise ValueError(
+            f"{dataset}: no label ids ({'no labels' if labels is None else 'labels in colours'})"
+        )
+    theirs = get_label_space(space_of(labels, dataset))
+    found: dict[str, int] = {}
+    for raw, train in sorted(encoding_of(labels, dataset).table, reverse=True):
+        if train != IGNORE_INDEX and raw >= 0:
+            found[theirs.names[train]] = raw
+    missing = [name for name in space.names if name not in found]
+    if missing:
+        raise ValueError(f"{dataset}: no label of {', '.join(missing)}, which the model predicts")
+    return [found[name] for name in space.names]

@@ -88,6 +88,23 @@ def pinhole_rays(
     )
 
 
+def pinhole_solid_angles(height: int, width: int, *, fov_x: float, rows: range | None = None) -> Tensor:
+    """(H, W) float64 steradians of the pixels of a pinhole view, or of some rows of them.
+
+    Raises:
+        ValueError: empty size or fov_x outside (0, pi).
+
+    Example:
+        >>> round(float(pinhole_solid_angles(200, 200, fov_x=math.pi / 2).sum()), 3)  # a face of a cube
+        2.094
+    """
+    focal = focal_length(width, fov_x)
+    x, y = pixel_grid(height if rows is None else len(rows), width)
+    y = y if rows is None else y + rows.start
+    squared = ((x.double() - 0.5 * width) ** 2 + (y.double() - 0.5 * height) ** 2) / focal**2
+    return (1 + squared) ** -1.5 / focal**2
+
+
 def rays_to_pinhole(
     rays: Tensor,
     *,

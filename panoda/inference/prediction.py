@@ -1,4 +1,4 @@
-"""Prediction at several scales, without a seam at +-180 degrees, and of panoramas of any size.
+"""Prediction at several scales, without a seam at +-180 degrees.
 
 Convention: with ``wrap`` the width is a full circle. Images are then extended at both sides by a margin of
 their other end before the model sees them, and every resize treats columns as periodic.
@@ -27,9 +27,6 @@ MIN_SIDE = 32
 """Smallest input side of the models in pixels."""
 MARGIN_UNIT = 32
 """Margins are multiples of the models' largest stride, so that their grid stays in place."""
-WINDOW = 2048
-"""Widest piece in pixels that ``predict_image`` hands to the model at once, margins not counted."""
-_STRIP_PIXELS = 2**20
 VIEW_FILL = 128.0
 """Grey of what perspective views show above and below a band."""
 Band = tuple[float, float]
@@ -76,7 +73,7 @@ def predict_logits(
             leave gaps or do not suit the model, views of what is no full circle, or source_colours for a model
             that does not know them.
     """
-    _check(images, scales)
+    check_images(images, scales)
     options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
     if source_colours > 0:
         both = partial(predict_logits, model, wrap=wrap, sliding=sliding, views=views, band=band, **options)
@@ -116,7 +113,7 @@ def predict_features(
     Returns:
         logits (B, K, H, W) and features (B, D, ceil(H / s), ceil(W / s)), float32.
     """
-    _check(images, scales)
+    check_images(images, scales)
     height, width = images.shape[-2:]
     stride = _stride(model)
     totals: list[Tensor] = []
@@ -133,85 +130,6 @@ def predict_features(
             totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
     count = len(scales) * (2 if flip else 1)
     return totals[0] / count, totals[1] / count
-
-
-def predict_image(
-    model: nn.Module,
-    image: Tensor,
-    *,
-    height: int,
-    wrap: bool,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    dtype: torch.dtype | None = None,
-    window: int = WINDOW,
-    sliding: Sliding | None = None,
-    views: Views | None = None,
-    band: Band = SPHERE,
-    source_colours: float = 0.0,
-) -> Tensor:
-    """Label one whole image of any size.
-
-    The image is brought to a working height; if that makes it wider than ``window``, overlapping pieces are
-    predicted one after the other, unless ``sliding`` takes smaller ones. Logits are enlarged to the image's
-    size strip by strip, so memory depends on the working size and not on the size of the image (besides
-    image and label themselves).
-
-    Args:
-        model: As in ``predict_logits``.
-        image: (3, H, W) uint8, on any device.
-        height: Working height in pixels; the working width keeps the aspect, in steps of 4 pixels.
-        wrap: The width is a full circle.
-        scales: As in ``predict_logits``.
-        flip: As in ``predict_logits``.
-        dtype: As in ``predict_logits``.
-        window: Widest piece in pixels.
-        sliding: As in ``predict_logits``.
-        views: As in ``predict_logits``.
-        band: As in ``predict_logits``.
-        source_colours: As in ``predict_logits``; of full circles the colours up to 45 degrees from the horizon
-            count, where pinhole cameras look.
-
-    Returns:
-        (H, W) uint8 train ids on the CPU.
-
-    Raises:
-        ValueError: not a (3, H, W) uint8 image, or a working height below 32 pixels.
-    """
-    if image.ndim != 3:
-        raise ValueError(f"expected one image (3, H, W), found shape {tuple(image.shape)}")
-    if height < MIN_SIDE or window < MIN_SIDE:
-        raise ValueError(f"working height and window must be at least {MIN_SIDE} pixels: {height}, {window}")
-    _check(image[None], scales)
-    device = next((p.device for p in model.parameters()), image.device)
-    full = (image.shape[1], image.shape[2])
-    width = max(MIN_SIDE, 4 * round(full[1] * height / full[0] / 4))
-    work = (
-        _resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
-    )
-    options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
-
-    def whole(images: Tensor) -> Tensor:
-        pieces = _pieces(model, images, wrap=wrap, window=window, sliding=sliding, **options)
-        return torch.cat(list(pieces), dim=-1)
-
-    def predicted(images: Tensor) -> Tensor:
-        if views is None:
-            return whole(images)
-        return mix_views(model, images, partial(whole, images), views, wrap=wrap, band=band, **options)
-
-    if source_colours > 0:
-        valid = _near_the_horizon(work, band) if wrap else None
-        logits = mix_colours(model, predicted, work, source_colours, valid)
-    else:
-        logits = predicted(work)
-    label = torch.empty(full, dtype=torch.uint8)
-    step = max(1, _STRIP_PIXELS // full[1])
-    for top in range(0, full[0], step):
-        rows = range(top, min(top + step, full[0]))
-        strip = resize_linear(logits, full, wrap=wrap, rows=rows)
-        label[rows.start : rows.stop] = strip.argmax(dim=1)[0].to(torch.uint8).cpu()
-    return label
 
 
 def mix_colours(
@@ -234,14 +152,6 @@ def mix_colours(
         valid = torch.ones(1, *images.shape[-2:], dtype=torch.bool, device=images.device)
     recoloured = in_source_colours(model, images, valid)
     return (predict(images) + share * predict(recoloured)) / (1 + share)
-
-
-def _near_the_horizon(images: Tensor, band: Band) -> Tensor:
-    """(1, H, W) bool, rows at most 45 degrees from the horizon; all where there are none."""
-    height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device) + 0.5
-    near = (band[0] - rows / height * (band[0] - band[1])).abs() <= math.pi / 4
-    return (near if bool(near.any()) else ~near)[None, :, None].expand(1, height, width)
 
 
 def mix_views(
@@ -273,7 +183,7 @@ def mix_views(
     """
     if not wrap:
         raise ValueError("perspective views are of full circles, and this is none; predict without views")
-    if _wraps(model):
+    if closes_itself(model):
         raise ValueError(
             "the model closes its input around the circle (model.wrap), but a view is a part of it; predict "
             "without views"
@@ -329,7 +239,8 @@ def _lerp(x: Tensor, dim: int, size: int, wanted: Tensor, *, wrap: bool) -> Tens
     return torch.lerp(x.index_select(dim, first), x.index_select(dim, second), weight)
 
 
-def _check(images: Tensor, scales: Sequence[float]) -> None:
+def check_images(images: Tensor, scales: Sequence[float]) -> None:
+    """ValueError unless images are (B, 3, H, W) uint8 and scales positive."""
     if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"expected uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}")
     if not scales or min(scales) <= 0:
@@ -358,7 +269,7 @@ def _stride(model: nn.Module) -> int:
     return int(getattr(model, "feature_stride", 4))
 
 
-def _wraps(model: nn.Module) -> bool:
+def closes_itself(model: nn.Module) -> bool:
     """The model closes panoramas around the circle itself."""
     return bool(getattr(model, "wraps", False))
 
@@ -376,7 +287,7 @@ def _views(
 
     Windows that slide around the circle need no margin.
     """
-    if _wraps(model) and not wrap:
+    if closes_itself(model) and not wrap:
         raise ValueError(
             "the model closes its input around the circle (model.wrap), but this is no full circle; predict "
             "whole panoramas with it, or train a model with wrap: false"
@@ -386,8 +297,8 @@ def _views(
     for scale in scales:
         size = (_scaled(height, scale, cell), _scaled(width, scale, cell))
         around = sliding is not None and size[1] > sliding[0]
-        margin = _margin(size[1], cell) if wrap and not _wraps(model) and not around else 0
-        view = normalise(_resize_image(images, size, wrap=wrap, margin=margin) / 255)
+        margin = margin_of(size[1], cell) if wrap and not closes_itself(model) and not around else 0
+        view = normalise(resize_image(images, size, wrap=wrap, margin=margin) / 255)
         yield view, False, size, margin
         if flip:
             yield view.flip(-1), True, size, margin
@@ -400,13 +311,13 @@ def _scaled(side: int, scale: float, cell: int) -> int:
     return max(-(-MIN_SIDE // cell), round(side * scale / cell)) * cell
 
 
-def _margin(width: int, cell: int = 4) -> int:
+def margin_of(width: int, cell: int = 4) -> int:
     """A sixteenth of the width, at least one unit, at most the width (or one cell), in whole cells."""
     unit = math.lcm(MARGIN_UNIT, cell)
     return min(unit * math.ceil(width / (16 * unit)), max(cell, width // cell * cell))
 
 
-def _resize_image(images: Tensor, size: tuple[int, int], *, wrap: bool, margin: int) -> Tensor:
+def resize_image(images: Tensor, size: tuple[int, int], *, wrap: bool, margin: int) -> Tensor:
     """Antialiased resize of (B, 3, H, W) uint8, extended by ``margin`` columns at both sides.
 
     Returns:
@@ -436,32 +347,3 @@ def _extended(x: Tensor, margin: int) -> Tensor:
 
 def _crop(x: Tensor, margin: int, width: int) -> Tensor:
     return x if margin == 0 else x[..., margin : margin + width]
-
-
-def _pieces(
-    model: nn.Module,
-    work: Tensor,
-    *,
-    wrap: bool,
-    window: int,
-    scales: Sequence[float],
-    flip: bool,
-    dtype: torch.dtype | None,
-    sliding: Sliding | None,
-) -> Iterator[Tensor]:
-    """Logits (1, K, h, piece) from left to right."""
-    width = work.shape[-1]
-    if width <= window or _wraps(model) or sliding is not None:
-        yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype, sliding=sliding)
-        return
-    count = math.ceil(width / window)
-    margin = _margin(window) * 2
-    for k in range(count):
-        left, right = k * width // count, (k + 1) * width // count
-        start, stop = left - margin, right + margin
-        if not wrap:
-            start, stop = max(0, start), min(width, stop)
-        columns = torch.arange(start, stop, device=work.device) % width
-        part = work.index_select(-1, columns)
-        logits = predict_logits(model, part, scales=scales, flip=flip, wrap=False, dtype=dtype)
-        yield logits[..., left - start : right - start]

@@ -5,6 +5,7 @@ must not cost it its result: failures become warnings, and after three in a row 
 """
 
 from panoda.tracking.logger import MLflowLogger
+from panoda.tracking.registry import fetch_model
 from panoda.tracking.run import DatasetRecord, start_run
 from panoda.tracking.store import TrackingError, connect, preload, prepare_environment, tracking_uri
 
@@ -13,6 +14,7 @@ __all__ = [
     "MLflowLogger",
     "TrackingError",
     "connect",
+    "fetch_model",
     "preload",
     "prepare_environment",
     "start_run",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from panoda.system.context import MetricLogger
+from panoda.tracking.registry import log_and_register
 from panoda.tracking.store import first_line, safe_key
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 GIVE_UP_AFTER = 3
 FLUSH_SECONDS = 5.0
 BATCH_METRICS = 1000
-ALIAS = "adapted"
 
 
 class MLflowLogger(MetricLogger):
@@ -93,13 +93,17 @@ class MLflowLogger(MetricLogger):
             if value is not None:
                 self._try(f"tag {key}", partial(self._client.set_tag, self.run_id, key, str(value)))
 
-    def register_model(self, name: str) -> str | None:
-        """Make the run's ``model.safetensors`` the newest version of a model, with the alias ``adapted``.
+    def register_model(self, name: str, file: Path) -> str | None:
+        """Log a ``model.safetensors`` in MLflow's format: the newest version of ``name``, alias ``adapted``.
 
         Returns:
             The version, or None when tracking failed.
         """
-        return self._try(f"registered model {name}", lambda: _register(self._client, self.run_id, name))
+        uri = self._client.tracking_uri
+        return self._try(
+            f"registered model {name}",
+            lambda: log_and_register(self._client, uri, self.run_id, name, file),
+        )
 
     def end(self, status: str) -> None:
         """Send what waits and close the run as FINISHED, FAILED or KILLED."""
@@ -122,20 +126,3 @@ class MLflowLogger(MetricLogger):
             return None
         self._failures = 0
         return result
-
-
-def _register(client: MlflowClient, run_id: str, name: str) -> str:
-    """Register the run's ``model.safetensors`` as the newest version of ``name``, alias ``adapted``."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_registered_model(name)
-    except MlflowException:
-        client.create_registered_model(
-            name,
-            description="Models adapted to panoramas; panoda.models.core.checkpoint.load_model reads them.",
-        )
-    source = f"{client.get_run(run_id).info.artifact_uri}/model.safetensors"
-    version = client.create_model_version(name, source=source, run_id=run_id)
-    client.set_registered_model_alias(name, ALIAS, version.version)
-    return str(version.version)

@@ -75,6 +75,7 @@ def start_run(
     logger = MLflowLogger(client, opened, warn=warn)
     if resumed:
         logger.skip_logged()
+    monitor = _watch_machine(opened, uri, resumed=bool(resumed), warn=warn)
     status = "FAILED"
     try:
         yield logger
@@ -86,7 +87,22 @@ def start_run(
         status = "KILLED"
         raise
     finally:
+        if monitor is not None:
+            monitor.finish()
         logger.end(status)
+
+
+def _watch_machine(run_id: str, uri: str, *, resumed: bool, warn: Callable[[str], None]) -> Any:
+    """MLflow's system metrics (CPU, memory, disk, network, GPU; every 10 seconds) in a thread; None without psutil."""
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=uri)
+        monitor.start()
+    except Exception as error:  # tracking must not cost a stage its result
+        warn(f"MLflow: no system metrics ({first_line(error)}); going on without them")
+        return None
+    return monitor
 
 
 def _opened(client: MlflowClient, experiment: str, start: str | None) -> str | None:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "GIT_PYTHON_REFRESH": "quiet",
@@ -39,6 +40,8 @@ def prepare_environment() -> None:
     # prints two hundred lines.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    for name in ("mlflow.system_metrics.system_metrics_monitor", "mlflow.pyfunc"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def preload() -> None:

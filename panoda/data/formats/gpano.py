@@ -46,11 +46,28 @@ class Area:
         fov_x_deg: Horizontal field of view in degrees, 360 for a full circle.
         lat_top_deg: Latitude of the upper edge in degrees.
         lat_bottom_deg: Latitude of the lower edge in degrees.
+        centre_lon_deg: Longitude of the file's middle column in degrees; 0 is the middle of the full sphere.
     """
 
     fov_x_deg: float
     lat_top_deg: float
     lat_bottom_deg: float
+    centre_lon_deg: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How the camera was held, in degrees; None where the file does not say.
+
+    Attributes:
+        heading_deg: Compass direction of the middle of the full sphere, clockwise from north, 0..360.
+        pitch_deg: Of that middle above the horizon, -90..90.
+        roll_deg: The horizon turns so far counter-clockwise in the image, -180..180.
+    """
+
+    heading_deg: float | None = None
+    pitch_deg: float | None = None
+    roll_deg: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,7 @@ class FileFacts:
         height: Pixels, upright.
         width: Pixels, upright.
         area: Part of the sphere by GPano, or None.
+        pose: How the camera was held by GPano.
         lens: EXIF names a lens of a photograph.
         fov_x_deg: Horizontal field of view of that lens in degrees, where EXIF tells, else None.
         notes: Metadata that was not used, and why.
@@ -72,6 +90,7 @@ class FileFacts:
     lens: bool = False
     fov_x_deg: float | None = None
     notes: tuple[str, ...] = ()
+    pose: Pose = Pose()
 
 
 def read_facts(path: Path) -> FileFacts | None:
@@ -89,12 +108,15 @@ def read_facts(path: Path) -> FileFacts | None:
         return None
     area: Area | None = None
     notes: tuple[str, ...] = ()
+    pose = Pose()
     try:
         values = _gpano_values(packet) if packet else {}
         area, notes = _area(values, height, width, turned=turned) if values else (None, ())
+        pose = _pose(values)
     except _Wrong as wrong:
         notes = (f"GPano is ignored: {wrong}",)
-    return FileFacts(height, width, area, lens, fov, notes)
+        area = None
+    return FileFacts(height, width, area, lens, fov, notes, pose)
 
 
 def contradiction(facts: FileFacts, item: RawItem) -> str:
@@ -104,7 +126,8 @@ def contradiction(facts: FileFacts, item: RawItem) -> str:
         return "" if area is None else f"GPano says {_text(area)}, declared is {item.projection}"
     declared = Area(item.fov_x_deg, item.lat_top_deg, item.lat_bottom_deg)
     if area is not None:
-        pairs = zip(astuple(area), astuple(declared), strict=True)
+        # Declarations know no longitude.
+        pairs = zip(astuple(area)[:3], astuple(declared)[:3], strict=True)
         same = all(abs(one - two) <= DEGREES_ALIKE for one, two in pairs)
         return "" if same else f"GPano says {_text(area)}, declared is {_text(declared)}"
     widest = 180 * facts.width / facts.height
@@ -217,7 +240,19 @@ def _area(
         notes = (f"{found}: resized",)
     top_deg = 90 - 180 * top / full_h
     fov = min(360 * area_w / full_w, 360.0)
-    return Area(fov, top_deg, max(top_deg - 180 * area_h / full_h, -90.0)), notes
+    # A width without a place is taken as about the middle.
+    placed = "CroppedAreaLeftPixels" in values
+    centre = 360 * (left + area_w / 2) / full_w - 180 if placed else 0.0
+    return Area(fov, top_deg, max(top_deg - 180 * area_h / full_h, -90.0), centre), notes
+
+
+def _pose(values: dict[str, str]) -> Pose:
+    """How the camera was held; ``_Wrong`` for angles that cannot be."""
+    heading, pitch, roll = (_number(values, f"Pose{name}Degrees") for name in ("Heading", "Pitch", "Roll"))
+    for name, angle, limit in (("Heading", heading, 360), ("Pitch", pitch, 90), ("Roll", roll, 180)):
+        if angle is not None and abs(angle) > limit:
+            raise _Wrong(f"Pose{name}Degrees is {angle:g}, more than {limit}")
+    return Pose(heading, pitch, roll)
 
 
 def _number(values: dict[str, str], name: str) -> float | None:

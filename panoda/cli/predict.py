@@ -1,0 +1,217 @@
+"""The command ``panoda predict``."""
+
+from __future__ import annotations
+
+import glob
+import json
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from panoda.config.problems import problems
+from panoda.config.views import ViewsParams
+from panoda.pipeline.table import STAGES
+
+
+class Projection(StrEnum):
+    """What images are taken for."""
+
+    auto = "auto"
+    erp = "erp"
+    band = "band"
+    pinhole = "pinhole"
+
+
+def predict_command(
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images of any size, folders, patterns such as 'a/**/*.jpg', or @LIST: one a line."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for labels/, confidence/, overlays/, manifest.json and summary.csv.")
+    ],
+    run: Annotated[Path | None, typer.Option(help="Run folder whose model to use.")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Model to use: a file, a published name (panoda weights list), or models:/NAME@adapted."
+        ),
+    ] = None,
+    projection: Annotated[
+        Projection,
+        typer.Option(
+            help="What the images are: equirectangular, a full circle of some latitudes, or photographs; auto: as "
+            "metadata, their ends, the model and their shape say."
+        ),
+    ] = Projection.auto,
+    fov: Annotated[float | None, typer.Option(help="Horizontal field of view in degrees.")] = None,
+    lat: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Latitudes of the upper and lower edge of panoramas in degrees, such as 45 -45."),
+    ] = None,
+    wrap: Annotated[
+        bool | None,
+        typer.Option("--wrap/--no-wrap", help="Close around the circle; default: full circles."),
+    ] = None,
+    upright: Annotated[
+        bool,
+        typer.Option(
+            "--upright", help="Level the horizon by the metadata's pitch and roll, and turn labels back."
+        ),
+    ] = False,
+    pitch: Annotated[
+        float | None,
+        typer.Option(help="With --upright: degrees that the camera looked up, in place of metadata."),
+    ] = None,
+    roll: Annotated[
+        float | None,
+        typer.Option(help="With --upright: degrees that the horizon is turned counter-clockwise."),
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
+    sliding: Annotated[
+        int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="Mix in perspective views of full circles: '{fov_deg: 90, share: 0.5}' or {} for the defaults "
+            "(panoda params evaluate.views)."
+        ),
+    ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(help="Write labels as the ids of this data set (panoda data list), without a palette."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Threads that read and write beside the model.")] = 2,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the manifest on standard output, everything else on the other."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Segment panoramas and photographs: label and confidence PNGs, overlays, tables of class shares.
+
+    Says what each image was taken for. Goes on where it stopped: what is done and unchanged is left alone. The exit
+    status is 0 only when every image was labelled.
+    """
+    model = model_file(run, checkpoint)
+    # Imported here: the other commands start without torch.
+    from panoda.deployment.predict import predict_files
+    from panoda.deployment.view import Geometry
+    from panoda.geometry.views import Views
+    from panoda.system.context import resolve_device, resolve_precision
+    from panoda.system.machine import keep_freed_memory
+
+    keep_freed_memory()
+    geometry = Geometry(projection.value, fov, lat, wrap, upright, pitch, roll)
+    perspective = None if views is None else Views(**_views(views).model_dump())
+    place = resolve_device(device)
+    result = predict_files(
+        model,
+        list(_expand(images, out)),
+        out,
+        height=height,
+        geometry=geometry,
+        views=perspective,
+        sliding=None if sliding is None else (sliding, 2 * sliding // 3),
+        ids_of=ids,
+        jobs=jobs,
+        device=place,
+        dtype=resolve_precision("auto", place),
+        progress=True,
+        say=lambda line: typer.echo(line, err=as_json),
+    )
+    for _, reason in result.failures:
+        print(reason, file=sys.stderr)
+    kept = f", {result.kept} of them already there" if result.kept else ""
+    typer.echo(f"{len(result.labels)} images in {out}{kept}; summary in {result.summary}", err=as_json)
+    if as_json:
+        typer.echo(json.dumps(result.manifest, indent=2))
+    if result.failures:
+        total = len(result.labels) + len(result.failures)
+        raise ValueError(f"{len(result.failures)} of {total} images could not be read, see above")
+
+
+def _views(text: str) -> ViewsParams:
+    """Option --views: a mapping as in params.yaml."""
+    try:
+        tree = yaml.safe_load(text)
+        tree = tree if isinstance(tree, dict) else {"fov_deg": tree}
+        return ViewsParams.model_validate(tree)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--views {text!r}: expected a mapping such as '{{fov_deg: 90}}'") from error
+    except ValidationError as error:
+        raise ValueError(f"--views {text!r}: {'; '.join(problems(ViewsParams, tree, error))}") from error
+
+
+def model_file(run: Path | None, checkpoint: str | None) -> Path:
+    """The file of the model that the options name; without any that of the pipeline's last adaptation.
+
+    Raises:
+        ValueError: both options, or no such model.
+    """
+    if run is not None and checkpoint is not None:
+        raise ValueError("give --run or --checkpoint, not both")
+    if checkpoint is not None:
+        from panoda.pipeline.models import find_model
+
+        return find_model(checkpoint)
+    if run is not None:
+        path = run / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path}: this run has no model; name a run of pretrain, warmup or adapt")
+        return path
+    later = list(Path(STAGES["rounds"].out).glob("round*/adapt/model.safetensors"))
+    first = Path(STAGES["adapt"].out) / "model.safetensors"
+    path = max(later, key=lambda file: int(file.parts[-3].removeprefix("round")), default=first)
+    if not path.is_file():
+        raise ValueError(f"{path}: no adapted model yet; run `dvc repro`, or give --run or --checkpoint")
+    return path
+
+
+def _expand(arguments: list[str], out: Path) -> Iterator[Path]:
+    """The files of all arguments: lists read, patterns filled in, the images below folders."""
+    from panoda.system.files import read_text
+
+    for argument in arguments:
+        if argument.startswith("@"):
+            lines = [line.strip() for line in read_text(Path(argument[1:]).expanduser()).splitlines()]
+            for line in lines:
+                if line and not line.startswith("#"):
+                    yield from _files(line, out)
+        else:
+            yield from _files(argument, out)
+
+
+def _files(text: str, out: Path) -> Iterator[Path]:
+    """The files of a path or pattern; for a folder the images in it, without those that prediction wrote there."""
+    from panoda.data.formats.browse import images_below
+    from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
+    from panoda.deployment.predict import FOLDERS
+
+    path = Path(text).expanduser()
+    if not path.exists() and glob.has_magic(text):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        found = [file for file in found if file.is_file() and is_image_name(file)]
+        if not found:
+            raise ValueError(f"{text}: no images match this pattern")
+        yield from found
+    elif not path.is_dir():
+        yield path
+    else:
+        own = [(out / name).resolve() for name in FOLDERS]
+        inside, left = images_below(path, lambda name: (path / name).resolve() not in own)
+        for line in left.lines():
+            typer.echo(line, err=True)
+        if not inside:
+            ends = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"{path}: no images in this folder; expected files that end in {ends}")
+        yield from inside

@@ -1,0 +1,183 @@
+"""What lies in a folder of predictions: a record for every image, the manifest, the summary tables.
+
+``manifest.json`` names the model, the options and every image with its geometry, sizes and files. Prediction goes on
+from it: an image whose file, model and options are unchanged is not predicted again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from panoda.deployment.model import Model, Prediction
+from panoda.labels import LabelSpace
+from panoda.system.files import sha256_file, staged_file, write_json
+
+MANIFEST = "manifest.json"
+SUMMARY = ("summary.csv", "summary.parquet")
+FORMAT = "panoda-predictions-1"
+COLUMNS = (
+    "image",
+    "name",
+    "height",
+    "width",
+    "projection",
+    "fov_x_deg",
+    "lat_top_deg",
+    "lat_bottom_deg",
+    "wrapped",
+    "taken_for",
+    "mean_confidence",
+    "sky_view_factor",
+    "green_view_factor",
+)
+"""Columns of the summary before the classes: ``road`` is a share of pixels, ``road (sr)`` of the solid angle."""
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """What the manifest says of the model."""
+    card = model.card
+    return {
+        "file": str(model.file),
+        "sha256": None if model.file is None else sha256_file(model.file),
+        "name": card.name,
+        "stage": card.stage,
+        "label_space": card.label_space,
+        "class_names": list(card.class_names),
+        "palette": [list(colour) for colour in card.space.palette],
+    }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What tells whether an image file has changed."""
+    about = path.stat()
+    return {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}
+
+
+def describe(found: Prediction, path: Path, name: str, files: Mapping[str, str]) -> dict[str, Any]:
+    """The record of one image; angles in degrees, shares and factors 0..1."""
+    view, (height, width) = found.view, found.label.shape
+    top, bottom = (None, None)
+    if view.projection == "erp":
+        top, bottom = (round(math.degrees(edge), 4) for edge in view.band(height, width))
+    factors = found.view_factors()
+    known = view.projection == "erp" or view.fov_x_deg is not None
+    return {
+        "image": str(path),
+        "file": describe_file(path),
+        "name": name,
+        "files": dict(files),
+        "height": height,
+        "width": width,
+        "working_size": list(found.working_size),
+        "projection": view.projection,
+        "fov_x_deg": view.fov_x_deg,
+        "lat_top_deg": top,
+        "lat_bottom_deg": bottom,
+        "centre_lon_deg": view.centre_lon_deg,
+        "heading_deg": view.pose.heading_deg,
+        "pitch_deg": view.pose.pitch_deg,
+        "roll_deg": view.pose.roll_deg,
+        "levelled_by": None if view.level is None else list(view.level),
+        "wrapped": view.wrap,
+        "taken_for": str(view),
+        "mean_confidence": round(float(found.confidence_255.mean()) / 255, 4),
+        "pixel_shares": found.shares(),
+        "solid_angle_shares": found.shares("solid_angle") if known else None,
+        "sky_view_factor": factors["sky"],
+        "green_view_factor": factors["green"],
+    }
+
+
+class Records:
+    """The records of a folder of predictions.
+
+    Attributes:
+        images: Record of each image, by its path as it was named.
+        failures: Reason why an image was not predicted, by its path.
+    """
+
+    def __init__(self, out: Path, model: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Those of an earlier call with the same model and options, else none."""
+        self._out, self._head = out, {"format": FORMAT, "model": dict(model), "options": dict(options)}
+        self.images: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, str] = {}
+        earlier = read_manifest(out)
+        same = earlier is not None and all(
+            earlier.get(key) == json.loads(json.dumps(value))
+            for key, value in self._head.items()
+            if key != "model"
+        )
+        # The model is its bytes, wherever they lie.
+        if earlier is not None and same and earlier["model"]["sha256"] == model["sha256"]:
+            self.images = {record["image"]: record for record in earlier["images"] if self._complete(record)}
+
+    def done(self, path: Path) -> bool:
+        """Whether an image is predicted already and has not changed since."""
+        record = self.images.get(str(path))
+        return record is not None and record["file"] == describe_file(path)
+
+    def names(self, paths: Sequence[Path]) -> dict[Path, str]:
+        """A name without suffix for the files of every image; a number is added where names repeat."""
+        names = {Path(image): str(record["name"]) for image, record in self.images.items()}
+        taken = set(names.values())
+        for path in paths:
+            if path in names:
+                continue
+            name, number = path.stem, 2
+            while name in taken:
+                name, number = f"{path.stem}-{number}", number + 1
+            taken.add(name)
+            names[path] = name
+        return names
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything, as it is written."""
+        failures = [{"image": image, "reason": reason} for image, reason in self.failures.items()]
+        return {**self._head, "images": list(self.images.values()), "failures": failures}
+
+    def write_manifest(self) -> None:
+        """Write manifest.json, atomically."""
+        write_json(self._out / MANIFEST, self.manifest())
+
+    def write_summary(self, space: LabelSpace) -> Path:
+        """Write the summary of all images as CSV and Parquet; returns the CSV."""
+        rows = []
+        for record in self.images.values():
+            row = {column: record[column] for column in COLUMNS} | record["pixel_shares"]
+            angles = record["solid_angle_shares"] or {}
+            rows.append(row | {f"{name} (sr)": angles.get(name) for name in space.names})
+        columns = [*COLUMNS, *space.names, *(f"{name} (sr)" for name in space.names)]
+        table = pd.DataFrame(rows, columns=columns)
+        for column in columns[5:8] + columns[10:]:
+            table[column] = table[column].astype("float64")
+        csv, parquet = (self._out / name for name in SUMMARY)
+        with staged_file(csv) as aside:
+            table.to_csv(aside, index=False, float_format="%.6f")
+        with staged_file(parquet) as aside:
+            table.to_parquet(aside, index=False)
+        return csv
+
+    def _complete(self, record: Mapping[str, Any]) -> bool:
+        return all((self._out / file).is_file() for file in record["files"].values())
+
+
+def read_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of predictions; None where there is none of this version.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    path = out / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.get("format") == FORMAT else None

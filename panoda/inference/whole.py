@@ -1,0 +1,176 @@
+"""Labels and confidence of one whole image of any size.
+
+Convention: as in ``panoda.inference.prediction``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from panoda.geometry.area import WHOLE, Area, over_level
+from panoda.geometry.views import Views
+from panoda.inference.prediction import (
+    MIN_SIDE,
+    VIEW_FILL,
+    Band,
+    check_images,
+    closes_itself,
+    margin_of,
+    mix_colours,
+    mix_views,
+    predict_logits,
+    resize_image,
+    resize_linear,
+)
+from panoda.inference.sliding import Sliding
+
+WINDOW = 2048
+"""Widest piece in pixels that the model sees at once, margins not counted."""
+_STRIP_PIXELS = 2**20
+
+
+def predict_image(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    height: int,
+    wrap: bool,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    dtype: torch.dtype | None = None,
+    window: int = WINDOW,
+    sliding: Sliding | None = None,
+    views: Views | None = None,
+    area: Area = WHOLE,
+    level: tuple[float, float] | None = None,
+    source_colours: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Label one whole image of any size.
+
+    The image is brought to a working height; if that makes it wider than ``window``, overlapping pieces are
+    predicted one after the other, unless ``sliding`` takes smaller ones. Logits are enlarged to the image's
+    size strip by strip, so memory depends on the working size and not on the size of the image (besides
+    image and result themselves).
+
+    Args:
+        model: As in ``predict_logits``.
+        image: (3, H, W) uint8, on any device.
+        height: Working height in pixels; the working width keeps the aspect, in steps of 4 pixels.
+        wrap: The width is a full circle.
+        scales: As in ``predict_logits``.
+        flip: As in ``predict_logits``.
+        dtype: As in ``predict_logits``.
+        window: Widest piece in pixels.
+        sliding: As in ``predict_logits``.
+        views: As in ``predict_logits``.
+        area: What a panorama shows; for views and levelling only.
+        level: Pitch and roll of the camera in radians: the model sees the panorama with a level horizon.
+        source_colours: As in ``predict_logits``; of full circles the colours up to 45 degrees from the horizon
+            count, where pinhole cameras look.
+
+    Returns:
+        label (H, W) uint8 train ids, and confidence (H, W) uint8 in 255ths: the largest probability at the
+        working size, enlarged. On the CPU.
+
+    Raises:
+        ValueError: not a (3, H, W) uint8 image, or a working height below 32 pixels.
+    """
+    if image.ndim != 3:
+        raise ValueError(f"expected one image (3, H, W), found shape {tuple(image.shape)}")
+    if height < MIN_SIDE or window < MIN_SIDE:
+        raise ValueError(f"working height and window must be at least {MIN_SIDE} pixels: {height}, {window}")
+    check_images(image[None], scales)
+    device = next((p.device for p in model.parameters()), image.device)
+    full = (image.shape[1], image.shape[2])
+    width = max(MIN_SIDE, 4 * round(full[1] * height / full[0] / 4))
+    work = resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
+    options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
+
+    def logits_of(images: Tensor, area: Area, wrap: bool) -> Tensor:
+        band = (area.lat_top, area.lat_bottom)
+
+        def whole(images: Tensor) -> Tensor:
+            pieces = _pieces(model, images, wrap=wrap, window=window, sliding=sliding, **options)
+            return torch.cat(list(pieces), dim=-1)
+
+        def predicted(images: Tensor) -> Tensor:
+            if views is None:
+                return whole(images)
+            return mix_views(model, images, partial(whole, images), views, wrap=wrap, band=band, **options)
+
+        if source_colours == 0:
+            return predicted(images)
+        valid = _near_the_horizon(images, band) if wrap else None
+        return mix_colours(model, predicted, images, source_colours, valid)
+
+    if level is None:
+        logits = logits_of(work, area, wrap)
+    else:
+        pitch, roll = level
+        logits = over_level(
+            work,
+            lambda turned, shown: logits_of(turned, shown, wrap and shown.closed),
+            area=area,
+            pitch=pitch,
+            roll=roll,
+            fill=VIEW_FILL,
+        )
+    return _enlarged(logits, full, wrap=wrap)
+
+
+def _near_the_horizon(images: Tensor, band: Band) -> Tensor:
+    """(1, H, W) bool, rows at most 45 degrees from the horizon; all where there are none."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device) + 0.5
+    near = (band[0] - rows / height * (band[0] - band[1])).abs() <= math.pi / 4
+    return (near if bool(near.any()) else ~near)[None, :, None].expand(1, height, width)
+
+
+def _enlarged(logits: Tensor, size: tuple[int, int], *, wrap: bool) -> tuple[Tensor, Tensor]:
+    """Label and confidence (H, W) uint8 of logits (1, K, h, w), strip by strip."""
+    sure = 255 * (logits - logits.amax(dim=1, keepdim=True)).exp().sum(dim=1, keepdim=True).reciprocal()
+    label = torch.empty(size, dtype=torch.uint8)
+    confidence = torch.empty(size, dtype=torch.uint8)
+    step = max(1, _STRIP_PIXELS // size[1])
+    for top in range(0, size[0], step):
+        rows = range(top, min(top + step, size[0]))
+        strip = resize_linear(logits, size, wrap=wrap, rows=rows)
+        label[rows.start : rows.stop] = strip.argmax(dim=1)[0].to(torch.uint8).cpu()
+        fine = resize_linear(sure, size, wrap=wrap, rows=rows)
+        confidence[rows.start : rows.stop] = fine[0, 0].round().clamp(0, 255).to(torch.uint8).cpu()
+    return label, confidence
+
+
+def _pieces(
+    model: nn.Module,
+    work: Tensor,
+    *,
+    wrap: bool,
+    window: int,
+    scales: Sequence[float],
+    flip: bool,
+    dtype: torch.dtype | None,
+    sliding: Sliding | None,
+) -> Iterator[Tensor]:
+    """Logits (1, K, h, piece) from left to right."""
+    width = work.shape[-1]
+    if width <= window or closes_itself(model) or sliding is not None:
+        yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype, sliding=sliding)
+        return
+    count = math.ceil(width / window)
+    margin = margin_of(window) * 2
+    for k in range(count):
+        left, right = k * width // count, (k + 1) * width // count
+        start, stop = left - margin, right + margin
+        if not wrap:
+            start, stop = max(0, start), min(width, stop)
+        columns = torch.arange(start, stop, device=work.device) % width
+        part = work.index_select(-1, columns)
+        logits = predict_logits(model, part, scales=scales, flip=flip, wrap=False, dtype=dtype)
+        yield logits[..., left - start : right - start]

@@ -1,0 +1,132 @@
+"""Registered models: logging one in MLflow's own format, fetching the file of one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from panoda.tracking.store import TrackingError, connect, first_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+ALIAS = "adapted"
+MODEL_FILE = "model.safetensors"
+STORE_VARIABLE = "MLFLOW_TRACKING_URI"
+"""MLflow writes it, too, when a program sets the store."""
+PACKAGE = Path(__file__).resolve().parents[1]
+REQUIREMENTS = (
+    *("mlflow", "torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "pillow", "pydantic", "pyyaml"),
+    *("rich", "safetensors", "huggingface-hub", "matplotlib", "scikit-image"),
+)
+"""Packages that a logged model needs; panoda itself travels as code, because no registry has it."""
+
+
+def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, file: Path) -> str:
+    """Log a checkpoint as an MLflow model of a run and make it the newest version of ``name``, alias ``adapted``.
+
+    Args:
+        client: Of the store.
+        uri: The store, which MLflow's model functions take from a global setting.
+        run_id: Run that made the model.
+        name: Registered model.
+        file: The model.safetensors.
+
+    Returns:
+        The version.
+    """
+    import mlflow
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
+
+    columns = [
+        ColSpec(DataType.string, "label_png"),
+        ColSpec(DataType.string, "taken_for"),
+        ColSpec(Map(DataType.double), "shares"),
+    ]
+    with _global_store(uri), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it would infer the signature from type hints
+        logged = Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            name="model",
+            python_model=str(Path(__file__).with_name("served.py")),
+            artifacts={"model": str(file)},
+            code_paths=[str(PACKAGE)],
+            pip_requirements=[f"{package}=={version(package).partition('+')[0]}" for package in REQUIREMENTS],
+            signature=ModelSignature(
+                Schema([ColSpec(AnyType(), "image")]),
+                Schema(columns),
+                ParamSchema([ParamSpec("projection", DataType.string, "auto")]),
+            ),
+            input_example=pd.DataFrame({"image": [_example()]}),
+            model_config={"max_megabytes": 50},
+        )
+    with suppress(MlflowException):  # it is there
+        client.create_registered_model(
+            name, description="Models adapted to panoramas; panoda.load reads them."
+        )
+    made = client.create_model_version(name, logged.model_uri, run_id=run_id, model_id=logged.model_id)
+    client.set_registered_model_alias(name, ALIAS, made.version)
+    return str(made.version)
+
+
+@contextmanager
+def _global_store(uri: str) -> Iterator[None]:
+    """The store of MLflow's functions for models, which take no client; it stays as it was for others."""
+    import mlflow
+
+    before = os.environ.get(STORE_VARIABLE)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ[STORE_VARIABLE] = before
+
+
+def _example() -> str:
+    """A small grey panorama as base64 JPEG."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.new("RGB", (128, 64), (128, 128, 128)).save(stream, format="JPEG")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def fetch_model(uri: str, store: str) -> Path:
+    """The model.safetensors of a registered model, in place where the store's files can be read here.
+
+    Args:
+        uri: ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        store: MLflow's tracking URI.
+
+    Raises:
+        TrackingError: the store cannot be used, or has no such model.
+    """
+    client = connect(store)
+    import mlflow
+
+    try:
+        with _global_store(store):
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except Exception as error:  # every store and transport has its own error types
+        known = ", ".join(sorted(model.name for model in client.search_registered_models())) or "none"
+        raise TrackingError(
+            f"{uri}: not in {store} ({first_line(error)}); registered are: {known}"
+        ) from error
+    found = sorted(folder.rglob(MODEL_FILE))
+    if not found:
+        raise TrackingError(f"{uri}: no {MODEL_FILE} in it; was it registered by another program?")
+    return found[0]
