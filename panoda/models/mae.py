@@ -1,8 +1,8 @@
 """Masked autoencoder (He et al., CVPR 2022, arXiv 2111.06377), for images of any height and width in patches.
 
-A ViT sees the patches that are kept, a small decoder reconstructs the pixels of those that are removed. Names of
-weights, initial values and the loss are those of the released code (facebookresearch/mae, CC BY-NC 4.0; read for
-its numbers, not copied); blocks are timm's. Beyond the paper: rectangles, and removal by solid angle.
+A ViT sees the patches that are kept, a small decoder reconstructs the pixels of those that are removed. Names
+of weights, initial values and the loss are those of the released code (facebookresearch/mae); blocks are timm's.
+Beyond the paper: rectangles, and removal by solid angle.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.models.core.checkpoint import check_fit
 from panoda.models.core.errors import CheckpointError
 from panoda.models.encoders.layers import without_decay
 from panoda.models.encoders.positions import Grid, resize_table, sincos_table
+from panoda.models.encoders.timm_models import build, normalisation
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -33,6 +35,7 @@ SIZES: dict[str, dict[str, int]] = {
 DECODER = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
 """Keywords of ``create_mae`` for the decoder as published."""
 EPS = 1e-6
+_OF_DECODER = ("decoder_", "mask_token")
 
 
 class MaskedAutoencoder(nn.Module):
@@ -41,9 +44,8 @@ class MaskedAutoencoder(nn.Module):
     Attributes:
         patch_size: Side of a patch in pixels.
         native: Patches (height, width) that the fixed position tables hold.
-        arguments: Keywords with which ``create_mae`` built it.
-        resizes_table: What the encoder's positions are on another grid than ``native``: its table resized, as
-            ``panoda.models.encoders.vit`` does it, or a table made for that grid.
+        arguments: Keywords with which it was built.
+        mean, std: What images are to be normalised with.
     """
 
     def __init__(
@@ -57,13 +59,22 @@ class MaskedAutoencoder(nn.Module):
         decoder_embed_dim: int,
         decoder_depth: int,
         decoder_num_heads: int,
+        resizes_table: bool = False,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
-        """Arguments as in ``create_mae``."""
+        """Arguments as in ``create_mae``, and ``mean`` and ``std`` as above.
+
+        Args:
+            resizes_table: What the encoder's positions are on another grid than ``native``: its table resized,
+                as ``panoda.models.encoders.vit`` does it, or a table made for that grid.
+        """
         super().__init__()
         self.arguments: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.patch_size = patch_size
-        self.resizes_table = False
-        norm, block = partial(nn.LayerNorm, eps=EPS), partial(Block, qkv_bias=True)
+        self.resizes_table, self.mean, self.std = resizes_table, mean, std
+        norm: Any = partial(nn.LayerNorm, eps=EPS)
+        block = partial(Block, qkv_bias=True, norm_layer=norm)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.native = _grid(height, width, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -71,11 +82,11 @@ class MaskedAutoencoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         self.decoder_pos_embed = _fixed(self.native, decoder_embed_dim)
         self.patch_embed = PatchEmbed((height, width), patch_size, 3, embed_dim)
-        self.blocks = nn.ModuleList(block(embed_dim, num_heads, norm_layer=norm) for _ in range(depth))
+        self.blocks = nn.ModuleList(block(embed_dim, num_heads) for _ in range(depth))
         self.norm = norm(embed_dim)
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.decoder_blocks = nn.ModuleList(
-            block(decoder_embed_dim, decoder_num_heads, norm_layer=norm) for _ in range(decoder_depth)
+            block(decoder_embed_dim, decoder_num_heads) for _ in range(decoder_depth)
         )
         self.decoder_norm = norm(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * 3)
@@ -112,7 +123,7 @@ class MaskedAutoencoder(nn.Module):
             ValueError: sides that are no multiple of the patch, a ratio that keeps or removes nothing, or
                 noise of another shape.
         """
-        grid = _grid(*images.shape[2:], self.patch_size)
+        grid = _grid(images.shape[2], images.shape[3], self.patch_size)
         patches = self.patchify(images)
         count, length, _ = patches.shape
         if noise is None:
@@ -232,6 +243,59 @@ def create_mae(
     return MaskedAutoencoder(**given)
 
 
+def mae_for(
+    encoder: str, *, decoder_embed_dim: int, decoder_depth: int, decoder_num_heads: int
+) -> MaskedAutoencoder:
+    """The masked autoencoder that an encoder of panoda can start from.
+
+    Its positions on any grid are those that the encoder will have there, so nothing moves between the two.
+
+    Args:
+        encoder: ``vit:NAME`` with a plain VisionTransformer of timm.
+
+    Raises:
+        ValueError: another encoder, or one with other parts than MAE's; the message names them.
+    """
+    kind, _, name = encoder.partition(":")
+    if kind != "vit" or not name:
+        raise ValueError(f"a masked autoencoder pretrains plain ViTs (vit:NAME), not {encoder}")
+    with torch.device("meta"):
+        net: Any = build(name, global_pool="")
+    if type(net) is not VisionTransformer or not isinstance(net.patch_embed, PatchEmbed):
+        raise ValueError(f"a masked autoencoder pretrains plain VisionTransformers of timm, not {encoder}")
+    mean, std = normalisation(net)
+    attention: Any = net.blocks[0].attn
+    model = MaskedAutoencoder(
+        img_size=net.patch_embed.img_size,
+        patch_size=net.patch_embed.patch_size[0],
+        embed_dim=net.embed_dim,
+        depth=len(net.blocks),
+        num_heads=attention.num_heads,
+        decoder_embed_dim=decoder_embed_dim,
+        decoder_depth=decoder_depth,
+        decoder_num_heads=decoder_num_heads,
+        resizes_table=True,
+        mean=mean,
+        std=std,
+    )
+    own = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(_OF_DECODER)}
+    theirs = {key: value.shape for key, value in net.state_dict().items()}
+    if own != theirs:
+        other = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
+        raise ValueError(
+            f"{encoder} is not built as masked autoencoders are: {', '.join(other[:6])} differ; take a plain ViT "
+            "with a class token, such as vit:vit_base_patch16_224.mae"
+        )
+    return model
+
+
+def encoder_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Weights for the encoder that ``mae_for`` was given, by the names of a ``Segmenter``."""
+    left = (*_OF_DECODER, "norm.")  # the encoder gives maps from before the final norm
+    state = model.state_dict()
+    return {f"encoder.net.{key}": value for key, value in state.items() if not key.startswith(left)}
+
+
 def load_released(model: MaskedAutoencoder, state_dict: Mapping[str, Tensor]) -> None:
     """Load weights in the layout of the released code, strictly.
 
@@ -278,7 +342,7 @@ def reconstruction(
         The images without the removed patches (zero, the mean colour), and with the reconstruction in their
         place; (N, 3, H, W) each.
     """
-    grid = _grid(*images.shape[2:], model.patch_size)
+    grid = _grid(images.shape[2], images.shape[3], model.patch_size)
     patches = model.patchify(images)
     if norm_pix_loss:
         mean, deviation = _moments(patches)
