@@ -23,12 +23,8 @@ _WARMED_UP = {"checkpoint": "outputs/warmup/model.safetensors"}
 
 _BASE = ("panoda/config", "panoda/labels", "panoda/system")
 _RAW = ("panoda/geometry", "panoda/data/formats")
-_MODEL = (
-    "panoda/models/core",
-    "panoda/models/deform",
-    "panoda/models/encoders",
-    "panoda/models/decoders/${model.decoder}.py",
-)
+_ENCODER = ("panoda/models/core", "panoda/models/deform", "panoda/models/encoders")
+_MODEL = (*_ENCODER, "panoda/models/decoders/${model.decoder}.py")
 _PREDICTION = ("panoda/data/loading", "panoda/geometry", "panoda/inference")
 _TRAINING = ("panoda/engine", "panoda/methods/parts")
 
@@ -177,12 +173,12 @@ STAGES: dict[str, Stage] = {
         Stage(
             "ssl_pretrain",
             "the encoder learns from images without labels (nothing when ssl.method is none)",
-            sections=("model", "ssl", "seed"),
+            sections=("model.encoder", "ssl", "seed"),
             inputs={**_LABELLED, "target_train": _TARGET_TRAIN},
             out="outputs/ssl_pretrain",
             code=(
                 *_BASE,
-                *_MODEL,
+                *_ENCODER,
                 *_PREDICTION,
                 *_TRAINING,
                 "panoda/models/mae.py",

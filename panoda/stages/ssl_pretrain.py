@@ -47,6 +47,7 @@ def ssl_pretrain(
     Args:
         out: Result folder (replaced): encoder/ with the weights that stage pretrain starts from, pretrained.safetensors
             with the whole pretrained network, reconstruction.png of fixed images, history.csv, metrics.json.
+        model: Of it only the encoder's name.
         source_train: Prepared train split; labels, if any, are never looked at. So for the others.
         more_sources: ``data/prepared/more_sources``, for the images of further sources.
 
