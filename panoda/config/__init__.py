@@ -37,6 +37,7 @@ from panoda.config.section import (
     Size,
     SourceWeights,
 )
+from panoda.config.ssl import NoneParams, SslOptimParams, SslParams
 from panoda.config.training import (
     DECODERS,
     AugmentParams,
@@ -67,6 +68,7 @@ __all__ = [
     "MethodParams",
     "ModelParams",
     "NonNegative",
+    "NoneParams",
     "OptimParams",
     "Params",
     "Positive",
@@ -83,6 +85,8 @@ __all__ = [
     "SlidingParams",
     "SourceTrainingParams",
     "SourceWeights",
+    "SslOptimParams",
+    "SslParams",
     "Stanford2D3DDataset",
     "Structured3DDataset",
     "TrackingParams",
