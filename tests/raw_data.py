@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from panoda.data.formats.dataset import RawItem
+from panoda.data.formats.images import read_label, to_ids
 from panoda.data.prepare.prepare import prepare
 
 
@@ -52,3 +53,8 @@ def prepared_folder(tmp: Path, count: int = 5, *, erp: bool = False, labels: boo
     pairs = [write_pair(tmp / "raw", f"i{n}", seed=n) for n in range(count)]
     run_prepare([make(i, label if labels else None) for i, label in pairs], tmp / "prepared")
     return tmp / "prepared" / "train"
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """A label file as it is stored, (H, W) int32."""
+    return to_ids(read_label(path)[0], path)

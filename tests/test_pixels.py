@@ -12,11 +12,12 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from raw_data import read_ids
 from torchvision.io import ImageReadMode, decode_image, read_file
 
 from panoda.data.formats.dataset import Encoding
 from panoda.data.formats.decode import decode_label
-from panoda.data.formats.images import read_ids, read_rgb
+from panoda.data.formats.images import read_rgb
 from panoda.data.formats.pixels import MAX_PIXELS, SWITCH
 from panoda.system.errors import DataError
 

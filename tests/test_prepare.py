@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from raw_data import erp_item, pinhole_item, run_prepare, write_pair
+from raw_data import erp_item, pinhole_item, read_ids, run_prepare, write_pair
 
-from panoda.data.formats.images import read_ids, read_rgb
+from panoda.data.formats.images import read_rgb
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.shards import ShardWriter
 from panoda.system.errors import DataError

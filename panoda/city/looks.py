@@ -60,11 +60,12 @@ def get_look(name: str, params: LookParams | None = None) -> LookParams:
             palette or tree.
     """
     if params is None:
-        known_looks = built_in_looks()
-        if name not in known_looks:
-            known = ", ".join(known_looks)
-            raise ValueError(f"no built-in look is called {name!r}; known: {known}; or define its parameters")
-        params = known_looks[name]
+        looks = built_in_looks()
+        if name not in looks:
+            raise ValueError(
+                f"no built-in look is called {name!r}; known: {', '.join(looks)}; or define its parameters"
+            )
+        params = looks[name]
     for field, known in (
         ("sky", SKIES),
         ("building_styles", STYLES),

@@ -32,6 +32,10 @@ SEEN_WITHIN = 60.0
 """Seconds until what another machine renamed shows up on a shared file system at the latest."""
 
 
+Make = Callable[[int, Path], Mapping[str, str] | None]
+"""Makes the piece of a number in an empty folder; may return the SHA-256 of files that it knows."""
+
+
 class Work(Protocol):
     """What is to be done, as plain picklable values: paths, parameters, digests."""
 
@@ -45,8 +49,8 @@ class Work(Protocol):
     def __len__(self) -> int:
         """Number of pieces."""
 
-    def open(self, compute: Any) -> Callable[[int, Path], None]:
-        """Open inputs and model once; the result makes piece ``number`` in an empty folder."""
+    def open(self, compute: Any) -> Make:
+        """Open inputs and model once."""
 
 
 class Runner(Protocol):
@@ -121,8 +125,8 @@ def make_piece(work: Work, compute: Any, folder: Path, number: int) -> None:
         make = _bench.open(work, compute)
         with staged_once(piece_folder(folder, number)) as aside:
             start = time.perf_counter()
-            make(number, aside)
-            files = {path.name: sha256_file(path) for path in sorted(aside.iterdir())}
+            known = make(number, aside) or {}
+            files = {path.name: known.get(path.name) or sha256_file(path) for path in sorted(aside.iterdir())}
             note = {"recipe": recipe(work), "files": files, "seconds": time.perf_counter() - start}
             write_json(aside / NOTE, note)
 
@@ -133,9 +137,9 @@ class _Bench:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.mark: Any = None
-        self.make: Callable[[int, Path], None] | None = None
+        self.make: Make | None = None
 
-    def open(self, work: Work, compute: Any) -> Callable[[int, Path], None]:
+    def open(self, work: Work, compute: Any) -> Make:
         """Open ``work``, unless it is open already; what was open before is let go."""
         mark = (recipe(work), compute)
         if self.make is None or mark != self.mark:

@@ -13,8 +13,14 @@ from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.declaration import Declaration, SplitFiles, built_in, read_declaration
 from panoda.data.formats.encoding import encoding_of, space_of
 from panoda.data.formats.group_lists import check_group_lists
-from panoda.data.formats.listing import ListedItem, Listing, check_ids, read_listing, write_listing
-from panoda.data.formats.pointer import existing_folder
+from panoda.data.formats.listing import (
+    ListedItem,
+    Listing,
+    check_ids,
+    existing_folder,
+    read_listing,
+    write_listing,
+)
 from panoda.data.formats.scan import Scan, left_out_of, scan_split
 from panoda.labels import is_space_file
 from panoda.system.errors import DataError

@@ -13,9 +13,8 @@ from panoda.config import FolderDataset
 from panoda.data.formats.browse import left_out, warn_left_out
 from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.images import IMAGE_SUFFIXES
-from panoda.data.formats.listing import ListedItem, read_listing, write_listing
+from panoda.data.formats.listing import ListedItem, existing_folder, read_listing, write_listing
 from panoda.data.formats.patterns import glob
-from panoda.data.formats.pointer import existing_folder
 from panoda.system.errors import DataError
 
 

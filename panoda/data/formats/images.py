@@ -40,15 +40,6 @@ def read_upright(path: Path) -> tuple[Image.Image, int]:
     return turn(_to_rgb(stored, path), stored.orientation), stored.orientation
 
 
-def read_ids(path: Path) -> np.ndarray:
-    """Decode a label file as class ids (H, W) int32, as stored: its EXIF orientation is not applied.
-
-    Raises:
-        DataError: missing or unreadable file, or more than one channel.
-    """
-    return to_ids(read_label(path)[0], path)
-
-
 def to_ids(image: Image.Image, path: Path) -> np.ndarray:
     """The class ids of a label that was read from ``path``: (H, W) int32; DataError for colours."""
     if image.mode not in _IDS and not image.mode.startswith("I;16"):

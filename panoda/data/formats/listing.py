@@ -1,8 +1,8 @@
-"""What stage download writes for a folder used in place: the pointer, and the items found in the folder.
+"""What stage download writes for a folder used in place: where it is, its files, and the items found in it.
 
-``source.json`` and ``files.csv`` are the pointer (``panoda.data.formats.pointer``); ``items.csv`` keeps every item
-and ``facts.json`` what the data set's adapter wants to remember, so that stage preprocess depends on the
-folder ``data/raw/<role>`` alone.
+``source.json`` names the folder and ``files.csv`` the size and hash of every file used: what a data version
+control system sees of it, written and read line by line. ``items.csv`` keeps every item and ``facts.json`` what
+the data set's adapter wants to remember, so that stage preprocess depends on the folder ``data/raw/<role>`` alone.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from panoda.data.formats.dataset import RawItem
-from panoda.data.formats.pointer import read_pointer, write_pointer
 from panoda.system.errors import DataError
-from panoda.system.files import write_json
+from panoda.system.files import sha256_file, write_json
+from panoda.system.progress import track
 
-ITEMS = "items.csv"
-FACTS = "facts.json"
+POINTER, FILES, ITEMS, FACTS = "source.json", "files.csv", "items.csv", "facts.json"
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,17 @@ class Listing:
             )
 
 
+def existing_folder(path: str) -> Path:
+    """The user's folder; DataError when there is none."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"{path}: no such folder (looked for {folder.resolve()}); set dataset.path in params.yaml, "
+            "absolute, relative to the project root, or from ~ on"
+        )
+    return folder
+
+
 def write_listing(
     out: Path,
     path: str,
@@ -82,7 +92,7 @@ def write_listing(
     more_files: Sequence[str] = (),
     progress: bool,
 ) -> None:
-    """Hash the files of the items and write pointer and listing into an existing folder.
+    """Hash the files of the items and write all four files into an existing folder.
 
     Args:
         path: The user's folder as given in params.yaml.
@@ -90,7 +100,13 @@ def write_listing(
         more_files: Paths relative to the user's folder of other files that the result depends on.
     """
     files = {*more_files, *(name for item in items for name in (item.image, item.label) if name)}
-    write_pointer(out, path, sorted(files), progress=progress)
+    folder = existing_folder(path)
+    with (out / FILES).open("w", encoding="utf-8", newline="") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(("path", "bytes", "sha256"))
+        for name in track(sorted(files), "hashing", enabled=progress):
+            rows.writerow((name, (folder / name).stat().st_size, sha256_file(folder / name)))
+    write_json(out / POINTER, {"path": _portable(path)})
     with (out / ITEMS).open("w", encoding="utf-8", newline="") as stream:
         table = csv.DictWriter(stream, _FIELDS, lineterminator="\n")
         table.writeheader()
@@ -99,12 +115,12 @@ def write_listing(
 
 
 def read_listing(raw: Path) -> Listing:
-    """Read pointer and listing.
+    """Read what ``write_listing`` wrote.
 
     Raises:
         DataError: unreadable, or the folder changed since stage download.
     """
-    folder, path = read_pointer(raw), raw / FACTS
+    folder, path = _unchanged_folder(raw), raw / FACTS
     items = []
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -128,3 +144,39 @@ def check_ids(items: Sequence[ListedItem]) -> None:
                 f"{item.image}: split {item.split} already has id {item.id!r} ({other}); remove one of "
                 "them, or tell them apart in the pattern with {group} or {id:path}"
             )
+
+
+def _unchanged_folder(raw: Path) -> Path:
+    """The folder that ``source.json`` points to, after a check that it still holds files of the same sizes.
+
+    Raises:
+        DataError: no readable pointer, or the folder changed since it was written.
+    """
+    path = raw / POINTER
+    changed, missing, example = 0, 0, ""
+    try:
+        folder = existing_folder(json.loads(path.read_text(encoding="utf-8"))["path"])
+        with (raw / FILES).open(encoding="utf-8", newline="") as stream:
+            for known in csv.DictReader(stream):
+                file = folder / known["path"]
+                size = file.stat().st_size if file.is_file() else None
+                if size != int(known["bytes"]):
+                    changed, missing = changed + 1, missing + (size is None)
+                    example = example or known["path"]
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run stage download again") from error
+    if changed:
+        raise DataError(
+            f"{folder}: {changed} files changed since stage download ({missing} of them missing), "
+            f"such as {folder / example}; restore them, or run stage download again"
+        )
+    return folder
+
+
+def _portable(path: str) -> str:
+    """A relative path stays relative; an absolute one becomes so inside the project."""
+    given = Path(path).expanduser()
+    root = Path.cwd()
+    return str(given.relative_to(root) if given.is_absolute() and given.is_relative_to(root) else given)

@@ -17,9 +17,15 @@ from pathlib import Path
 from panoda.config import Stanford2D3DDataset
 from panoda.data.formats.browse import LeftOut, left_out, warn_left_out
 from panoda.data.formats.dataset import Encoding, RawItem
-from panoda.data.formats.listing import ListedItem, Listing, check_ids, read_listing, write_listing
+from panoda.data.formats.listing import (
+    ListedItem,
+    Listing,
+    check_ids,
+    existing_folder,
+    read_listing,
+    write_listing,
+)
 from panoda.data.formats.patterns import glob
-from panoda.data.formats.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.system.errors import DataError
 from panoda.system.progress import track

@@ -20,9 +20,8 @@ import pandas as pd
 from panoda.config import Structured3DDataset
 from panoda.data.formats.browse import LeftOut, left_out, warn_left_out
 from panoda.data.formats.dataset import Encoding, RawItem
-from panoda.data.formats.listing import ListedItem, Listing, read_listing, write_listing
+from panoda.data.formats.listing import ListedItem, Listing, existing_folder, read_listing, write_listing
 from panoda.data.formats.pixels import UNREADABLE, open_image
-from panoda.data.formats.pointer import existing_folder
 from panoda.labels import IGNORE_INDEX, get_label_space
 from panoda.system.errors import DataError
 from panoda.system.progress import track

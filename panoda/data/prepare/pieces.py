@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from panoda.data.prepare.statistics import Counts
 from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 from panoda.system.files import staged_directory, write_json
-from panoda.system.pieces import Work, finish
+from panoda.system.pieces import Make, Work, finish
 
 SHARD, PROBLEMS = "shard.json", "problems.json"
 """Files beside a shard, and in place of one that could not be made."""
@@ -98,22 +98,27 @@ class ShardWork(Work):
     def __len__(self) -> int:
         return self.count
 
-    def open(self, compute: Any) -> Callable[[int, Path], None]:
+    def open(self, compute: Any) -> Make:
         """Nothing to open: a piece reads its own items."""
         how = dataclasses.replace(self.how, workers=self.how.workers or torch.get_num_threads())
         problems: list[str] = []
 
-        def make(piece: int, folder: Path) -> None:
-            if len(problems) < MAX_PROBLEMS:  # else enough is known
-                problems.extend(_make_shard(_read_items(self.lists / f"{piece}.json"), folder, piece, how))
-            else:
+        def make(piece: int, folder: Path) -> dict[str, str]:
+            if len(problems) >= MAX_PROBLEMS:  # enough is known
                 write_json(folder / PROBLEMS, [])
+                return {}
+            items = _read_items(self.lists / f"{piece}.json")
+            info, found = _make_shard(items, folder, piece, how)
+            problems.extend(found)
+            return {info["file"]: info["sha256"]} if info is not None else {}
 
         return make
 
 
-def _make_shard(items: Sequence[RawItem], folder: Path, number: int, how: How) -> list[str]:
-    """Write a shard and its note into an empty folder, or what is wrong with the items, which is returned."""
+def _make_shard(
+    items: Sequence[RawItem], folder: Path, number: int, how: How
+) -> tuple[ShardInfo | None, list[str]]:
+    """Write a shard and its note into an empty folder, or what is wrong with the items; returns either."""
     columns: dict[str, tuple[int, ...]] = {"image": (3, how.spec.height, how.spec.width)}
     if items[0].label is not None:
         columns["label"] = (how.spec.height, how.spec.width)
@@ -138,9 +143,9 @@ def _make_shard(items: Sequence[RawItem], folder: Path, number: int, how: How) -
                 counts.add(result.counts)
     if problems:
         write_json(folder / PROBLEMS, problems)
-    else:
-        write_json(folder / SHARD, MadeShard(info=writer.shards[0], rows=rows, counts=counts.to_json()))
-    return problems
+        return None, problems
+    write_json(folder / SHARD, MadeShard(info=writer.shards[0], rows=rows, counts=counts.to_json()))
+    return writer.shards[0], []
 
 
 def _write_items(path: Path, items: Sequence[RawItem]) -> bytes:

@@ -1,8 +1,9 @@
 """Deformable convolution: bilinear samples at learned positions, times a weight.
 
 Source: Deformable ConvNets v2 (Zhu et al. 2019). The semantics are those of
-``torchvision.ops.deform_conv2d``, which computes on CUDA; on a CPU, where it is several times slower, in
-deterministic mode and for exports it is ours (``plain``), and torchvision's serves the tests as an oracle.
+``torchvision.ops.deform_conv2d``, which computes on CUDA. On a CPU, where it is several times slower, in
+deterministic mode and for exports it is ours, in two steps: all samples as columns (``sampling``, ``traced``),
+then one matrix product. There torchvision's serves the tests as an oracle.
 
 Convention: an offset channel pair is (y, x) in pixels of the input, y first; tap k = ky * kw + kx;
 channels 2 * (g * K + k) and the next hold the pair of offset group g, tap k. A sample outside the
@@ -15,11 +16,14 @@ import torch
 import torchvision
 from torch import Tensor
 
-from panoda.models.deform import plain
+from panoda.models.core.products import linear, matmul
+from panoda.models.deform import sampling, traced
 from panoda.models.deform.sampling_geometry import Geometry
 from panoda.models.encoders.layers import exporting, without_autocast
 
 Pair = int | tuple[int, int]
+# Up to here gathering single values beats reading rows (measured on a CPU with AVX-512).
+_FEW_CHANNELS = 4
 
 
 def deform_conv2d(
@@ -57,7 +61,7 @@ def deform_conv2d(
     groups = _checked_groups(x, offset, weight, mask, geometry)
     if x.is_cuda and not torch.are_deterministic_algorithms_enabled() and not exporting():
         return _by_torchvision(x, offset, mask, weight, bias, geometry)
-    return plain.forward(x, offset, mask, weight, bias, groups, geometry.packed())
+    return _by_columns(x, offset, mask, weight, bias, groups, geometry)
 
 
 def _by_torchvision(
@@ -81,6 +85,34 @@ def _by_torchvision(
             mask=factor,
         )
     return out.to(product)
+
+
+def _by_columns(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    geometry: Geometry,
+) -> Tensor:
+    """Ours: on every device, with every type, deterministic on a CPU."""
+    few, size = x.shape[1] // groups <= _FEW_CHANNELS, offset.shape[2:]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    with without_autocast(x):
+        inputs = (x.to(exact), offset.to(exact), None if mask is None else mask.to(exact), groups)
+        if exporting():
+            columns = (traced.gather if few else traced.bag)(*inputs, geometry)
+        else:
+            columns = (sampling.gather if few else sampling.bag)(*inputs, geometry.packed())
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        columns = columns.to(weight.dtype)
+    if few:  # (N, C * K, Ho * Wo)
+        out = matmul(weight.flatten(1), columns).unflatten(2, size)
+        return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
+    # (N, Ho * Wo, G * K * C/G), and the weight (D, C, kh, kw) -> (D, G * K * C/G)
+    grouped = weight.reshape(weight.shape[0], groups, -1, geometry.taps).transpose(2, 3).flatten(1)
+    return linear(columns, grouped, bias).transpose(1, 2).unflatten(2, size).contiguous()
 
 
 def _checked_groups(
