@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:  #
             uri, "tests", stage="adapt", name="a", params={}, tags={}, root=root, warn=warnings.append
         ) as logger:
             version = logger.register_model("panoda-test", checkpoint)
-    assert version == "2" and not warnings
+    assert not warnings and version == "2"
     return uri
 
 

@@ -21,6 +21,7 @@ from panoda.cli.bench import bench_command
 from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
 from panoda.cli.predict import predict_command
+from panoda.cli.view import view_command
 from panoda.cli.weights import weights
 from panoda.config import Params, load_params, params_model, sections_in
 from panoda.config.scenarios import load_scenario, open_scenario, scenario_files
@@ -61,6 +62,7 @@ app.command("export")(export_command)
 app.command("models")(models_command)
 app.command("bench")(bench_command)
 app.command("predict")(predict_command)
+app.command("view")(view_command)
 
 
 def main() -> None:

@@ -72,11 +72,11 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
             input_example=pd.DataFrame({"image": [_example()]}),
             model_config={"max_megabytes": 50},
         )
-    with suppress(MlflowException):  # it is there
-        client.create_registered_model(
-            name, description="Models adapted to panoramas; panoda.load reads them."
-        )
-    made = client.create_model_version(name, logged.model_uri, run_id=run_id, model_id=logged.model_id)
+        with suppress(MlflowException):  # it is there
+            client.create_registered_model(
+                name, description="Models adapted to panoramas; panoda.load reads them."
+            )
+        made = client.create_model_version(name, logged.model_uri, run_id=run_id, model_id=logged.model_id)
     client.set_registered_model_alias(name, ALIAS, made.version)
     return str(made.version)
 
