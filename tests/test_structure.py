@@ -41,7 +41,7 @@ LEVELS = (
     ("inference",),
     ("engine",),
     ("methods",),
-    ("evaluation", "deployment"),
+    ("evaluation", "deployment", "classification"),
     ("report",),
     ("stages",),
     ("pipeline", "tracking"),
