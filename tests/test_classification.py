@@ -123,6 +123,14 @@ def test_batches_depend_on_seed_and_step_alone(data: Path, pretrained: Path) -> 
     assert not torch.equal(whole[0]["image"], whole[3]["image"])
 
 
+def test_the_strongest_posterisation_works(data: Path, pretrained: Path) -> None:
+    look = training_transform(finetune(data, pretrained), 16, (0.5,) * 3, (0.5,) * 3)
+    (augment,) = (part for part in look.transforms if hasattr(part, "ops"))
+    (operation,) = (one for one in augment.ops if one.name.startswith("Posterize"))
+    operation.prob, operation.magnitude, operation.magnitude_std = 1.0, 10, 0
+    assert np.asarray(operation(Image.new("RGB", (4, 4), (200, 0, 90)))).max() == 128
+
+
 def test_seeded_puts_the_generators_back() -> None:
     def draws() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup, create_transform
+from timm.data.auto_augment import RandAugment
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import Lars, param_groups_layer_decay
 from torch import Tensor
@@ -187,7 +188,7 @@ def training_transform(
     common: dict[str, Any] = {"is_training": True, "interpolation": "bicubic", "mean": mean, "std": std}
     if isinstance(params, ProbeParams):
         return create_transform(size, color_jitter=0.0, **common)
-    return create_transform(
+    transform = create_transform(
         size,
         scale=params.crop_scale,
         color_jitter=0.0,
@@ -196,6 +197,10 @@ def training_transform(
         re_mode="pixel",
         **common,
     )
+    for operation in (o for part in transform.transforms if isinstance(part, RandAugment) for o in part.ops):
+        if operation.name.startswith("Posterize"):
+            operation.magnitude_max = 9.99  # at 10 timm keeps 0 bits, which Pillow refuses
+    return transform
 
 
 def half_cosine(optimizer: torch.optim.Optimizer, *, steps: int, warmup: int, floor: float) -> LambdaLR:
