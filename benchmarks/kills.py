@@ -26,8 +26,8 @@ from panoda.engine.resume_points import resume_points
 from panoda.pipeline.table import get_stage
 
 DATA = tuple(f"{stage}@{role}" for stage in ("download", "preprocess") for role in ("source", "target"))
-MODELS = ("pretrain", "warmup", "pseudo_labels", "prototypes", "adapt", "rounds", "evaluate")
-TRAINING = ("pretrain", "warmup", "adapt", "rounds")
+MODELS = ("ssl_pretrain", "pretrain", "warmup", "pseudo_labels", "prototypes", "adapt", "rounds", "evaluate")
+TRAINING = ("ssl_pretrain", "pretrain", "warmup", "adapt", "rounds")
 STAGES = (*DATA, *MODELS, "report")
 """In the order in which they run; stage weights copies nothing here."""
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
@@ -101,7 +101,7 @@ def _arguments(stage: str, role: str, params: Params, inputs: dict[str, Path]) -
         return {**inputs, "role": role, "domain": domain, "label_space": params.label_space}
     if stage == "report":
         return {**inputs, "params": params.model_dump(mode="json"), "provenance": {"git_commit": "none"}}
-    own = getattr(params, stage)
+    own = params.ssl if stage == "ssl_pretrain" else getattr(params, stage)
     if stage == "evaluate":
         sets = {k: inputs.pop(k) for k in ("source_val", "target_test")}
         inputs.pop("rounds")
@@ -111,7 +111,7 @@ def _arguments(stage: str, role: str, params: Params, inputs: dict[str, Path]) -
         return {**inputs, **{name: getattr(params, name) for name in sections}}
     if stage in ("pseudo_labels", "prototypes"):
         return {**inputs, "params": own}
-    model = {"model": params.model} if stage == "pretrain" else {}
+    model = {"model": params.model} if stage in ("ssl_pretrain", "pretrain") else {}
     return {**inputs, **model, "params": own, "seed": params.seed}
 
 

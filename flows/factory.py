@@ -62,15 +62,15 @@ def _documentation(stage: Stage) -> str:
 def _call(stage: Stage, run: StageRun, role: str | None) -> dict[str, float]:
     """Call the stage function with those of a run's values that it names.
 
-    ``params`` is the stage's own section, or all its parameters where none has its name; ``models`` are the
-    inputs that it does not name.
+    ``params`` is the stage's own section, or all its parameters where it has none; ``models`` are the inputs that
+    it does not name.
     """
     # Imported here: torch loads while the server starts.
     function = getattr(importlib.import_module(stage.module), stage.name)
     names = inspect.signature(function).parameters
     sections = {section: getattr(run.params, section) for section in stage.flow_sections}
     offered: dict[str, Any] = {
-        "params": sections.get(stage.name, run.record["params"]),
+        "params": sections.get(stage.name, sections.get(stage.trains, run.record["params"])),
         "models": {name: path for name, path in run.inputs.items() if name not in names},
         "out": run.out,
         "context": run.context,

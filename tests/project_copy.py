@@ -54,6 +54,7 @@ with open("ran.txt", "a") as log:
 WRITES = {
     "download": ["raw"],
     "weights": ["report.json", "metrics.json"],
+    "ssl_pretrain": ["encoder/report.json", "metrics.json"],
     "preprocess": ["train/index.parquet", "val/index.parquet", "test/index.parquet", "statistics.json"],
     "pseudo_labels": ["index.parquet", "metrics.json"],
     "prototypes": ["prototypes.safetensors", "metrics.json"],

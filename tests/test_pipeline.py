@@ -44,7 +44,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> ProjectCopy:
     """The small city with doubles, reproduced once; every test leaves it up to date."""
     folder = tmp_path_factory.mktemp("city")
     project = ProjectCopy(folder, "city_small", doubles=True)
-    assert project.repro() == PREPARED | FROM_WEIGHTS | FROM_PRETRAIN
+    assert project.repro() == PREPARED | FROM_WEIGHTS | {"ssl_pretrain"} | FROM_PRETRAIN
     return project
 
 
@@ -327,3 +327,16 @@ def check_records(project: ProjectCopy) -> None:
     parent = client.get_run(child.data.tags["parent_run"])
     assert parent.data.tags["stage"] == "warmup"
     assert parent.data.tags["parent_run"] == project.record(Path("runs/mine"))["mlflow_run_id"]
+
+
+def test_pretraining_without_labels_is_redone_for_its_own_sake_alone(city: ProjectCopy) -> None:
+    before = (city.folder / "ran.txt").read_text()
+    city.set("model.decoder", "fcn")
+    city.set("ssl", {"method": "mae", "iterations": 3})
+    assert {"ssl_pretrain", "pretrain"} <= city.repro("pretrain")
+    city.set("model.decoder", "dmlp")
+    assert "ssl_pretrain" not in city.repro("pretrain")
+    city.set("ssl", {"method": "none"})
+    assert city.repro("pretrain") == set(), "what DVC has seen before it takes from its cache"
+    assert (city.folder / "ran.txt").read_text() != before
+    assert city.status() == {}

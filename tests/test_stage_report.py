@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
+from PIL import Image
 from report_outputs import PARAMS, PROVENANCE, write_outputs
 
 from panoda.labels import get_label_space
@@ -247,3 +248,20 @@ def test_errors_name_the_file_and_keep_the_old_page(tmp_path):
     with pytest.raises(ValueError, match=r"no such file; run the stage evaluate"):
         report(**arguments | {"outputs": tmp_path / "none"})
     assert (tmp_path / "reports" / "index.html").read_text() == "old"
+
+
+def test_what_was_learned_without_labels_is_shown(tmp_path):
+    outputs = write_outputs(tmp_path / "outputs")
+    learned = outputs / "ssl_pretrain"
+    learned.mkdir()
+    Image.new("RGB", (60, 40)).save(learned / "reconstruction.png")
+    (learned / "history.csv").write_text("step,loss/total,lr\n1,1.5,0.1\n2,0.9,0.05\n")
+    optim = {"name": "adamw", "lr": 0.006}
+    ssl = {"method": "mae", "iterations": 2, "batch_size": 8, "optim": optim, "images": {"target": 1.0}}
+    report(outputs=outputs, params={**PARAMS, "ssl": ssl}, provenance=PROVENANCE, out=tmp_path / "reports")
+    page = Page((tmp_path / "reports/index.html").read_text(encoding="utf-8"))
+    assert "What the encoder learned without labels" in page.text
+    assert "Without labels 2 8 adamw, 0.006 mae, images of target 1" in page.text
+    assert any(image.get("width") == "60" and "Fixed images" in image["alt"] for image in page.all("img"))
+    plain = html.render(collect(write_outputs(tmp_path / "plain")), params=PARAMS, provenance=PROVENANCE)
+    assert "ithout labels" not in Page(plain).text

@@ -38,6 +38,7 @@ from panoda.config.section import (
     Size,
     SourceWeights,
 )
+from panoda.config.ssl import NoneParams, SslOptimParams, SslParams
 from panoda.config.training import (
     DECODERS,
     AugmentParams,
@@ -69,6 +70,7 @@ __all__ = [
     "MethodParams",
     "ModelParams",
     "NonNegative",
+    "NoneParams",
     "OptimParams",
     "Params",
     "Positive",
@@ -85,6 +87,8 @@ __all__ = [
     "SlidingParams",
     "SourceTrainingParams",
     "SourceWeights",
+    "SslOptimParams",
+    "SslParams",
     "Stanford2D3DDataset",
     "Structured3DDataset",
     "TrackingParams",

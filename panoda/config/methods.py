@@ -13,22 +13,25 @@ from operator import or_
 from typing import Annotated, Any
 
 from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
 
 from panoda.config.params import Params
-from panoda.config.section import names_in
-from panoda.config.training import MethodParams
+from panoda.config.section import Section, names_in
 
 log = logging.getLogger("panoda")
 
 METHODS = names_in("methods")
 """Names of methods: the files of ``panoda/methods``."""
-DEFAULTS = {"pretrain": "supervised", "warmup": "alignment", "adapt": "teacher_mix"}
+DEFAULTS = {"ssl": "none", "pretrain": "supervised", "warmup": "alignment", "adapt": "teacher_mix"}
 """Section of a training stage -> its method where none is named."""
+_STAGES = {"ssl": "ssl_pretrain"}
+"""Section -> the stage that it is of, where that has another name."""
 
 
 @cache
-def methods_of(stage: str) -> Mapping[str, type[MethodParams]]:
+def methods_of(section: str) -> Mapping[str, type[Section]]:
     """The parameters of every method of a stage, by name."""
+    stage = _STAGES.get(section, section)
     methods = {name: importlib.import_module(f"panoda.methods.{name}").METHOD for name in METHODS}
     return {name: method.params for name, method in methods.items() if method.stage == stage}
 
@@ -64,7 +67,12 @@ def method_params(stage: str) -> Any:
 def params_model() -> type[Params]:
     """``Params`` with the methods' own parameters; imports every method."""
     fields: dict[str, Any] = {
-        stage: (method_params(stage), Field(description=Params.model_fields[stage].description))
+        stage: (method_params(stage), Field(description=field.description, **_default(field)))
         for stage in DEFAULTS
+        for field in [Params.model_fields[stage]]
     }
     return create_model("Params", __base__=Params, __doc__=Params.__doc__, **fields)
+
+
+def _default(field: FieldInfo) -> dict[str, Any]:
+    return {} if field.is_required() else {"default": field.default}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from panoda.config.domains import PrepareParams
+from panoda.config.ssl import SslParams
 from panoda.config.training import AugmentParams, MethodParams
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 def trained_stages(params: Params) -> dict[str, MethodParams]:
     """Name -> section of the stages that take steps."""
-    found: dict[str, MethodParams] = {
+    found: dict[str, MethodParams] = {"ssl": params.ssl} if isinstance(params.ssl, SslParams) else {}
+    found |= {
         "pretrain": params.pretrain,
         "warmup": params.warmup,
         "adapt": params.adapt,
@@ -70,3 +72,32 @@ def check_devices(params: Params) -> None:
                 f"{name}.batch_size {section.batch_size} does not divide by runtime.devices {devices} times "
                 f"accumulate {section.accumulate}; set it to a multiple of {devices * section.accumulate}"
             )
+
+
+def check_ssl(params: Params) -> None:
+    """ValueError when images, crops or start of stage ssl_pretrain do not go with the other sections."""
+    ssl, domains = params.ssl, params.data.domains
+    if not isinstance(ssl, SslParams):
+        return
+    if unknown := sorted(set(ssl.images) - set(domains)):
+        raise ValueError(
+            f"ssl.images names {', '.join(unknown)}; expected domains of data: {', '.join(domains)}"
+        )
+    for role in ssl.images:
+        prepared = domains[role].prepare
+        if prepared.height < ssl.crop_height or prepared.width < ssl.crop_width:
+            raise ValueError(
+                f"ssl: crops of {ssl.crop_height} x {ssl.crop_width} pixels (height x width) are larger than the "
+                f"images of data.{role}, prepared at {prepared.height} x {prepared.width}; lower crop_height and "
+                "crop_width, or prepare larger images"
+            )
+    if not params.model.encoder.startswith("vit:"):
+        raise ValueError(
+            f"ssl.method {ssl.method} pretrains plain vision transformers, not {params.model.encoder}; set "
+            "model.encoder to vit:NAME (docs/models.md), or ssl.method to none"
+        )
+    if params.model.weights is not None:
+        raise ValueError(
+            f"model.weights is {params.model.weights!r} and ssl.method is {ssl.method}: the encoder can start from "
+            "one of them; set the other to null or none"
+        )

@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 
 from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.domains import DataParams
-from panoda.config.pairs import check_circles, check_crops, check_devices
+from panoda.config.pairs import check_circles, check_crops, check_devices, check_ssl
 from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
 from panoda.config.section import Count, Name, Section, SourceWeights
+from panoda.config.ssl import NoneParams, SslParams
 from panoda.config.training import MethodParams, ModelParams
 from panoda.labels import SPACES, get_label_space, is_space_file
 
@@ -32,6 +33,8 @@ class Params(Section):
     """Labelled source -> its share of the training samples, relative to the others'."""
     model: ModelParams
     """The model."""
+    ssl: NoneParams | SslParams = NoneParams()
+    """Stage ssl_pretrain."""
     pretrain: MethodParams
     """Stage pretrain."""
     warmup: MethodParams
@@ -62,6 +65,7 @@ class Params(Section):
         check_circles(self)
         check_crops(self)
         check_devices(self)
+        check_ssl(self)
         return self
 
     @model_validator(mode="after")

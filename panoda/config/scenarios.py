@@ -31,7 +31,7 @@ from panoda.config.reading import apply_overrides, parse_params, read_tree
 from panoda.config.section import ConfigError
 
 SCENARIOS = Path("scenarios")
-KINDS = {"dataset": "kind", "pretrain": "method", "warmup": "method", "adapt": "method"}
+KINDS = {"dataset": "kind", **dict.fromkeys(DEFAULTS, "method")}
 """Sections that begin anew where the key is named that says what they are."""
 LINE = 90
 """Longest line of params.yaml with a mapping or a list in it; longer ones take several lines."""

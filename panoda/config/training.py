@@ -71,7 +71,7 @@ class ModelParams(Section):
 
 
 class OptimParams(Section):
-    """Optimiser and schedule: AdamW or SGD, linear warm-up, then polynomial decay."""
+    """Optimiser and schedule: AdamW or SGD, linear warm-up, then polynomial or cosine decay."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimiser."""
@@ -81,8 +81,12 @@ class OptimParams(Section):
     """Decoupled (AdamW) or L2 (SGD) weight decay; not on norms, biases, position tables and tokens."""
     momentum: Probability = 0.9
     """SGD momentum."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW's momenta of the gradient and of its square."""
     warmup_iterations: Count = 0
     """Steps of linear learning-rate warm-up."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """After the warm-up: polynomial decay, or half a cosine, to zero."""
     poly_power: NonNegative = 0.9
     """Exponent of the polynomial decay."""
     horizon: Count = 0

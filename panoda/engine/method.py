@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from panoda.config import AugmentParams, ClassWeightParams, MethodParams
-from panoda.data.loading.loader import Batch, SampleSource
+from panoda.config import AugmentParams, ClassWeightParams, Section
+from panoda.data.loading.loader import Augment, Batch, SampleSource
 from panoda.data.loading.mixture import Mixture
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.seeds import stream_seed
 from panoda.engine.task import Task
-from panoda.engine.training import batches, source_weights
+from panoda.engine.training import batches, random_batches, source_weights
 from panoda.system.context import RunContext
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Setup:
 
     Attributes:
         stage: Name of the stage.
-        model: What is trained, on ``context.device``.
+        model: What is trained, on ``context.device``; in stage ssl_pretrain what ``Method.model`` made.
         params: The stage's section: the method's own parameters.
         seed: Run seed.
         context: Device, precision, processes.
@@ -93,6 +93,19 @@ class Setup:
             context=self.context,
         )
 
+    def crops(
+        self, split: SampleSource, transform: Augment, *, domain: str
+    ) -> Callable[[int], Iterator[Batch]]:
+        """A function from start step to random batches of what ``transform`` makes."""
+        return random_batches(
+            split,
+            transform,
+            batch_size=self.params.batch_size,
+            seed=stream_seed(self.seed, f"{self.stage} {domain}"),
+            num_steps=self.params.iterations,
+            context=self.context,
+        )
+
     def whole_batches(
         self, split: SampleSource, augment: AugmentParams, *, domain: str, count: int
     ) -> Callable[[], Iterator[Batch]]:
@@ -129,14 +142,17 @@ class Method:
     """A method.
 
     Attributes:
-        stage: Stage that runs it: pretrain, warmup or adapt.
+        stage: Stage that runs it: ssl_pretrain, pretrain, warmup or adapt.
         params: Its parameters, with its name as the type of ``method``.
         task: Its task, made from a ``Setup``.
+        model: Where it trains something else than a segmentation model: that, for an encoder's name and the
+            parameters, with random weights.
     """
 
     stage: str
-    params: type[MethodParams]
+    params: type[Section]
     task: Callable[[Setup], Task]
+    model: Callable[[str, Any], nn.Module] | None = None
 
 
 def get_method(name: str) -> Method:

@@ -5,6 +5,7 @@ Layer-wise learning-rate decay as in BEiT (arXiv 2106.08254) and MAE (arXiv 2111
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -25,8 +26,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups of equal learning rate and decay; each trainable parameter is in exactly one.
 
-    Vectors (norms, biases) and what the encoder's ``no_weight_decay()`` names (position tables, tokens)
-    do not decay.
+    Vectors (norms, biases) and what ``no_weight_decay()`` of the module or of its encoder names (position
+    tables, tokens) do not decay.
 
     Args:
         module: A ``Segmenter``, or anything else, which then has one learning rate.
@@ -48,17 +49,22 @@ def parameter_groups(
             f"layer_decay is {layer_decay}, but {type(module).__name__} has no encoder with numbered layers; "
             "set layer_decay to 1.0"
         )
-    plain = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else set()
+    whole: Any = module
+    plain = {
+        prefix + name
+        for part, prefix in ((whole, ""), (encoder, _ENCODER))
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    }
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():  # nn.Module yields shared parameters once
         if not parameter.requires_grad:
             continue
-        factor, decays = 1.0, parameter.ndim > 1
+        factor, decays = 1.0, parameter.ndim > 1 and name not in plain
         if name.startswith(_ENCODER):
-            own = name.removeprefix(_ENCODER)
-            decays = decays and own not in plain
             if layer_decay != 1.0:
-                factor = layer_decay ** (encoder.num_layers - 1 - encoder.layer_of(own))
+                layer = encoder.layer_of(name.removeprefix(_ENCODER))
+                factor = layer_decay ** (encoder.num_layers - 1 - layer)
         elif name.startswith(_DECODER):
             factor = head_lr_factor
         groups.setdefault((factor, decays), []).append(parameter)
@@ -75,10 +81,11 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     momentum: float = 0.9,
+    betas: tuple[float, float] = (0.9, 0.999),
     layer_decay: float = 1.0,
     head_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD with momentum over ``module``; the other arguments as in ``parameter_groups``.
+    """AdamW (``betas``) or SGD (``momentum``) over ``module``; the other arguments as in ``parameter_groups``.
 
     On a GPU the fused kind: one kernel for all parameters, and a gradient scaler's steps need not wait for
     the device to be skipped. On the CPU torch's default, whose sums are the same everywhere.
@@ -89,7 +96,7 @@ def build_optimizer(
     fused = True if _fuses(name, [p for group in groups for p in group["params"]]) else None
     optimizer: torch.optim.Optimizer
     if name == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=lr, fused=fused)
+        optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     else:
         optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused)
         if fused and momentum:
@@ -131,12 +138,14 @@ def build_scheduler(
     horizon: int,
     warmup_iterations: int,
     poly_power: float,
+    schedule: Literal["poly", "cosine"] = "poly",
     constant: tuple[int, float] | None = None,
 ) -> LambdaLR:
-    """Linear warm-up over ``warmup_iterations`` steps, then (1 - step / horizon) ** poly_power.
+    """Linear warm-up over ``warmup_iterations`` steps, then (1 - step / horizon) ** poly_power, or half a cosine.
 
     The polynomial counts from the first step on, as in DeepLab and MMSegmentation 0.x. Those multiply the
-    warm-up with it, which lowers the rate in the warm-up by at most the share of the horizon it takes.
+    warm-up with it, which lowers the rate in the warm-up by at most the share of the horizon it takes. The
+    cosine goes from the end of the warm-up to the horizon, as in MAE.
     Every group keeps its ratio to the others. ``constant`` = (step, factor): from that step on the rate
     stays at the peak times the factor.
     """
@@ -146,6 +155,9 @@ def build_scheduler(
             return constant[1]
         if step < warmup_iterations:
             return (step + 1) / (warmup_iterations + 1)
+        if schedule == "cosine":
+            passed = (step - warmup_iterations) / max(1, horizon - warmup_iterations)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
         return max(0.0, 1.0 - step / max(1, horizon)) ** poly_power
 
     return LambdaLR(optimizer, factor)

@@ -86,12 +86,15 @@ def parallel_losses(task: Task, context: RunContext) -> Losses:
     return DistributedDataParallel(_Losses(task.trained, losses), find_unused_parameters=True)
 
 
-def full_model(model: Segmenter, context: RunContext) -> Segmenter:
+def full_model(model: Any, context: RunContext) -> Any:
     """``model`` itself, or a copy with all weights, in every process, if it is sharded."""
     if not _is_sharded(model):
         return model
-    copy = create_model(model.name, **model.arguments).to(context.device)
-    copy.load_state_dict(_FullState(model).state_dict())
+    if isinstance(model, Segmenter):
+        copy: Any = create_model(model.name, **model.arguments)
+    else:
+        copy = type(model)(**model.arguments)
+    copy.to(context.device).load_state_dict(_FullState(model).state_dict())
     return copy.eval()
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from panoda.config import AugmentParams, ClassWeightParams, MethodParams, Section
-from panoda.data.loading.loader import Batch, SampleSource, training_batches
+from panoda.data.loading.loader import Augment, Batch, SampleSource, training_batches
 from panoda.data.loading.mixture import Mixture
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.transforms import JointTransform
@@ -58,6 +58,7 @@ def run_training(
         lr=optim.lr,
         weight_decay=optim.weight_decay,
         momentum=optim.momentum,
+        betas=optim.betas,
         layer_decay=optim.layer_decay,
         head_lr_factor=optim.head_lr_factor,
     )
@@ -66,6 +67,7 @@ def run_training(
         horizon=optim.horizon or params.iterations,
         warmup_iterations=optim.warmup_iterations,
         poly_power=optim.poly_power,
+        schedule=optim.schedule,
         constant=None if constant is None else (constant[0], constant[1] / optim.lr),
     )
     task.trained.train()
@@ -101,13 +103,32 @@ def batches(
 
     Of several processes each gets its share of every batch.
     """
-    check_shares(batch_size, context.world)
     keywords = augment.model_dump()
     if not colour:
         keywords.update(jitter=0.0, exposure=0.0)
     if not split.full_circle:
         keywords["yaw_roll"] = False
-    transform = JointTransform(**keywords)
+    return random_batches(
+        split,
+        JointTransform(**keywords),
+        batch_size=batch_size,
+        seed=seed,
+        num_steps=num_steps,
+        context=context,
+    )
+
+
+def random_batches(
+    split: SampleSource,
+    transform: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    num_steps: int,
+    context: RunContext,
+) -> Callable[[int], Iterator[Batch]]:
+    """A function from start step to batches; of several processes each gets its share of every batch."""
+    check_shares(batch_size, context.world)
 
     def start(step: int) -> Iterator[Batch]:
         return training_batches(
@@ -140,19 +161,24 @@ def save_training_result(
     if not context.main:
         return values
     save_model(out / "model.safetensors", model, card)
-    history = pd.DataFrame(state.history or [{"step": 0.0}])
-    history = history.groupby("step", as_index=False).first().astype({"step": int})
-    history.to_csv(out / "history.csv", index=False, float_format="%.6g")
-    state.spikes.write(out / "loss_spikes.csv")
-    write_json(out / "metrics.json", values)
+    save_history(out, state, values, context)
     (out / "pictures").mkdir(exist_ok=True)
     for number, index in enumerate(picture_indices(len(split), PICTURES)):
         picture = prediction_picture(model, split, index, context)
         Image.fromarray(picture).save(out / "pictures" / f"{number}.png")
         context.logger.log_image(f"pictures/{number}", picture, state.step)
-    if values:
-        context.logger.log_metrics(values, state.step)
     return values
+
+
+def save_history(out: Path, state: LoopState, metrics: Mapping[str, float], context: RunContext) -> None:
+    """Write history.csv, loss_spikes.csv and metrics.json into ``out``, and log the metrics."""
+    history = pd.DataFrame(state.history or [{"step": 0.0}])
+    history = history.groupby("step", as_index=False).first().astype({"step": int})
+    history.to_csv(out / "history.csv", index=False, float_format="%.6g")
+    state.spikes.write(out / "loss_spikes.csv")
+    write_json(out / "metrics.json", dict(metrics))
+    if metrics:
+        context.logger.log_metrics(metrics, state.step)
 
 
 def prepared_size(split: PreparedSplit) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
-from panoda.config import AnyDataset, ConfigError, DeclaredDataset, ModelParams, Params
+from panoda.config import AnyDataset, ConfigError, DeclaredDataset, ModelParams, Params, SslParams
 from panoda.config.pairs import augmentations, trained_stages
 from panoda.data.formats.declaration import Declaration, read_declaration
 from panoda.data.formats.encoding import space_of
+from panoda.engine.method import get_method
 from panoda.labels import get_label_space, remap_table
 from panoda.stages.weights import build_model
 
@@ -40,6 +42,7 @@ def check_runnable(params: Params) -> None:
             raise ConfigError(f"data.{role}: {error}") from error
     if params.model.wrap:
         _check_circles(params)
+    _check_ssl(params)
     _check_model(params.model, get_label_space(params.label_space).num_classes, list(_batches(params)))
 
 
@@ -87,6 +90,23 @@ def _check_circles(params: Params) -> None:
     for name, value in parts.items():
         if value is not None:
             raise ConfigError(f"{why} {name} predicts parts; set it to null, or wrap: false")
+
+
+def _check_ssl(params: Params) -> None:
+    """Run what stage ssl_pretrain would train once, without values."""
+    ssl = params.ssl
+    if not isinstance(ssl, SslParams):
+        return
+    model = get_method(ssl.method).model
+    assert model is not None
+    with torch.random.fork_rng(devices=()), torch.device("meta"):
+        try:
+            net: Any = model(params.model.encoder, ssl)
+            net(
+                torch.zeros(1, 3, ssl.crop_height, ssl.crop_width), mask_ratio=getattr(ssl, "mask_ratio", 0.5)
+            )
+        except ValueError as error:
+            raise ConfigError(f"ssl: {error}") from error
 
 
 def _batches(params: Params) -> Iterator[Given]:

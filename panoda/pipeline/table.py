@@ -23,12 +23,8 @@ _WARMED_UP = {"checkpoint": "outputs/warmup/model.safetensors"}
 
 _BASE = ("panoda/config", "panoda/labels", "panoda/system")
 _RAW = ("panoda/geometry", "panoda/data/formats")
-_MODEL = (
-    "panoda/models/core",
-    "panoda/models/deform",
-    "panoda/models/encoders",
-    "panoda/models/decoders/${model.decoder}.py",
-)
+_ENCODER = ("panoda/models/core", "panoda/models/deform", "panoda/models/encoders")
+_MODEL = (*_ENCODER, "panoda/models/decoders/${model.decoder}.py")
 _PREDICTION = ("panoda/data/loading", "panoda/geometry", "panoda/inference")
 _TRAINING = ("panoda/engine", "panoda/methods/parts")
 
@@ -89,9 +85,18 @@ class Stage:
         """The pipeline's inputs by name; with ``params``, only those that such a run reads."""
         self._check(role)
         paths = {name: Path(path.format(role=role)) for name, path in self.inputs.items()}
-        if params is not None and len(params.sources) == 1:
-            paths.pop("more_sources", None)
-        return paths
+        unread = set() if params is None else self._unread(params)
+        return {name: path for name, path in paths.items() if name not in unread}
+
+    def _unread(self, params: Params) -> set[str]:
+        """Names of inputs that a run with ``params`` does not read."""
+        images = set(params.ssl.images)
+        unread = {"more_sources"} if len(params.sources) == 1 else set()
+        if self.name == "ssl_pretrain":
+            roles = {"source_train": "source" in images, "target_train": "target" in images}
+            roles["more_sources"] = bool(images - {"source", "target"})
+            unread = {name for name, read in roles.items() if not read}
+        return unread if images else unread | {"ssl_weights"}
 
     def out_path(self, role: str | None = None) -> Path:
         """The pipeline's output folder."""
@@ -166,10 +171,33 @@ STAGES: dict[str, Stage] = {
             on_gpu=False,
         ),
         Stage(
+            "ssl_pretrain",
+            "the encoder learns from images without labels (nothing when ssl.method is none)",
+            sections=("model.encoder", "ssl", "seed"),
+            inputs={**_LABELLED, "target_train": _TARGET_TRAIN},
+            out="outputs/ssl_pretrain",
+            code=(
+                *_BASE,
+                *_ENCODER,
+                *_PREDICTION,
+                *_TRAINING,
+                "panoda/models/mae.py",
+                "panoda/models/weights",
+                "panoda/stages/weights.py",
+                "panoda/methods/${ssl.method}.py",
+            ),
+            trains="ssl",
+        ),
+        Stage(
             "pretrain",
             "training on the labelled sources",
             sections=("sources", "model", "pretrain", "seed"),
-            inputs={"weights": "outputs/weights", **_LABELLED, "source_val": "data/prepared/source/val"},
+            inputs={
+                "weights": "outputs/weights",
+                "ssl_weights": "outputs/ssl_pretrain/encoder",
+                **_LABELLED,
+                "source_val": "data/prepared/source/val",
+            },
             out="outputs/pretrain",
             code=(
                 *_BASE,

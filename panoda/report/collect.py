@@ -50,6 +50,7 @@ class Results:
         pictures: Fixed images, target first.
         histories: Stage -> history.csv.
         checkpoints: Stage -> SHA-256 of its model.safetensors.
+        reconstruction: What pretraining without labels makes of fixed images, where it ran.
     """
 
     models: list[str]
@@ -66,6 +67,7 @@ class Results:
     histories: dict[str, pd.DataFrame] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     checkpoints: dict[str, str] = field(default_factory=dict)
+    reconstruction: Path | None = None
 
     @property
     def adapted(self) -> bool:
@@ -102,6 +104,7 @@ def collect(outputs: Path) -> Results:
     scored = sets["source_val"]
     copies = {name: one["same_weights_as"] for name, one in about.items() if one["same_weights_as"]}
     models = [name for name in models if name not in copies]
+    learned = outputs / "ssl_pretrain" / "reconstruction.png"
     return Results(
         models=models,
         copies=copies,
@@ -117,6 +120,7 @@ def collect(outputs: Path) -> Results:
         histories={name: _csv(path) for name, path in _stage_files(outputs, "history.csv")},
         rounds=_rounds(outputs),
         checkpoints={name: sha256_file(path) for name, path in _stage_files(outputs, "model.safetensors")},
+        reconstruction=learned if learned.is_file() else None,
     )
 
 
@@ -165,7 +169,7 @@ def _round_folders(outputs: Path) -> list[tuple[int, Path]]:
 
 
 def _stage_files(outputs: Path, name: str) -> Iterator[tuple[str, Path]]:
-    places = [(stage, outputs / stage) for stage in ("pretrain", "warmup")]
+    places = [(stage, outputs / stage) for stage in ("ssl_pretrain", "pretrain", "warmup")]
     for number, folder in _round_folders(outputs):
         places.append(("adapt" if number == 1 else f"adapt, round {number}", folder / "adapt"))
     yield from ((stage, folder / name) for stage, folder in places if (folder / name).is_file())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -85,6 +86,7 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         rounds=list(_rounds(results)),
         idle="round1" in results.copies,
         curves=list(_curves(results)),
+        reconstruction=_sheet(results.reconstruction),
         confusion=list(_confusion(results)),
         params_yaml=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True, width=100),
         provenance=list(_flatten(_with_digests(results, provenance))),
@@ -237,17 +239,29 @@ def _pictures(results: Results) -> dict[str, Any]:
 
 def _data_uri(picture: Picture, what: str) -> tuple[str, tuple[int, int]]:
     """Data URI and (width, height): photographs as JPEG, label maps as palette PNG."""
-    buffer = io.BytesIO()
     with Image.open(picture.files[what]) as image:
-        size = image.size
-        if image.width > MAX_WIDTH:
-            size = (MAX_WIDTH, round(image.height * MAX_WIDTH / image.width))
-        if what == "input":
-            image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
-            kind = "jpeg"
-        else:
-            image.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
-            kind = "png"
+        return _encoded(image, photograph=what == "input")
+
+
+def _sheet(path: Path | None) -> dict[str, Any] | None:
+    """Data URI and size of the reconstructions, where there are any."""
+    if path is None:
+        return None
+    with Image.open(path) as image:
+        uri, size = _encoded(image, photograph=True)
+    return {"uri": uri, "size": size}
+
+
+def _encoded(image: Image.Image, *, photograph: bool) -> tuple[str, tuple[int, int]]:
+    buffer, size = io.BytesIO(), image.size
+    if image.width > MAX_WIDTH:
+        size = (MAX_WIDTH, round(image.height * MAX_WIDTH / image.width))
+    if photograph:
+        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
+        kind = "jpeg"
+    else:
+        image.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
+        kind = "png"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", size
 
 

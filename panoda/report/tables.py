@@ -29,6 +29,7 @@ def stage_label(name: str) -> str:
     """Name shown for a training stage, as in ``adapt, round 2`` -> Adaptation, round 2."""
     stage, comma, rest = name.partition(",")
     known = {"pretrain": "Source training", "warmup": "Warm-up", "adapt": "Adaptation"}
+    known |= {"ssl_pretrain": "Without labels", "ssl": "Without labels"}
     return known.get(stage, stage) + comma + rest
 
 
@@ -137,10 +138,10 @@ def prediction_table(per_class: pd.DataFrame, *, models: Sequence[str]) -> pd.Da
 def recipe_table(params: Mapping[str, Any]) -> pd.DataFrame:
     """What each training stage ran: steps, batch, optimiser and the parts switched on."""
     rows = []
-    for stage in ("pretrain", "warmup", "adapt"):
+    for stage in ("ssl", "pretrain", "warmup", "adapt"):
         section = params.get(stage) or {}
         optim = section.get("optim") or {}
-        if not section:
+        if not section or section.get("method") == "none":
             continue
         rows.append(
             {
@@ -164,6 +165,9 @@ def _parts(stage: str, section: Mapping[str, Any]) -> list[str]:
     """The optional parts of a stage that are switched on, with their strength."""
     kind = (section.get("class_weights") or {}).get("kind", "none")
     parts = [] if kind == "none" else [f"class weights ({kind.replace('_', ' ')})"]
+    if stage == "ssl":
+        shares = ", ".join(f"{role} {weight:g}" for role, weight in section.get("images", {}).items())
+        parts += [str(section.get("method")), f"images of {shares}"]
     if stage == "pretrain" and section.get("ohem"):
         parts.append("hard example mining")
     if section.get("adversarial_weight"):

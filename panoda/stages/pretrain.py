@@ -49,6 +49,7 @@ def pretrain(
     seed: int,
     context: RunContext,
     weights: Path | None = None,
+    ssl_weights: Path | None = None,
     more_sources: Path | None = None,
     sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
@@ -57,6 +58,7 @@ def pretrain(
     Args:
         source_val: Prepared, labelled split for validation and checkpoint selection.
         weights: Result of stage weights; None starts from random weights.
+        ssl_weights: Folder encoder/ of stage ssl_pretrain's result; None where it had nothing to do.
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
 
     Returns:
@@ -76,7 +78,7 @@ def pretrain(
     space = train.space
     torch.manual_seed(stream_seed(seed, "model"))
     net = build_model(model, num_classes=space.num_classes)
-    start = _load_weights(net, weights, model, space.name, space.names)
+    start = _load_weights(net, weights, model, space.name, space.names, ssl_folder=ssl_weights)
     net.to(context.device)
     task = get_method(params.method).task(Setup("pretrain", net, params, seed, context, train))
     card = make_card(
@@ -141,8 +143,10 @@ def _load_weights(
     model: ModelParams,
     label_space: str,
     class_names: tuple[str, ...] | None = None,
+    *,
+    ssl_folder: Path | None = None,
 ) -> dict[str, Any] | None:
-    """Load what stage weights found; returns where it is from and what is new, for the model's card."""
+    """Load what stage weights found, or stage ssl_pretrain learned; where it is from and what is new."""
     given = None if folder is None else read_stage_weights(folder)
     if (given is None) != (model.weights is None):
         raise ValueError(
@@ -150,13 +154,14 @@ def _load_weights(
             f"{'none' if given is None else 'some'}; run stage weights with the same parameters first, and "
             "hand its result over (--input weights=FOLDER)"
         )
+    given = given or (None if ssl_folder is None else read_stage_weights(ssl_folder))
     if given is None:
         return None
     tensors, card = given
     found = fit(net, tensors, card, label_space=label_space, class_names=class_names)
     load_fitted(net, found)
     for note in found.notes:
-        log.warning("weights %s: %s", model.weights, note)
+        log.warning("weights %s: %s", model.weights or card.source, note)
     return {"card": card.model_dump(mode="json"), **found.summary()}
 
 

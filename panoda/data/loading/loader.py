@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from panoda.data.loading.prepared import Sample
-from panoda.data.loading.transforms import AugmentedSample, JointTransform
+from panoda.data.loading.transforms import AugmentedSample
 from panoda.system.machine import room_for_sockets
 
 log = logging.getLogger("panoda")
@@ -76,11 +76,24 @@ class SampleSource(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+class Augment(Protocol):
+    """What makes a training sample of a stored one (``JointTransform``, ``ImageCrop``)."""
+
+    @property
+    def yaw_roll(self) -> bool:
+        """It needs full circles."""
+        ...
+
+    def __call__(self, sample: Sample, generator: torch.Generator, *, full_circle: bool) -> AugmentedSample:
+        """The sample as training sees it; all random numbers are the generator's."""
+        ...
+
+
 def training_batches(
     dataset: SampleSource,
     *,
     batch_size: int,
-    augment: JointTransform,
+    augment: Augment,
     seed: int,
     start_step: int,
     num_steps: int,
@@ -209,7 +222,7 @@ class _Steps(Dataset[Batch]):
     dataset: SampleSource
     batch_size: int
     positions: range
-    augment: JointTransform
+    augment: Augment
     seed: int
 
     def __getitem__(self, step: int) -> Batch:

@@ -1,4 +1,4 @@
-"""Several labelled splits that train together, each with a share of the samples."""
+"""Several splits that train together, each with a share of the samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from panoda.system.errors import DataError
 
 
 class Mixture:
-    """Labelled splits of one label space as one; item i of part p has index offsets[p] + i.
+    """Splits of one label space as one; item i of part p has index offsets[p] + i.
 
     Args:
         weights: Role -> share of the training samples, relative to the others'.
@@ -43,7 +43,7 @@ class Mixture:
         self._weights = tuple(float(weights[role]) for role in self.parts)
         self.offsets = (0, *accumulate(len(part) for part in self._splits[:-1]))
         counts = np.stack([part.class_pixels for part in self._splits]).astype(float)
-        shares = counts / counts.sum(axis=1, keepdims=True)
+        shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))  # 0 where nothing is labelled
         present = counts > 0
         self._lacking = torch.from_numpy(present.any(axis=0) & ~present)  # (P, K)
         mixed = np.asarray(self._weights) @ shares / sum(self._weights)

@@ -39,18 +39,21 @@ class AugmentedSample(Sample):
     columns: Tensor
 
 
-def normalise(image: Tensor) -> Tensor:
-    """Give images ImageNet mean and deviation.
+def normalise(
+    image: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> Tensor:
+    """Give images mean and deviation, ImageNet's unless others are given.
 
     Args:
         image: (..., 3, H, W), uint8 in 0..255 or floating point in 0..1.
+        mean: Of each channel, in 0..1.
+        std: Of each channel, in 0..1.
 
     Returns:
         float32 of the same shape on the same device.
     """
-    mean, std = per_channel(IMAGENET_MEAN, image), per_channel(IMAGENET_STD, image)
     scaled = image if image.is_floating_point() else image.float() / 255
-    return (scaled - mean) / std
+    return (scaled - per_channel(mean, image)) / per_channel(std, image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +115,11 @@ class JointTransform:
 
         maps = tv_tensors.Image(torch.stack([sample["label"], sample["valid"].to(torch.uint8)]))
         image = tv_tensors.Image(sample["image"])
-        image, maps = _window(image, top, src_h, left, src_w), _window(maps, top, src_h, left, src_w)
+        image, maps = window(image, top, src_h, left, src_w), window(maps, top, src_h, left, src_w)
         if (src_h, src_w) != (out_h, out_w):
             image = F.resize(image, [out_h, out_w], interpolation=InterpolationMode.BILINEAR, antialias=True)
             maps = F.resize(maps, [out_h, out_w], interpolation=InterpolationMode.NEAREST_EXACT)
-        rows, columns = _places(top, src_h, out_h), _places(left, src_w, out_w)
+        rows, columns = places(top, src_h, out_h), places(left, src_w, out_w)
         if u_flip < self.hflip:
             image, maps, columns = F.horizontal_flip(image), F.horizontal_flip(maps), columns.flip(0)
         maps = maps.as_subclass(Tensor)
@@ -173,7 +176,7 @@ def _axis(size: int, crop: int, factor: float, u: float) -> tuple[int, int, int,
     return 0, size, out, int(u * (crop - out + 1))
 
 
-def _window(x: Tensor, top: int, height: int, left: int, width: int) -> Tensor:
+def window(x: Tensor, top: int, height: int, left: int, width: int) -> Tensor:
     """Rows top.. and columns left.. of (C, H, W); columns continue at 0 past the right edge."""
     rows = x[:, top : top + height]
     over = left + width - x.shape[-1]
@@ -184,7 +187,7 @@ def _window(x: Tensor, top: int, height: int, left: int, width: int) -> Tensor:
     return tv_tensors.wrap(cut, like=x)
 
 
-def _places(start: int, length: int, out: int) -> Tensor:
+def places(start: int, length: int, out: int) -> Tensor:
     """(out,) where the centres of ``out`` pixels lie that ``length`` pixels from ``start`` on became."""
     return start + (torch.arange(out) + 0.5) * (length / out)
 

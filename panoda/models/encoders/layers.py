@@ -22,7 +22,14 @@ PVT_MATCHER: dict[str, Any] = {
 }
 PVT_LAST = ("stages.3.norm.",)
 # Tables and tokens; norms, biases and other vectors are told by their single dimension.
-_UNDECAYED = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table", "rope.freqs")
+_UNDECAYED = (
+    "pos_embed",
+    "cls_token",
+    "reg_token",
+    "mask_token",
+    "relative_position_bias_table",
+    "rope.freqs",
+)
 
 
 def layer_numbers(
