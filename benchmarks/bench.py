@@ -16,6 +16,7 @@ BENCHMARKS = {
     "deform": "benchmarks.deform",
     "layers": "benchmarks.layers",
     "mpa-step": "benchmarks.mpa_step",
+    "mae": "benchmarks.mae",
     "pseudo-labels": "benchmarks.pseudo_labels",
     "loader": "benchmarks.loader",
     "growth": "benchmarks.growth",

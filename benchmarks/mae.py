@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from benchmarks.timing import Row, Settings, interleaved
 from panoda.engine.optim import build_optimizer
 from panoda.models.mae import DECODER, SIZES, MaskedAutoencoder, create_mae
+from panoda.system.machine import peak_memory, reset_peak_memory
 
 _BLOCK = {
     **{"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj"},
@@ -117,11 +117,14 @@ def _step(model: nn.Module, loss: Callable[[], Tensor], settings: Settings) -> C
 
 
 def _peak(step: Callable[[], None], device: torch.device) -> float:
-    """Peak memory in MB: of the GPU in this step, or of the process so far (the first to run is the smaller)."""
-    if device.type == "cuda":
-        step()
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) / 1e6
+    """Memory in MB that a step needs at its peak, beyond weights, gradients and the optimiser's state."""
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    reset_peak_memory()
+    before = peak_memory()
+    step()
+    return (peak_memory() - before) / 2**20

@@ -312,6 +312,14 @@ def test_mistakes_are_named_before_any_stage_runs(overrides: list[str], message:
         check_runnable(load_scenario("city_small", [*MAE, *overrides], folder=FOLDER))
 
 
+def test_the_page_has_a_scenario_that_runs(tmp_path: Path) -> None:
+    page = (FOLDER.parent / "docs/self_supervised.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(page.split("```yaml")[1].split("```")[0], encoding="utf-8")
+    params = load_scenario(tmp_path / "mine.yaml", folder=FOLDER)
+    check_runnable(params)
+    assert params.ssl.method == "mae" and params.data.target.dataset.path == "my/panoramas"
+
+
 def test_a_missing_folder_leaves_nothing_behind(folders: dict[str, Path], tmp_path: Path) -> None:
     given = {"out": tmp_path / "out", "model": MODEL, "seed": 0, "context": RunContext()}
     with pytest.raises(ValueError, match="ssl.images names source, but no folder"):
@@ -360,15 +368,20 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert "encoder/encoder.safetensors" in digests(tmp_path / "whole/out")
 
 
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 2), (2, 1)])
 def test_processes_and_micro_batches_change_nothing(
-    learned: tuple[Path, Pictures], folders: dict[str, Path], tmp_path: Path
+    learned: tuple[Path, Pictures],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    devices: int,
+    accumulate: int,
 ) -> None:
-    """Up to rounding: in micro-batches masks are those of the whole batch."""
+    """Up to rounding: masks are those of the whole batch."""
     out, _ = learned
     ssl_pretrain(
         **{key: path for key, path in folders.items() if key.endswith("train")},
-        **{"out": tmp_path / "parts", "model": MODEL, "seed": 0, "context": RunContext()},
-        params=PARAMS.model_copy(update={"accumulate": 2}),
+        **{"out": tmp_path / "parts", "model": MODEL, "seed": 0, "context": RunContext(devices=devices)},
+        params=PARAMS.model_copy(update={"accumulate": accumulate}),
     )
     expected, found = (
         json.loads((folder / "metrics.json").read_text()) for folder in (out, tmp_path / "parts")

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.models.core.checkpoint import check_fit
 from panoda.models.core.errors import CheckpointError
+from panoda.models.core.products import linear
+from panoda.models.core.quick import quicken
 from panoda.models.encoders.layers import without_decay
 from panoda.models.encoders.positions import Grid, resize_table, sincos_table
 from panoda.models.encoders.timm_models import build, normalisation
@@ -91,6 +92,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_norm = norm(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * 3)
         self._initialise()
+        quicken(self)
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -166,7 +168,7 @@ class MaskedAutoencoder(nn.Module):
         weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # colours last, as in patches
         seen = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
         table = self._table(grid)
-        tokens = F.linear(seen, weight, projection.bias) + table[0, 1:][kept]
+        tokens = linear(seen, weight, projection.bias) + table[0, 1:][kept]
         first = (self.cls_token + table[:, :1]).expand(len(tokens), -1, -1)
         tokens = torch.cat((first, tokens), dim=1)
         for block in self.blocks:
