@@ -30,6 +30,7 @@ class MaskedTokenModel(nn.Module):
         encoder: A plain ViT.
         vocabulary: Number of codes V.
         mean, std: What images are to be normalised with.
+        arguments: Keywords with which it was built.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class MaskedTokenModel(nn.Module):
             ValueError: another kind of network.
         """
         super().__init__()
+        self.arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.encoder = ViTEncoder(name, drop_path=drop_path)
         self.vocabulary, self.mean, self.std = vocabulary, self.encoder.mean, self.encoder.std
         net = self.encoder.net
@@ -183,14 +185,14 @@ def block_masks(
             f"mask_ratio is {mask_ratio}, which masks {wanted} of {grid[0] * grid[1]} patches; expected one or more, "
             "and not all, such as 0.4"
         )
-    draw = random.Random(int(torch.randint(2**62, ())) if seed is None else seed)
+    draw = random.Random(int(torch.randint(2**62, (), device="cpu")) if seed is None else seed)
     return torch.stack(
         [_block_mask(grid, wanted, min(smallest, wanted), math.log(aspect), draw) for _ in range(count)]
     )
 
 
 def _block_mask(grid: Grid, wanted: int, smallest: int, log_aspect: float, draw: random.Random) -> Tensor:
-    mask = torch.zeros(grid, dtype=torch.bool)
+    mask = torch.zeros(grid, dtype=torch.bool, device="cpu")
     masked = 0
     while masked < wanted:
         block = _block(mask, wanted - masked, smallest, log_aspect, draw)
