@@ -43,15 +43,22 @@ def take_devices(stage: Stage, params: Params, stack: ExitStack) -> tuple[torch.
     if stage.trains:
         own = getattr(params, stage.trains)
         count = resolve_devices(runtime.devices, device, batch_size=own.batch_size, accumulate=own.accumulate)
-    if device.type == "cuda":
-        gpus = [device] if count == 1 else [torch.device("cuda", i) for i in range(count)]
-        # One order for all stages, whatever numbers CUDA_VISIBLE_DEVICES gives the GPUs: two stages that want
-        # the same ones never hold one each.
-        found = {str(torch.cuda.get_device_properties(gpu).uuid): gpu for gpu in gpus}
-        for identity, gpu in sorted(found.items()):
-            stack.enter_context(file_lock(gpu_lock_path(identity), what=f"GPU {gpu}", say=log.warning))
-        stack.enter_context(gpu_slot())
+    hold_gpus([device] if count == 1 else [torch.device("cuda", i) for i in range(count)], stack)
     return device, count
+
+
+def hold_gpus(devices: list[torch.device], stack: ExitStack) -> None:
+    """Hold the GPUs among ``devices`` against other flows until ``stack`` ends."""
+    import torch
+
+    # One order for all stages, whatever numbers CUDA_VISIBLE_DEVICES gives the GPUs: two stages that want
+    # the same ones never hold one each.
+    gpus = [device for device in devices if device.type == "cuda"]
+    found = {str(torch.cuda.get_device_properties(gpu).uuid): gpu for gpu in gpus}
+    for identity, gpu in sorted(found.items()):
+        stack.enter_context(file_lock(gpu_lock_path(identity), what=f"GPU {gpu}", say=log.warning))
+    if gpus:
+        stack.enter_context(gpu_slot())
 
 
 def what_to_lower(stage: Stage) -> str:

@@ -41,7 +41,7 @@ LEVELS = (
     ("inference",),
     ("engine",),
     ("methods",),
-    ("evaluation", "deployment"),
+    ("evaluation", "deployment", "classification"),
     ("report",),
     ("stages",),
     ("pipeline", "tracking"),
@@ -132,7 +132,7 @@ def test_files_written_from_the_table_are_up_to_date(path: Path) -> None:
     assert found == written_files()[path], f"{path} differs from the table of stages: run `make pipeline`"
 
 
-BY_NAME = ("models/decoders/", "models/mae.py", "methods/")
+BY_NAME = ("models/decoders/", "models/beit.py", "models/mae.py", "models/tokenizer.py", "methods/")
 """Rooms whose files are imported when a parameter names them, and what such a file alone imports."""
 
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from panoda.cli.adapt import adapt_command
 from panoda.cli.bench import bench_command
+from panoda.cli.classify import classify
 from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
 from panoda.cli.predict import predict_command
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
+app.add_typer(classify, name="classify")
 app.command("adapt")(adapt_command)
 app.command("export")(export_command)
 app.command("models")(models_command)

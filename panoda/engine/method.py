@@ -94,15 +94,19 @@ class Setup:
         )
 
     def crops(
-        self, split: SampleSource, transform: Augment, *, domain: str
+        self, split: SampleSource, transform: Augment, *, domain: str, params: Any = None
     ) -> Callable[[int], Iterator[Batch]]:
-        """A function from start step to random batches of what ``transform`` makes."""
+        """A function from start step to random batches of what ``transform`` makes.
+
+        ``params`` has batch_size and iterations, where these are not the stage's.
+        """
+        sizes = params or self.params
         return random_batches(
             split,
             transform,
-            batch_size=self.params.batch_size,
+            batch_size=sizes.batch_size,
             seed=stream_seed(self.seed, f"{self.stage} {domain}"),
-            num_steps=self.params.iterations,
+            num_steps=sizes.iterations,
             context=self.context,
         )
 

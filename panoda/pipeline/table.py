@@ -181,7 +181,7 @@ STAGES: dict[str, Stage] = {
                 *_ENCODER,
                 *_PREDICTION,
                 *_TRAINING,
-                "panoda/models/mae.py",
+                *(f"panoda/models/{name}.py" for name in ("beit", "mae", "tokenizer")),
                 "panoda/models/weights",
                 "panoda/stages/weights.py",
                 "panoda/methods/${ssl.method}.py",

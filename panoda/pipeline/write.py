@@ -94,6 +94,13 @@ definitions:
 
 deployments:
 """
+CLASSIFY = """\
+  - name: local
+    entrypoint: flows/classify.py:classify
+    work_pool: *pool
+    parameters: {params: {action: finetune, data: city, encoder: vit_tiny_patch16_224, random: true}}
+"""
+"""No stage: ``panoda classify`` as a deployment."""
 FLOW = '''\
 """Stage {name}: {description}.
 
@@ -117,7 +124,7 @@ def dvc_yaml() -> str:
 
 def prefect_yaml() -> str:
     """The content of prefect.yaml."""
-    return PREFECT_HEAD + "".join(map(_deployment, STAGES.values()))
+    return PREFECT_HEAD + "".join(map(_deployment, STAGES.values())) + CLASSIFY
 
 
 def flow_file(stage: Stage) -> str:

@@ -52,7 +52,7 @@ def ssl_pretrain(
         more_sources: ``data/prepared/more_sources``, for the images of further sources.
 
     Returns:
-        The last step's loss and that of the fixed images; nothing for method none.
+        The last step's loss, that of the fixed images, and what the method says; nothing for method none.
 
     Raises:
         ValueError: an encoder that the method does not know, or crops that its patches do not divide.
@@ -90,7 +90,7 @@ def ssl_pretrain(
     kept = full_model(net, context)
     metrics, picture = task.examine(kept)
     losses = [row["loss/total"] for row in state.history if "loss/total" in row]
-    metrics["loss/total"] = losses[-1]
+    metrics |= {"loss/total": losses[-1], **task.metrics()}
     card = WeightsCard(
         encoder=model.encoder,
         source=f"stage ssl_pretrain, method {params.method}, {params.iterations} steps, seed {seed}",
@@ -106,6 +106,7 @@ def ssl_pretrain(
             data = tensor_file(kept.state_dict(), {"format": "pt", "method": params.method})
             (folder / "pretrained.safetensors").write_bytes(data)
             Image.fromarray(picture).save(folder / "reconstruction.png")
+            task.save(folder)
             save_history(folder, state, metrics, context)
     return metrics
 

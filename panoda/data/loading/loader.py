@@ -126,15 +126,27 @@ def training_batches(
     own = range(part * batch_size // parts, (part + 1) * batch_size // parts)
     steps = _Steps(dataset, batch_size=batch_size, positions=own, augment=augment, seed=seed)
     wanted = range(start_step, start_step + num_steps)
+    return numbered_batches(steps, wanted, workers=workers, pin=pin, loaders=LOADERS * parts)
+
+
+def numbered_batches(
+    batches: Dataset[Any], wanted: range, *, workers: int, pin: bool = False, loaders: int = 1
+) -> Iterator[Any]:
+    """Batches (dicts of tensors and lists) by their numbers, loaded here or in ``workers`` processes.
+
+    Args:
+        pin: Batches of loader processes come in page-locked memory.
+        loaders: Such iterators at a time, which share ``SHARED_MEMORY``.
+    """
     if workers == 0:
-        return (steps[step] for step in wanted)
+        return (batches[step] for step in wanted)
     # Not fork: a copy of a process with threads and signal handlers of others (Prefect) does not end well.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     room_for_sockets()
-    piped = num_steps > 0 and _scarce(steps[start_step], LOADERS * parts * (2 * workers + 2))
+    piped = len(wanted) > 0 and _scarce(batches[wanted[0]], loaders * (2 * workers + 2))
     how: Any = _as_arrays if piped else None
     loader: DataLoader[Any] = DataLoader(
-        steps,
+        batches,
         batch_size=None,
         sampler=wanted,
         num_workers=workers,
@@ -146,7 +158,7 @@ def training_batches(
     return map(partial(_as_tensors, pin=pin), loader) if piped else iter(loader)
 
 
-def _scarce(batch: Batch, count: int) -> bool:
+def _scarce(batch: Any, count: int) -> bool:
     """Whether shared memory is too small for ``count`` such batches; it is said."""
     tensors = [value for value in batch.values() if isinstance(value, Tensor)]
     needed = count * sum(t.numel() * t.element_size() for t in tensors)
@@ -161,7 +173,7 @@ def _scarce(batch: Batch, count: int) -> bool:
     return True
 
 
-def _as_arrays(batch: Batch) -> dict[str, Any]:
+def _as_arrays(batch: Any) -> dict[str, Any]:
     """The batch without tensors: arrays travel through the pipe itself."""
     return {key: value.numpy() if isinstance(value, Tensor) else value for key, value in batch.items()}
 
@@ -228,7 +240,7 @@ def _index(sampling: tuple[tuple[int, float], ...], seed: int, number: int) -> i
     part, number = _turn([weight for _, weight in sampling], number)
     lengths = [length for length, _ in sampling]
     epoch, place = divmod(number, lengths[part])
-    return sum(lengths[:part]) + _epoch_order(seed, epoch, lengths[part], part)[place]
+    return sum(lengths[:part]) + epoch_order(seed, epoch, lengths[part], part)[place]
 
 
 def _turn(weights: list[float], number: int) -> tuple[int, int]:
@@ -247,7 +259,8 @@ def _turn(weights: list[float], number: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=16)
-def _epoch_order(seed: int, epoch: int, length: int, part: int) -> list[int]:
+def epoch_order(seed: int, epoch: int, length: int, part: int = 0) -> list[int]:
+    """A random order of ``length`` samples, another one in every epoch."""
     key = (seed, _EPOCH_STREAM, epoch, part) if part else (seed, _EPOCH_STREAM, epoch)
     return torch.randperm(length, generator=_generator(*key)).tolist()
 

@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from panoda.config import SslParams
+from panoda.data.loading.image_crops import ImageCrop
+from panoda.data.loading.mixture import Mixture
 from panoda.engine.task import Task
+from panoda.inference.pictures import picture_indices
 from panoda.models.core.channels import per_channel
 
 
@@ -24,6 +28,30 @@ class SelfSupervisedTask(Task):
     @abstractmethod
     def encoder(self, model: Any) -> dict[str, Tensor]:
         """The encoder's weights, by the names of a ``Segmenter``."""
+
+
+def image_crop(images: Mixture, params: SslParams) -> ImageCrop:
+    """How a method's parameters say that images are cut."""
+    return ImageCrop(
+        images=images,
+        height=params.crop_height,
+        width=params.crop_width,
+        scale=params.scale,
+        hflip=params.hflip,
+        yaw_roll=params.yaw_roll and images.full_circle,
+        views=params.views,
+        view_fov_deg=params.view_fov_deg,
+    )
+
+
+def fixed_crops(images: Mixture, crop: ImageCrop, count: int) -> Tensor:
+    """The middles of ``count`` images or a few more, as many of every part; (N, 3, H, W) uint8."""
+    chosen = [
+        offset + index
+        for offset, part in zip(images.offsets, images.parts.values(), strict=True)
+        for index in picture_indices(len(part), -(-count // len(images.parts)))
+    ]
+    return torch.stack([crop.centre(images[index]["image"]) for index in chosen])
 
 
 def side_by_side(columns: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Networks from timm by name, with random weights."""
+"""Networks from timm by name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 
-def build(name: str, **wanted: Any) -> nn.Module:
-    """The network ``name`` without a classifier; nothing is downloaded.
+def build(name: str, *, pretrained: bool = False, **wanted: Any) -> nn.Module:
+    """The network ``name`` without a classifier.
 
     Args:
         name: A model of timm, optionally with a tag (``vit_base_patch16_224.mae``).
+        pretrained: With timm's published weights, from its cache or downloaded; else random ones.
+        wanted: Keywords, of which it takes those that it knows.
 
     Raises:
         ValueError: timm has no such model or tag.
@@ -32,7 +34,7 @@ def build(name: str, **wanted: Any) -> nn.Module:
         raise ValueError(f"timm cannot build {name!r}: {error}; tags of {bare}: {tags}") from error
     accepted = inspect.signature(type(sketch).__init__).parameters
     arguments = {key: value for key, value in wanted.items() if key in accepted}
-    return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
 
 
 def normalisation(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

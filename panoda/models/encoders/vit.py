@@ -107,14 +107,25 @@ class ViTEncoder(nn.Module):
         """
         x = pad_to_multiple(x, self.patch, wrap=self.wrap)
         grid = (x.shape[2] // self.patch, x.shape[3] // self.patch)
+        outputs = []
+        for tokens in self.encode(self.embed(x), grid, after=self.indices):
+            grids = tokens[:, self.net.num_prefix_tokens :].unflatten(1, grid)
+            outputs.append(grids.permute(0, 3, 1, 2).contiguous())
+        return outputs
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) of whole patches -> their embeddings (N, h * w, D), without positions."""
         patches = self.net.patch_embed(x)
-        tokens = self._placed(patches.flatten(1, 2) if patches.ndim == 4 else patches, grid)
+        return patches.flatten(1, 2) if patches.ndim == 4 else patches
+
+    def encode(self, patches: Tensor, grid: Grid, *, after: Sequence[int]) -> list[Tensor]:
+        """Embeddings -> tokens (N, prefix + h * w, D) after some blocks, class and register tokens first."""
+        tokens = self._placed(patches, grid)
         outputs = []
         for number, block in enumerate(self.net.blocks):
             tokens = block(tokens, **self._relations(number, grid))
-            if number in self.indices:
-                grids = tokens[:, self.net.num_prefix_tokens :].unflatten(1, grid)
-                outputs.append(grids.permute(0, 3, 1, 2).contiguous())
+            if number in after:
+                outputs.append(tokens)
         return outputs
 
     def _placed(self, patches: Tensor, grid: Grid) -> Tensor:
