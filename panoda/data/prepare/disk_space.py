@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from panoda.data.formats.dataset import RawItem
-from panoda.data.prepare.items import How
+from panoda.data.prepare.items import PrepareConfig
 
 WEBP_SHARE = 0.5
 """Compressed size of photographs and labels relative to raw ones, at most as a rule (docs/benchmarks.md)."""
@@ -16,11 +16,11 @@ RESERVE = 0.02
 """Share added for indices, notes and the file system."""
 
 
-def foresee(splits: Iterable[Sequence[RawItem]], how: How) -> int:
+def foresee(splits: Iterable[Sequence[RawItem]], config: PrepareConfig) -> int:
     """Bytes of the items' images and labels: exact for codec raw, an upper estimate for webp."""
-    pixels = how.spec.height * how.spec.width
+    pixels = config.spec.height * config.spec.width
     raw = sum(len(items) * pixels * (3 if items[0].label is None else 4) for items in splits)
-    return raw if how.codec == "raw" else round(WEBP_SHARE * raw)
+    return raw if config.codec == "raw" else round(WEBP_SHARE * raw)
 
 
 def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> int:

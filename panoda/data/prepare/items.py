@@ -21,7 +21,7 @@ MAX_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
-class How:
+class PrepareConfig:
     """What is the same for every split."""
 
     spec: ItemSpec
@@ -44,15 +44,15 @@ class Result:
         return sum(len(c) if isinstance(c, bytes) else c.nbytes for c in self.cells.values())
 
 
-def prepare_items(items: Iterable[RawItem], how: How) -> Generator[Result | DataError]:
+def prepare_items(items: Iterable[RawItem], config: PrepareConfig) -> Generator[Result | DataError]:
     """Results in the order of the items; a bounded number is under way, so memory stays constant."""
     # Threads, not processes: Pillow and hashlib work outside the interpreter lock.
     pending: deque[Future[Result | DataError]] = deque()
-    with ThreadPoolExecutor(how.workers) as pool:
+    with ThreadPoolExecutor(config.workers) as pool:
         try:
             for item in items:
-                pending.append(pool.submit(_try_one, item, how))
-                if len(pending) >= 2 * how.workers:
+                pending.append(pool.submit(_try_one, item, config))
+                if len(pending) >= 2 * config.workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -61,12 +61,12 @@ def prepare_items(items: Iterable[RawItem], how: How) -> Generator[Result | Data
                 future.cancel()
 
 
-def _try_one(item: RawItem, how: How) -> Result | DataError:
+def _try_one(item: RawItem, config: PrepareConfig) -> Result | DataError:
     try:
-        arrays, row = prepare_item(item, how.spec)
+        arrays, row = prepare_item(item, config.spec)
     except DataError as error:
         return error
-    cells = {name: encode(array, how.codec) for name, array in arrays.items()}
+    cells = {name: encode(array, config.codec) for name, array in arrays.items()}
     return Result(cells, row, count(arrays, row))
 
 

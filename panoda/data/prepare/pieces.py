@@ -21,7 +21,7 @@ import torch
 
 from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.loading.shards import ShardInfo, ShardWriter
-from panoda.data.prepare.items import MAX_PROBLEMS, How, prepare_items, raise_problems
+from panoda.data.prepare.items import MAX_PROBLEMS, PrepareConfig, prepare_items, raise_problems
 from panoda.data.prepare.statistics import Counts
 from panoda.system.context import RunContext
 from panoda.system.errors import DataError
@@ -41,7 +41,7 @@ class MadeShard(TypedDict):
 
 
 def make_shards(
-    name: str, items: Sequence[RawItem], how: How, place: Path, context: RunContext
+    name: str, items: Sequence[RawItem], config: PrepareConfig, place: Path, context: RunContext
 ) -> list[Path]:
     """Make the shards of a split that are not finished below ``place``; returns the folder of each.
 
@@ -49,13 +49,15 @@ def make_shards(
         DataError: bad items; the message names them, and their shards are made again.
     """
     lists = (place / f"items-{name}").absolute()
-    digest = hashlib.sha256(json.dumps([asdict(how.spec), how.codec], default=np.ndarray.tolist).encode())
-    starts = range(0, len(items), how.shard_images)
+    digest = hashlib.sha256(
+        json.dumps([asdict(config.spec), config.codec], default=np.ndarray.tolist).encode()
+    )
+    starts = range(0, len(items), config.shard_images)
     with staged_directory(lists) as folder:
         for number, start in enumerate(starts):
-            members = items[start : start + how.shard_images]
+            members = items[start : start + config.shard_images]
             digest.update(_write_items(folder / f"{number}.json", members))
-    folders = finish(ShardWork(name, lists, how, len(starts), digest.hexdigest()), place, context)
+    folders = finish(ShardWork(name, lists, config, len(starts), digest.hexdigest()), place, context)
     bad = [folder for folder in folders if (folder / PROBLEMS).exists()]
     problems = [text for folder in bad for text in _read(folder / PROBLEMS)]
     for folder in bad:
@@ -82,7 +84,7 @@ class ShardWork(Work):
 
     split: str
     lists: Path
-    how: How
+    config: PrepareConfig
     count: int
     digest: str
 
@@ -100,7 +102,7 @@ class ShardWork(Work):
 
     def open(self, compute: Any) -> Make:
         """Nothing to open: a piece reads its own items."""
-        how = dataclasses.replace(self.how, workers=self.how.workers or torch.get_num_threads())
+        config = dataclasses.replace(self.config, workers=self.config.workers or torch.get_num_threads())
         problems: list[str] = []
 
         def make(piece: int, folder: Path) -> dict[str, str]:
@@ -108,7 +110,7 @@ class ShardWork(Work):
                 write_json(folder / PROBLEMS, [])
                 return {}
             items = _read_items(self.lists / f"{piece}.json")
-            info, found = _make_shard(items, folder, piece, how)
+            info, found = _make_shard(items, folder, piece, config)
             problems.extend(found)
             return {info["file"]: info["sha256"]} if info is not None else {}
 
@@ -116,20 +118,20 @@ class ShardWork(Work):
 
 
 def _make_shard(
-    items: Sequence[RawItem], folder: Path, number: int, how: How
+    items: Sequence[RawItem], folder: Path, number: int, config: PrepareConfig
 ) -> tuple[ShardInfo | None, list[str]]:
     """Write a shard and its note into an empty folder, or what is wrong with the items; returns either."""
-    columns: dict[str, tuple[int, ...]] = {"image": (3, how.spec.height, how.spec.width)}
+    columns: dict[str, tuple[int, ...]] = {"image": (3, config.spec.height, config.spec.width)}
     if items[0].label is not None:
-        columns["label"] = (how.spec.height, how.spec.width)
+        columns["label"] = (config.spec.height, config.spec.width)
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     counts = Counts()
     with (
         ShardWriter(
-            folder, columns=columns, rows_per_shard=how.shard_images, codec=how.codec, first=number
+            folder, columns=columns, rows_per_shard=config.shard_images, codec=config.codec, first=number
         ) as writer,
-        closing(prepare_items(items, how)) as results,
+        closing(prepare_items(items, config)) as results,
     ):
         for result in results:
             if isinstance(result, DataError):

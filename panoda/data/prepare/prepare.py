@@ -20,7 +20,7 @@ from panoda.data.loading.codec import Codec, check_codec
 from panoda.data.prepare.contact_sheet import SheetRow, contact_sheet
 from panoda.data.prepare.disk_space import check_space, foresee, megabytes
 from panoda.data.prepare.item import ItemSpec
-from panoda.data.prepare.items import How, raise_problems
+from panoda.data.prepare.items import PrepareConfig, raise_problems
 from panoda.data.prepare.pieces import make_shards
 from panoda.data.prepare.split import write_split
 from panoda.data.prepare.statistics import write_statistics
@@ -86,7 +86,7 @@ def prepare(
         table=remap_table(label_space_from, label_space_to) if label_space_from else None,
     )
     # 0: a worker of a cluster takes the cores it may use.
-    how = How(spec, codec, shard_images, 0 if fan_out else workers or cores())
+    config = PrepareConfig(spec, codec, shard_images, 0 if fan_out else workers or cores())
     splits = _checked_splits(items, limit or {}, labelled=spec.table is not None)
     context = RunContext(state_dir=state_dir, progress=progress, fan_out=fan_out)
     summary: dict[str, Any] = {
@@ -96,11 +96,13 @@ def prepare(
         "codec": codec,
         "splits": {},
     }
-    _check_space(splits, out, how, state_dir, cache, say)
+    _check_space(splits, out, config, state_dir, cache, say)
     with work_folder(context, out) as place:
-        shards = {name: make_shards(name, members, how, place, context) for name, members in splits.items()}
+        shards = {
+            name: make_shards(name, members, config, place, context) for name, members in splits.items()
+        }
         with staged_directory(out) as staged:
-            _write(splits, how, shards, staged, summary, space)
+            _write(splits, config, shards, staged, summary, space)
     return summary
 
 
@@ -118,7 +120,7 @@ def _classes(space: LabelSpace, raw: str | None) -> dict[str, Any]:
 
 def _write(
     splits: Mapping[str, Sequence[RawItem]],
-    how: How,
+    config: PrepareConfig,
     shards: Mapping[str, Sequence[Path]],
     staged: Path,
     summary: dict[str, Any],
@@ -130,7 +132,7 @@ def _write(
     for name, members in splits.items():
         folder = staged / name
         folder.mkdir(parents=True)
-        part, counts[name] = write_split(name, members, how, shards[name], folder, classes=classes)
+        part, counts[name] = write_split(name, members, config, shards[name], folder, classes=classes)
         summary["splits"][name] = part
         pixels = counts[name].labels[: space.num_classes]
         rows.append(SheetRow(name, folder, part["images"], part["labelled"], pixels))
@@ -183,18 +185,18 @@ def _problems_of(split: str, items: Sequence[RawItem], *, labelled: bool) -> Ite
 def _check_space(
     splits: Mapping[str, Sequence[RawItem]],
     out: Path,
-    how: How,
+    config: PrepareConfig,
     state_dir: Path | None,
     cache: Path | None,
     say: Callable[[str], None] | None,
 ) -> None:
     """Say what it will take, and refuse what cannot fit."""
-    need = foresee(splits.values(), how)
+    need = foresee(splits.values(), config)
     finished = () if state_dir is None else state_dir.rglob("shard-*.arrow")
     free = check_space(out, need, kept=sum(path.stat().st_size for path in finished), cache=cache)
     if say is not None:
         say(
-            f"{out}: {sum(map(len, splits.values()))} images of {how.spec.height} x {how.spec.width} "
-            f"({how.codec}) will take about {megabytes(need)}, "
+            f"{out}: {sum(map(len, splits.values()))} images of {config.spec.height} x {config.spec.width} "
+            f"({config.codec}) will take about {megabytes(need)}, "
             f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free"
         )

@@ -11,7 +11,7 @@ import pyarrow as pa
 from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.index import CODEC_FORMAT, FORMAT, INDEX, IndexWriter
 from panoda.data.loading.shards import ShardInfo
-from panoda.data.prepare.items import How
+from panoda.data.prepare.items import PrepareConfig
 from panoda.data.prepare.pieces import read_shard
 from panoda.data.prepare.plausible import doubts, known_ids
 from panoda.data.prepare.statistics import Counts
@@ -45,7 +45,7 @@ INDEX_SCHEMA = pa.schema(
 def write_split(
     name: str,
     items: Sequence[RawItem],
-    how: How,
+    config: PrepareConfig,
     shards: Sequence[Path],
     folder: Path,
     *,
@@ -71,14 +71,14 @@ def write_split(
         metadata = {
             "format": FORMAT,
             **classes,
-            "height": how.spec.height,
-            "width": how.spec.width,
+            "height": config.spec.height,
+            "width": config.spec.width,
             "has_labels": items[0].label is not None,
             "shards": infos,
         }
-        if how.codec != "raw":
-            metadata |= {"format": CODEC_FORMAT, "codec": how.codec}
-        found = _suspicions(name, items[0], how, counts, classes["class_names"])
+        if config.codec != "raw":
+            metadata |= {"format": CODEC_FORMAT, "codec": config.codec}
+        found = _suspicions(name, items[0], config, counts, classes["class_names"])
         noted = {"doubts": found} if found else {}
         index.finish(metadata | noted)
     summary = {
@@ -91,9 +91,11 @@ def write_split(
     return summary | noted, counts
 
 
-def _suspicions(name: str, first: RawItem, how: How, counts: Counts, names: Sequence[str]) -> list[str]:
+def _suspicions(
+    name: str, first: RawItem, config: PrepareConfig, counts: Counts, names: Sequence[str]
+) -> list[str]:
     """What is suspicious about the prepared labels of a split (``panoda.data.prepare.plausible``)."""
-    spec = how.spec
+    spec = config.spec
     if first.label is None or spec.table is None:
         return []
     reached = {int(spec.table[k]) for k in known_ids(first.encoding, spec.num_classes_from)}
