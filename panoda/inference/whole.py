@@ -29,7 +29,7 @@ from panoda.inference.sliding import Sliding
 
 WINDOW = 2048
 """Widest piece in pixels that the model sees at once, margins not counted."""
-_STRIP_PIXELS = 2**20
+_STRIP_PIXELS = 2**18
 
 
 def predict_image(
