@@ -20,6 +20,7 @@ BENCHMARKS = {
     "pseudo-labels": "benchmarks.pseudo_labels",
     "loader": "benchmarks.loader",
     "growth": "benchmarks.growth",
+    "predict": "benchmarks.predict",
     "flows": "benchmarks.whole_flows",
 }
 """Name -> module with ``rows(settings)``."""

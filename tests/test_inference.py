@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from panoda.data.loading.transforms import normalise
 from panoda.inference.prediction import predict_features, predict_logits, resize_linear
+from panoda.inference.whole import _enlarged as enlarged
 from panoda.inference.whole import predict_image
 from panoda.models import create_model
 
@@ -221,6 +222,21 @@ def test_rolled_image_gives_rolled_label(model):
         out = predict_image(model, x, height=64, wrap=True, window=window)[0]
         rolled = predict_image(model, x.roll(50, -1), height=64, wrap=True, window=window)[0]
         assert (rolled == out.roll(50, -1)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("size", [(64, 128), (128, 256), (100, 90), (40, 80), (200, 401)])
+def test_labels_are_those_of_enlarged_logits(size, wrap):
+    """Only pixels between classes are worked out; the others have the class of their neighbours."""
+    torch.manual_seed(0)
+    coarse = torch.nn.functional.interpolate(torch.randn(1, 5, 8, 16), (64, 128), mode="bilinear")
+    for logits in (coarse, torch.randn(1, 5, 64, 128)):
+        label, confidence = enlarged(logits, size, wrap=wrap)
+        expected = resize_linear(logits, size, wrap=wrap).argmax(dim=1)[0]
+        assert (label == expected).float().mean() > 0.9995
+        sure = logits.softmax(dim=1).amax(dim=1, keepdim=True)
+        wanted = 255 * resize_linear(sure, size, wrap=wrap)[0, 0]
+        assert (confidence.float() - wanted).abs().max() <= 0.51
 
 
 def test_strips_change_nothing(model, monkeypatch):

@@ -544,3 +544,19 @@ def test_exif_turns_the_image_before_the_model_sees_it(tmp_path, checkpoint):
         for path in predict_files(checkpoint, [upright, tmp_path / "b.png"], tmp_path / "out").labels
     )
     assert one.shape == (128, 64) and np.array_equal(one, two)
+
+
+def test_source_colours_need_a_model_that_knows_them(tmp_path, checkpoint):
+    photo = picture(tmp_path / "a.png", (64, 128))
+    with pytest.raises(ValueError, match="set source_colours to 0, or train the source model again"):
+        predict_files(checkpoint, [photo], tmp_path / "out", source_colours=1.0)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="expected a weight of 0 or more"):
+        load(checkpoint).predict(photo, source_colours=-1.0)
+    net, card = load_model(checkpoint)
+    knowing = tmp_path / "knowing.safetensors"
+    save_model(knowing, net, card.model_copy(update={"colours": ((0.1, 0.2, 0.6), (0.05, 0.05, 0.3))}))
+    plain, both = (load(knowing).predict(photo, source_colours=weight) for weight in (0.0, 1.0))
+    assert (plain.label != both.label).any()
+    assert predict_files(knowing, [photo], tmp_path / "out", source_colours=1.0).failures == []
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/labels/a.png")), both.label)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -77,6 +78,32 @@ def test_the_version_is_a_logged_model_of_its_run(store: str) -> None:
     ]
 
 
+def test_stages_and_promotion_register_the_last_adaptation(
+    store: str,
+    tmp_path: Path,
+    checkpoint: Path,  # noqa: F811
+) -> None:
+    pytest.importorskip("prefect")
+    from flows.execution import register_adapted
+    from panoda.config.scenarios import load_scenario
+
+    params = load_scenario("city_small")
+    rounds = params.model_copy(update={"rounds": 2, "scenario": "twice"})
+    for given, stage, place in (
+        (params, "adapt", "."),
+        (rounds, "rounds", "round2/adapt"),
+        (rounds, "adapt", "x"),
+    ):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        shutil.copy(checkpoint, tmp_path / place / "model.safetensors")
+        root = Path(store.removeprefix("sqlite:///")).parent
+        with start_run(store, "tests", stage=stage, name=stage, params={}, tags={}, root=root) as logger:
+            register_adapted(logger, stage, given, tmp_path)
+    client = connect(store)
+    for name in (params.scenario, "twice"):
+        assert str(client.get_model_version_by_alias(f"panoda-{name}", "adapted").version) == "1"
+
+
 def test_loaded_by_name(
     store: str, photo: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +122,7 @@ def test_loaded_by_name(
     assert "model.safetensors" in files and not [name for name in files if name.endswith((".pkl", ".pyc"))]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert np.array_equal(panoda.load(NAME, device="cpu").predict(photo).label, expected)
-    with pytest.raises(ValueError, match="registered are: panoda-test"):
+    with pytest.raises(ValueError, match="registered are: .*panoda-test"):
         panoda.load("models:/panoda-other@adapted")
 
 

@@ -22,7 +22,9 @@ class Precision(StrEnum):
 def bench_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="deform, mpa-step, mae, pseudo-labels, loader, growth, flows; none = all."),
+        typer.Argument(
+            help="deform, mpa-step, mae, pseudo-labels, loader, growth, predict, flows; none = all."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[

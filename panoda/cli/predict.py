@@ -86,6 +86,14 @@ def predict_command(
             "(panoda params evaluate.views)."
         ),
     ] = None,
+    source_colours: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Also predict each image in the colours that the model learned from, with this weight beside 1 for "
+            "the image as it is: for models that were not adapted.",
+        ),
+    ] = 0.0,
     ids: Annotated[
         str | None,
         typer.Option(help="Write labels as the ids of this data set (panoda data list), without a palette."),
@@ -121,6 +129,7 @@ def predict_command(
         height=height,
         geometry=geometry,
         views=perspective,
+        source_colours=source_colours,
         sliding=None if sliding is None else (sliding, 2 * sliding // 3),
         ids_of=ids,
         jobs=jobs,

@@ -24,6 +24,7 @@ from panoda.inference.sliding import Sliding
 from panoda.inference.whole import predict_image
 from panoda.labels import IGNORE_INDEX, LabelSpace
 from panoda.models.core.checkpoint import ModelCard, load_model
+from panoda.models.core.colours import colours_of
 from panoda.models.core.errors import MissingCheckpointError
 from panoda.models.weights.catalogue import SEGFORMERS
 from panoda.system.context import resolve_device
@@ -168,6 +169,7 @@ class Model:
         roll_deg: float | None = None,
         sliding: Sliding | None = None,
         views: Views | None = None,
+        source_colours: float = 0.0,
         dtype: torch.dtype | None = None,
     ) -> Prediction:
         """Label an image of any size.
@@ -186,16 +188,31 @@ class Model:
             roll_deg: With ``upright``: in place of the file's roll.
             sliding: Window and stride of sliding windows at the working height; None = the whole image.
             views: Perspective views, for full circles only; None = none.
+            source_colours: Weight of the image in the colours that the model learned from, beside 1 for the image
+                as it is; helps models that were not adapted.
             dtype: Autocast type, or None.
 
         Raises:
             DataError: an image that cannot be read or is too small, or views of one that is no full circle.
-            ValueError: angles that cannot be.
+            ValueError: angles that cannot be, or source_colours for a model that does not know them.
         """
         geometry = Geometry(projection, fov_deg, lat_deg, wrap, upright, pitch_deg, roll_deg)
+        self.check_colours(source_colours)
         return self.label(
-            self.open(image, geometry), height=height, sliding=sliding, views=views, dtype=dtype
+            self.open(image, geometry),
+            height=height,
+            sliding=sliding,
+            views=views,
+            source_colours=source_colours,
+            dtype=dtype,
         )
+
+    def check_colours(self, source_colours: float) -> None:
+        """ValueError for a negative weight, or one for a model that does not know its colours."""
+        if source_colours < 0:
+            raise ValueError(f"source_colours is {source_colours:g}; expected a weight of 0 or more")
+        if source_colours > 0:
+            colours_of(self._net)
 
     def open(self, image: str | Path | np.ndarray | Image.Image, geometry: Geometry) -> Picture:
         """Read an image and say what it is taken for; arguments and errors as in ``predict``."""
@@ -220,6 +237,7 @@ class Model:
         height: int | None = None,
         sliding: Sliding | None = None,
         views: Views | None = None,
+        source_colours: float = 0.0,
         dtype: torch.dtype | None = None,
     ) -> Prediction:
         """Label an image that is read; arguments and errors as in ``predict``."""
@@ -236,6 +254,7 @@ class Model:
             wrap=view.wrap,
             sliding=sliding,
             views=views,
+            source_colours=source_colours,
             area=view.area(*rgb.shape[:2]),
             level=None if view.level is None else tuple(map(math.radians, view.level)),  # type: ignore[arg-type]
             dtype=dtype,

@@ -35,7 +35,9 @@ from panoda.system.progress import progress_bar
 JOBS = 2
 """Threads that decode, measure and write beside the model."""
 AHEAD = 2
-"""So many images wait decoded, and so many predicted, for each thread."""
+"""So many images wait decoded, and so many predicted, for each thread; large ones fewer."""
+PIXELS_WAITING = 2**25
+"""Pixels of the images that wait on either side, where one is not more."""
 MANIFEST_SECONDS = 5.0
 """What a killed process has predicted since the manifest was last written is predicted again."""
 FOLDERS = ("labels", "confidence", "overlays")
@@ -69,6 +71,7 @@ def predict_files(
     geometry: Geometry = AUTO,
     sliding: Sliding | None = None,
     views: Views | None = None,
+    source_colours: float = 0.0,
     ids_of: str | None = None,
     jobs: int = JOBS,
     device: str | torch.device = "cpu",
@@ -91,6 +94,7 @@ def predict_files(
         geometry: What is known of the images.
         sliding: Window and stride of sliding windows at the working height; None = whole images.
         views: Perspective views, for full circles only; None = none.
+        source_colours: As in ``Model.predict``.
         ids_of: Data set whose own ids label PNGs hold (``original_ids``), without a palette; None = train ids.
         jobs: Threads for decoding, measuring and writing.
         say: Told in one line what each image was taken for.
@@ -102,12 +106,16 @@ def predict_files(
     images = list(dict.fromkeys(images))
     if not images:
         raise ValueError("no images given; name at least one image file")
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; expected at least 1 thread")
     if height is not None and height < MIN_SIDE:
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     model = load(checkpoint, device=device)
+    model.check_colours(source_colours)
     ids = None if ids_of is None else original_ids(ids_of, model.space)
     options: dict[str, Any] = {"height": height, "geometry": asdict(geometry), "sliding": sliding, "ids": ids}
     options |= {"views": None if views is None else asdict(views), "dtype": str(dtype)}
+    options |= {"source_colours": source_colours}
     with explain_disk_full(out):
         for folder in FOLDERS:
             # An out that cannot be written is told before the first prediction.
@@ -117,6 +125,7 @@ def predict_files(
         names = records.names(images)
         todo = [path for path in images if not _done(records, path)]
         settings: dict[str, Any] = {"height": height, "sliding": sliding, "views": views, "dtype": dtype}
+        settings["source_colours"] = source_colours
         try:
             with progress_bar(enabled=progress) as bar:
                 task = bar.add_task("predicting", total=len(images), completed=len(images) - len(todo))
@@ -174,19 +183,20 @@ def _predicted(
     waiting = iter(paths)
     decoded: deque[tuple[Path, Future[Picture | str]]] = deque()
     ended: deque[tuple[Path, Future[Any] | str]] = deque()
-    with ThreadPoolExecutor(max(1, jobs), thread_name_prefix="panoda") as pool:
+    depth = 1  # how many may wait on either side; how large images are is not known before the first
+    with ThreadPoolExecutor(jobs, thread_name_prefix="panoda") as pool:
 
-        def decode_next() -> None:
-            path = next(waiting, None)
-            if path is not None:
+        def decode_ahead() -> None:
+            while len(decoded) < depth and (path := next(waiting, None)) is not None:
                 decoded.append((path, pool.submit(_open, model, path, geometry)))
 
-        for _ in range(AHEAD * max(1, jobs)):
-            decode_next()
+        decode_ahead()
         while decoded:
             path, future = decoded.popleft()
             found: Picture | Prediction | str = future.result()
-            decode_next()
+            if isinstance(found, Picture):
+                depth = max(1, min(AHEAD * jobs, PIXELS_WAITING // found.image[..., 0].size))
+            decode_ahead()
             if isinstance(found, Picture):
                 try:
                     found = model.label(found, **settings)
@@ -196,7 +206,7 @@ def _predicted(
                 ended.append((path, pool.submit(_write, out, names[path], path, found, ids)))
             else:
                 ended.append((path, str(found)))
-            while len(ended) > AHEAD * max(1, jobs):
+            while len(ended) > depth:
                 yield _outcome(*ended.popleft())
         while ended:
             yield _outcome(*ended.popleft())

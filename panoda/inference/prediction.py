@@ -94,7 +94,8 @@ def predict_logits(
             logits = logits.flip(-1) if mirrored else logits
             total = logits if total is None else total + logits
     assert total is not None
-    return total / (len(scales) * (2 if flip else 1))
+    count = len(scales) * (2 if flip else 1)
+    return total if count == 1 else total / count
 
 
 def predict_features(

@@ -32,7 +32,7 @@ from panoda.inference.sliding import Sliding
 
 WINDOW = 2048
 """Widest piece in pixels that the model sees at once, margins not counted."""
-_STRIP_PIXELS = 2**20
+_STRIP_PIXELS = 2**18
 
 
 def predict_image(
@@ -133,18 +133,55 @@ def _near_the_horizon(images: Tensor, band: Band) -> Tensor:
 
 
 def _enlarged(logits: Tensor, size: tuple[int, int], *, wrap: bool) -> tuple[Tensor, Tensor]:
-    """Label and confidence (H, W) uint8 of logits (1, K, h, w), strip by strip."""
-    sure = 255 * (logits - logits.amax(dim=1, keepdim=True)).exp().sum(dim=1, keepdim=True).reciprocal()
+    """Label and confidence (H, W) uint8 of logits (1, K, h, w), strip by strip.
+
+    Labels are those of bilinearly enlarged logits. Where the four logits around a pixel have one class on top, so has
+    every mean of them: only pixels between classes are worked out.
+    """
+    peak = logits.amax(dim=1, keepdim=True)
+    sure = 255 * (logits - peak).exp_().sum(dim=1, keepdim=True).reciprocal()
+    height, width = logits.shape[-2:]
+    # (h * w, K): the logits of a pixel lie together.
+    flat = logits[0].permute(1, 2, 0).reshape(height * width, -1).contiguous()
+    low = flat.argmax(dim=1).to(torch.uint8).view(height, width)
+    # Whether classes differ between a pixel and the next ones to the right and below.
+    beside = low.roll(-1, dims=1) if wrap else torch.cat((low[:, 1:], low[:, -1:]), dim=1)
+    row = low != beside
+    edge = row | _shifted_up(row) | (low != _shifted_up(low))
+    up, down, between_rows = _neighbours(height, size[0], wrap=False, device=logits.device)
+    left, right, between_columns = _neighbours(width, size[1], wrap=wrap, device=logits.device)
     label = torch.empty(size, dtype=torch.uint8)
     confidence = torch.empty(size, dtype=torch.uint8)
     step = max(1, _STRIP_PIXELS // size[1])
     for top in range(0, size[0], step):
         rows = range(top, min(top + step, size[0]))
-        strip = resize_linear(logits, size, wrap=wrap, rows=rows)
-        label[rows.start : rows.stop] = strip.argmax(dim=1)[0].to(torch.uint8).cpu()
+        cut = slice(rows.start, rows.stop)
+        found = low[up[cut]][:, left]
+        y, x = edge[up[cut]][:, left].nonzero(as_tuple=True)
+        corner = [
+            flat[rows_of[cut][y] * width + columns[x]] for rows_of in (up, down) for columns in (left, right)
+        ]
+        across = between_columns[x, None]
+        upper, lower = corner[0].lerp(corner[1], across), corner[2].lerp(corner[3], across)
+        found[y, x] = upper.lerp(lower, between_rows[cut][y, None]).argmax(dim=1).to(torch.uint8)
+        label[cut] = found.cpu()
         fine = resize_linear(sure, size, wrap=wrap, rows=rows)
-        confidence[rows.start : rows.stop] = fine[0, 0].round().clamp(0, 255).to(torch.uint8).cpu()
+        confidence[cut] = fine[0, 0].round().clamp(0, 255).to(torch.uint8).cpu()
     return label, confidence
+
+
+def _shifted_up(x: Tensor) -> Tensor:
+    """Every row replaced by the next; the last one stays."""
+    return torch.cat((x[1:], x[-1:]))
+
+
+def _neighbours(old: int, new: int, *, wrap: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """For each of ``new`` places the two of ``old`` around it, and how far it lies towards the second (0..1)."""
+    place = (torch.arange(new, device=device, dtype=torch.float64) + 0.5) * old / new - 0.5
+    first = place.floor()
+    weight = (place - first).float()
+    one, two = first.long(), first.long() + 1
+    return (one % old, two % old, weight) if wrap else (one.clamp(0, old - 1), two.clamp(0, old - 1), weight)
 
 
 def _pieces(

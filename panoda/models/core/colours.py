@@ -29,6 +29,22 @@ def colour_statistics(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Te
     return mean, (square / (pixels - 1).clamp(min=1)).sqrt(), pixels
 
 
+def colours_of(model: nn.Module) -> Colours:
+    """The colours that a model learned from.
+
+    Raises:
+        ValueError: it does not know them.
+    """
+    colours: Colours | None = getattr(model, "colours", None)
+    if colours is None:
+        raise ValueError(
+            "source_colours needs a model that knows the colours it learned from, and this one does not (models "
+            "trained or imported by panoda before 2026-11-29, and exported ones); set source_colours to 0, or "
+            "train the source model again"
+        )
+    return colours
+
+
 def in_source_colours(model: nn.Module, images: Tensor, valid: Tensor) -> Tensor:
     """Images with the colours that the model learned from; those with too few valid pixels stay as they are.
 
@@ -43,14 +59,7 @@ def in_source_colours(model: nn.Module, images: Tensor, valid: Tensor) -> Tensor
     Raises:
         ValueError: the model does not know them.
     """
-    colours = getattr(model, "colours", None)
-    if colours is None:
-        raise ValueError(
-            "source_colours needs a model that knows the colours it learned from, and this one does not (models "
-            "trained or imported by panoda before 2026-11-29, and exported ones); set source_colours to 0, or "
-            "train the source model again"
-        )
-    own_mean, own_std = (torch.tensor(c, device=images.device).view(1, 3, 1, 1) for c in colours)
+    own_mean, own_std = (torch.tensor(c, device=images.device).view(1, 3, 1, 1) for c in colours_of(model))
     scaled = images if images.is_floating_point() else images.float() / 255
     mean, std, pixels = colour_statistics(scaled, valid)
     moved = ((scaled - mean) / std.clamp(min=1e-3) * own_std + own_mean).clamp(0, 1)
