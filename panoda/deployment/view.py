@@ -174,7 +174,8 @@ def view_of(
     elif asked == "pinhole":
         found = View("pinhole", facts.fov_x_deg, False, "--projection pinhole")
     elif asked == "erp":
-        found = known or _by_shape(height, width, "--projection erp")
+        why = "--projection erp" if geometry.projection == "erp" else "by its shape"
+        found = known or _by_shape(height, width, why)
     else:
         found = known or _without_area(facts, height, width, trained or {}, wrap, pixels)
     found = _told(found, geometry)

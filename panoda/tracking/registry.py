@@ -46,9 +46,18 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
     import pandas as pd
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import (
+        AnyType,
+        ColSpec,
+        DataType,
+        Map,
+        ParamSchema,
+        ParamSpec,
+        Schema,
+        TensorSpec,
+    )
 
-    columns = [
+    columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "label_png"),
         ColSpec(DataType.string, "taken_for"),
         ColSpec(Map(DataType.double), "shares"),
