@@ -307,7 +307,7 @@ def test_the_probe_leaves_the_encoder_alone(data: Path, pretrained: Path, name: 
 def test_finetuning_learns_colours_and_its_file_is_evaluated(
     data: Path, pretrained: Path, tmp_path: Path, mixing: dict[str, float]
 ) -> None:
-    plain = {"rand_augment": "", "random_erasing": 0.0, "drop_path": 0.0, "crop_scale": (0.5, 1.0)}
+    plain = {"rand_augment": None, "random_erasing": 0.0, "drop_path": 0.0, "crop_scale": (0.5, 1.0)}
     params = finetune(
         data, pretrained, epochs=8, base_lr=0.1, layer_decay=1.0, validate_epochs=4, **plain, **mixing
     )

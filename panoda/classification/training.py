@@ -192,7 +192,7 @@ def training_transform(
         size,
         scale=params.crop_scale,
         color_jitter=0.0,
-        auto_augment=params.rand_augment or None,
+        auto_augment=params.rand_augment,
         re_prob=params.random_erasing,
         re_mode="pixel",
         **common,
