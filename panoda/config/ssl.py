@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from panoda.config.section import Count, Positive, Probability, Range, Section, Size, SourceWeights
-from panoda.config.training import MethodParams, OptimParams
+from panoda.config.training import MethodParams, Momentum, OptimParams
 
 
 class NoneParams(Section):
@@ -29,7 +29,7 @@ class SslOptimParams(OptimParams):
     """Base learning rate: the peak is it times batch_size / 256."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
     """Decoupled (AdamW) or L2 (SGD) weight decay; not on norms, biases, position tables and tokens."""
-    betas: tuple[Probability, Probability] = (0.9, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     """AdamW's momenta of the gradient and of its square."""
     schedule: Literal["poly", "cosine"] = "cosine"
     """After the warm-up: polynomial decay, or half a cosine, to zero."""

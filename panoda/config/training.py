@@ -18,6 +18,7 @@ from panoda.config.section import (
     names_in,
 )
 
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 DECODERS = names_in("models/decoders")
 """Names of decoders: the files of ``panoda/models/decoders``."""
 ENCODERS = (
@@ -81,7 +82,7 @@ class OptimParams(Section):
     """Decoupled (AdamW) or L2 (SGD) weight decay; not on norms, biases, position tables and tokens."""
     momentum: Probability = 0.9
     """SGD momentum."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """AdamW's momenta of the gradient and of its square."""
     warmup_iterations: Count = 0
     """Steps of linear learning-rate warm-up."""

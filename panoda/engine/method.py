@@ -37,7 +37,8 @@ class Setup:
         params: The stage's section: the method's own parameters.
         seed: Run seed.
         context: Device, precision, processes.
-        labelled: Samples of the sources; None where a method is to do without.
+        labelled: Samples of the sources; None where a method is to do without. In stage ssl_pretrain the
+            images, whatever domain they are of.
         target: Samples whose labels, if any, are never read; None in source training.
         pseudo_labels: Folder of stage pseudo_labels, in stage adapt.
         prototypes: Folder of stage prototypes, in stage adapt.
