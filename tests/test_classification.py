@@ -34,6 +34,8 @@ from panoda.config import TrackingParams
 from panoda.labels import get_label_space
 from panoda.models import create_model
 from panoda.models.core.checkpoint import make_card, save_model
+from panoda.models.encoders.factory import create_encoder
+from panoda.models.weights.pretrained import WeightsCard, save_weights
 from panoda.pipeline.classify import classify
 from panoda.system.context import RunContext
 from panoda.system.errors import DataError
@@ -203,6 +205,26 @@ def test_positions_of_another_size_are_resized(pretrained: Path) -> None:
         build_encoder(encoder, img_size=20, global_pool="avg", drop_path=0.0, random=True)
 
 
+def test_what_stage_ssl_pretrain_writes_is_an_encoder(tmp_path: Path) -> None:
+    encoder: Any = create_encoder("vit:vit_tiny_patch16_224")
+    tensors = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    card = WeightsCard(encoder="vit:vit_tiny_patch16_224", source="stage ssl_pretrain", layout="mae")
+    save_weights(tmp_path / "encoder.safetensors", tensors, card)
+    found = read_encoder(str(tmp_path / "encoder.safetensors"))
+    net, _ = build_encoder(found, img_size=32, global_pool="token", drop_path=0.0, random=False)
+    assert torch.equal(net.blocks[3].mlp.fc1.weight, encoder.net.blocks[3].mlp.fc1.weight)
+    images = torch.rand(1, 3, 32, 32)
+    last = encoder.eval()(images)[-1]  # before the norm, which is new
+    torch.testing.assert_close(
+        net.norm(last.flatten(2).transpose(1, 2)), net.eval().forward_features(images)[:, 1:]
+    )
+    save_weights(tmp_path / "mit.safetensors", {}, card.model_copy(update={"encoder": "mit_b0"}))
+    with pytest.raises(
+        ValueError, match=r"mit.safetensors: weights of mit_b0; expected those of a plain ViT"
+    ):
+        read_encoder(str(tmp_path / "mit.safetensors"))
+
+
 def test_random_takes_the_sizes_alone(pretrained: Path) -> None:
     encoder = read_encoder(str(pretrained))
     net, _ = build_encoder(encoder, img_size=0, global_pool="avg", drop_path=0.0, random=True)
@@ -285,7 +307,7 @@ def test_the_probe_leaves_the_encoder_alone(data: Path, pretrained: Path, name: 
 def test_finetuning_learns_colours_and_its_file_is_evaluated(
     data: Path, pretrained: Path, tmp_path: Path, mixing: dict[str, float]
 ) -> None:
-    plain = {"rand_augment": "", "random_erasing": 0.0, "drop_path": 0.0, "crop_scale": (0.5, 1.0)}
+    plain = {"rand_augment": None, "random_erasing": 0.0, "drop_path": 0.0, "crop_scale": (0.5, 1.0)}
     params = finetune(
         data, pretrained, epochs=8, base_lr=0.1, layer_decay=1.0, validate_epochs=4, **plain, **mixing
     )

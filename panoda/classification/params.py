@@ -69,8 +69,8 @@ class FinetuneParams(JudgedParams):
     """Stochastic depth of the last block; null = 0.1 up to base, 0.2 large, 0.3 huge."""
     clip_norm: NonNegative = 0.0
     """Gradient-norm clipping; 0 = off."""
-    rand_augment: str = "rand-m9-mstd0.5-inc1"
-    """RandAugment as timm writes it; "" = none."""
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """RandAugment as timm writes it; null = none."""
     crop_scale: tuple[Positive, Positive] = (0.08, 1.0)
     """Smallest and largest share of the area that a random crop takes."""
     random_erasing: Probability = 0.25

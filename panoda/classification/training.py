@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from panoda.classification.data import ClassBatch, ClassFolder, random_batches, read_train_and_val, seeded
-from panoda.classification.evaluate import accuracy, evaluation_transform
+from panoda.classification.evaluate import Accuracy, accuracy, evaluation_transform
 from panoda.classification.model import (
     ClassifierCard,
     Probed,
@@ -78,10 +78,13 @@ def judge(
     task = ClassifyTask(model, train, params, size=size, mean=mean, std=std, context=context)
     look = evaluation_transform(size, mean, std)
 
+    latest: dict[int, Accuracy] = {}
+
     def validate(state: LoopState) -> dict[str, float]:
-        found = accuracy(model, val, look, batch_size=params.batch_size, context=context)
+        latest.clear()
+        latest[state.step] = accuracy(model, val, look, batch_size=params.batch_size, context=context)
         model.train()
-        return found.metrics()
+        return latest[state.step].metrics()
 
     per_epoch = max(1, len(train) // params.batch_size)
     optimizer = _optimizer(model, params, width)
@@ -103,7 +106,8 @@ def judge(
         validate=validate,
         validate_every=params.validate_epochs * per_epoch,
     )
-    last = accuracy(model, val, look, batch_size=params.batch_size, context=context)
+    # A run that was killed right before it wrote its result has validated already.
+    last = latest.get(state.step) or accuracy(model, val, look, batch_size=params.batch_size, context=context)
     card = ClassifierCard(
         name=encoder.name,
         arguments=arguments,
@@ -192,7 +196,7 @@ def training_transform(
         size,
         scale=params.crop_scale,
         color_jitter=0.0,
-        auto_augment=params.rand_augment or None,
+        auto_augment=params.rand_augment,
         re_prob=params.random_erasing,
         re_mode="pixel",
         **common,

@@ -100,6 +100,7 @@ def _run(
     from panoda.classification.params import EvaluateParams, FinetuneParams, ProbeParams
     from panoda.cli.app import documentation
     from panoda.config import RuntimeParams
+    from panoda.engine.preemption import Preempted
     from panoda.pipeline.classify import classify as run
 
     kinds: dict[str, Any] = {"finetune": FinetuneParams, "probe": ProbeParams, "evaluate": EvaluateParams}
@@ -117,7 +118,11 @@ def _run(
         params = kind.model_validate(tree)
     except ValidationError as error:
         raise ValueError(f"panoda classify {action}: {'; '.join(problems(kind, tree, error))}") from error
-    place, metrics = run(params, out=out, runtime=RuntimeParams(device=device))
+    try:
+        place, metrics = run(params, out=out, runtime=RuntimeParams(device=device))
+    except Preempted as stopped:
+        typer.echo(str(stopped), err=True)
+        raise
     typer.echo(f"{place}: top-1 {100 * metrics['top1']:.1f} %, top-5 {100 * metrics['top5']:.1f} % on val")
 
 

@@ -1,8 +1,9 @@
 """Images as grids of codes: a small discrete VAE with Gumbel-softmax (Ramesh et al., arXiv 2102.12092, section 2.1).
 
 What BEiT (arXiv 2106.08254) predicts are such codes. Deviations: a few convolutions instead of DALL-E's network, mean
-squared error instead of its logit-Laplace likelihood, and logits that fall with the squared distance to each code (as
-in VQ-VAE, arXiv 1711.00937), with which short trainings use more of the codebook than with free ones.
+squared error instead of its logit-Laplace likelihood, logits that fall with the squared distance to each code (as in
+VQ-VAE, arXiv 1711.00937), and a divergence of the codes' shares of a batch from uniform ones instead of each token's
+distribution (as in wav2vec 2.0, arXiv 2006.11477). With the last two, short trainings use more of the codebook.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ class DiscreteVAE(nn.Module):
         Args:
             images: (N, 3, H, W) in 0..1.
             temperature: Of the Gumbel-softmax; towards 0 the draws become single codes.
-            kl_weight: Weight of the KL divergence of the codes' distributions from the uniform one, in nats per token.
+            kl_weight: Weight of the KL divergence of the batch's mean distribution over codes from the uniform one,
+                in nats.
 
         Returns:
             loss: Reconstruction error + weighted divergence.
@@ -124,8 +126,8 @@ class DiscreteVAE(nn.Module):
         draws = F.gumbel_softmax(logits.float(), tau=temperature, dim=1)
         mixed = torch.einsum("nvhw,vd->ndhw", draws, self.codebook.weight)
         error = F.mse_loss(self._image(mixed).float(), images.float())
-        log_probs = logits.float().log_softmax(dim=1)
-        divergence = (log_probs.exp() * (log_probs + math.log(self.vocabulary))).sum(dim=1).mean()
+        shares = logits.float().softmax(dim=1).mean(dim=(0, 2, 3))
+        divergence = torch.special.xlogy(shares, shares * self.vocabulary).sum()
         return error + kl_weight * divergence, error, logits.argmax(dim=1)
 
     def _image(self, features: Tensor) -> Tensor:

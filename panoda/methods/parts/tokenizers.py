@@ -55,8 +55,8 @@ class TokenizerParams(Section):
     """Channels."""
     temperature: tuple[Positive, Positive] = (1.0, 0.0625)
     """Of the Gumbel-softmax at the start, and from three quarters of the steps on; it falls by a constant factor."""
-    kl_weight: NonNegative = 0.0
-    """Weight of the divergence of the codes' distributions from the uniform one; more keeps more codes in use."""
+    kl_weight: NonNegative = 1e-3
+    """Weight of the divergence of the codes' shares of a batch from uniform ones; more keeps more codes in use."""
 
 
 class TokenizerTask(Task):
