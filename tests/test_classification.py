@@ -513,3 +513,35 @@ def test_a_run_is_logged(
     (run,) = client.search_runs([client.get_experiment_by_name("judged").experiment_id])
     assert run.info.status == "FINISHED" and run.data.metrics["top5"] == metrics["top5"]
     assert run.data.params["layer_decay"] == "null"
+
+
+def test_of_equal_values_the_first_class_counts(
+    data: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from panoda.classification import evaluate as module
+
+    split = read_split(data / "val")
+    batch = {"image": torch.zeros(3, 3, 8, 8), "label": torch.tensor([0, 1, 1])}
+    monkeypatch.setattr(module, "ordered_batches", lambda *args, **kwargs: [batch])
+    equal = module.accuracy(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2, bias=False)),
+        split,
+        None,
+        batch_size=3,
+        context=RunContext(),
+    )  # type: ignore[arg-type]
+    assert equal.metrics()["top1"] == pytest.approx(1 / 3)
+    broken = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    torch.nn.init.constant_(broken[1].bias, float("nan"))
+    with pytest.raises(ValueError, match="values that are not finite"):
+        module.accuracy(broken, split, None, batch_size=3, context=RunContext())  # type: ignore[arg-type]
+
+
+def test_a_result_folder_that_holds_data_is_refused(
+    data: Path, pretrained: Path, project: Path, tmp_path: Path
+) -> None:
+    params = finetune(data, pretrained)
+    for out in (data, data / "train", data.parent, pretrained.parent):
+        with pytest.raises(ValueError, match=f"--out {out}: "):
+            classify(params, out=out)
+    assert (data / "train").is_dir() and pretrained.is_file()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from panoda.cli.models import explain
 from panoda.deployment import export
 from panoda.deployment.export import export_model, fixed_because
 from panoda.deployment.export_check import sample_images
-from panoda.deployment.exported import ExportedModel, card_text, read_export_card
+from panoda.deployment.exported import ExportedModel, card_text, load_exported, read_export_card
 from panoda.deployment.predict import predict_files
 from panoda.labels import get_label_space
 from panoda.models import CheckpointError, create_model
@@ -300,3 +302,24 @@ def test_missing_extra_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     with pytest.raises(ValueError, match=r"needs the extra `export`"):
         export_model(model, card, tmp_path, size=SIZE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_with_pickles_is_not_opened(tmp_path: Path) -> None:
+    net, card = model_of("mit_b0", "segformer")
+    made = export.export_model(net, card, tmp_path, format="torch", size=(64, 64)).path
+    with zipfile.ZipFile(made) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    config = next(name for name in content if name.endswith("weights_config.json"))
+    sample = next(name for name in content if "/data/sample_inputs/" in name)
+    pickled = io.BytesIO()
+    torch.save(([Path("x")],), pickled)
+    for name, changed in (
+        (config, content[config].replace(b'"use_pickle": false', b'"use_pickle": true', 1)),
+        (sample, pickled.getvalue()),
+        (config.replace("weights/", "constants/").replace("_weights_config.json", ".pt"), b""),
+    ):
+        with zipfile.ZipFile(tmp_path / "changed.pt2", "w") as archive:
+            for entry, data in {**content, name: changed}.items():
+                archive.writestr(entry, data)
+        with pytest.raises(CheckpointError, match="pickled objects .*, which could run code"):
+            load_exported(tmp_path / "changed.pt2")

@@ -560,3 +560,32 @@ def test_source_colours_need_a_model_that_knows_them(tmp_path, checkpoint):
     assert (plain.label != both.label).any()
     assert predict_files(knowing, [photo], tmp_path / "out", source_colours=1.0).failures == []
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out/labels/a.png")), both.label)
+
+
+def test_names_of_earlier_images_stay_taken_when_options_change(tmp_path, checkpoint):
+    first, second = picture(tmp_path / "x/a.png", (64, 128)), picture(tmp_path / "y/a.png", (64, 128))
+    out = tmp_path / "out"
+    predict_files(checkpoint, [first], out, height=32)
+    before = (out / "labels/a.png").read_bytes()
+    result = predict_files(checkpoint, [second], out, height=64)
+    assert [p.name for p in result.labels] == ["a-2.png"] and (out / "labels/a.png").read_bytes() == before
+    assert predict_files(checkpoint, [first], out, height=64).labels == [out / "labels/a.png"]
+
+
+def test_a_projection_that_does_not_exist_is_refused(tmp_path, checkpoint):
+    with pytest.raises(ValueError, match="'equirectangular'; expected one of auto, erp, band, pinhole"):
+        load(checkpoint).predict(picture(tmp_path / "a.png", (64, 128)), projection="equirectangular")
+
+
+def test_a_value_error_of_one_image_is_named_and_the_rest_is_done(tmp_path, checkpoint, monkeypatch):
+    files = [picture(tmp_path / name, (64, 128)) for name in ("a.png", "b.png")]
+    label = Model.label
+
+    def picky(model, shown, **options):
+        if shown.path == files[0]:
+            raise ValueError("takes another size")
+        return label(model, shown, **options)
+
+    monkeypatch.setattr(Model, "label", picky)
+    result = predict_files(checkpoint, files, tmp_path / "out", height=32)
+    assert result.failures == [(files[0], f"{files[0]}: takes another size")] and len(result.labels) == 1

@@ -464,13 +464,15 @@ def test_rounds_log_one_after_another(world, tmp_path):
 
 def test_a_folder_and_a_model_are_enough(world, tmp_path):
     """Full panoramas of two sizes, 2:1, as a camera leaves them; the model was trained on pinhole images."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for number, height in enumerate((160, 192, 160)):
         shade = torch.linspace(0, 255, height, dtype=torch.float32)[:, None, None].expand(-1, 2 * height, 3)
-        Image.fromarray(shade.to(torch.uint8).numpy()).save(tmp_path / f"{number}.png")
+        Image.fromarray(shade.to(torch.uint8).numpy()).save(photos / f"{number}.png")
     runner = CliRunner()
     asked = [
         "adapt",
-        str(tmp_path),
+        str(photos),
         "--checkpoint",
         str(world.checkpoint),
         "--out",
@@ -482,5 +484,10 @@ def test_a_folder_and_a_model_are_enough(world, tmp_path):
     assert card.stage == "adapt" and card.params["prepared"]["projection"] == "erp"
     assert card.params["adapt"]["source_colours"] == 1 and card.colours == read_card(world.checkpoint).colours
     assert sorted(p.name for p in (tmp_path / "own").iterdir()) == ["model"]
+    for out in (photos, photos / "inside", tmp_path, world.checkpoint.parent):
+        refused = [*asked[:4], "--out", str(out)]
+        with pytest.raises(ValueError, match="choose a"):
+            runner.invoke(app, refused, catch_exceptions=False, standalone_mode=False)
+    assert (photos / "0.png").is_file() and world.checkpoint.is_file()
     with pytest.raises(ValueError, match="no such folder"):
         runner.invoke(app, ["adapt", "nowhere", *asked[2:]], catch_exceptions=False, standalone_mode=False)

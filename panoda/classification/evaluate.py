@@ -61,8 +61,13 @@ def accuracy(
         label = batch["label"].to(context.device)
         with context.autocast():
             logits = model(batch["image"].to(context.device)).float()
-        own = logits.gather(1, label[:, None])
-        ranks.append((logits > own).sum(dim=1).cpu())
+        if not bool(logits.isfinite().all()):
+            raise ValueError(
+                f"{split.folder}: the classifier gives values that are not finite; was it trained well?"
+            )
+        # Of equal values the first class counts, as argmax has it.
+        order = logits.sort(dim=1, descending=True, stable=True).indices
+        ranks.append((order == label[:, None]).int().argmax(dim=1).cpu())
         labels.append(batch["label"])
     return Accuracy(split.classes, torch.cat(labels), torch.cat(ranks))
 

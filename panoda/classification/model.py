@@ -281,8 +281,14 @@ def _published_classifier(
 
 def _sizes(tensors: Mapping[str, Tensor], where: str, heads: int) -> dict[str, Any]:
     """Keywords of timm's VisionTransformer, read off the shapes of weights in MAE's layout."""
-    wanted = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")
-    if missing := [key for key in wanted if key not in tensors]:
+    wanted = {
+        "cls_token": 3,
+        "pos_embed": 3,
+        "patch_embed.proj.weight": 4,
+        "blocks.0.attn.qkv.weight": 2,
+        "blocks.0.mlp.fc1.weight": 2,
+    }
+    if missing := [key for key, ndim in wanted.items() if key not in tensors or tensors[key].ndim != ndim]:
         shown = ", ".join(list(tensors)[:4]) or "nothing"
         raise CheckpointError(
             f"{where}: not in the layout of MAE's weights: no {', '.join(missing)}; found {shown}, ...; expected a "

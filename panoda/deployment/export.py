@@ -11,6 +11,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -154,19 +155,15 @@ def export_model(
         about, program = traced(False)
     size = _size(card, size, about)
     path = out / f"model{SUFFIXES[format]}"
-    with staged_file(path) as aside:
-        # The runtimes tell a file's kind by its name.
-        named = aside.with_name(aside.name + SUFFIXES[format])
-        try:
-            (_write_onnx if format == "onnx" else _write_torch)(program, about, named)
-            exported = ExportedModel(named)
-            checks = checked(graph, exported, size, tolerance=tolerance)
-            one = sample_images((about.batch or 1, *size), about, seed=9)
-            eager, latency = (median_seconds(run, one) / len(one) for run in (graph, exported.raw))
-            megabytes = named.stat().st_size / 1e6
-            named.replace(aside)
-        finally:
-            named.unlink(missing_ok=True)
+    with staged_file(path) as aside, TemporaryDirectory(dir=out, prefix=".export-") as folder:
+        named = Path(folder) / path.name  # the runtimes tell a file's kind by its name
+        (_write_onnx if format == "onnx" else _write_torch)(program, about, named)
+        exported = ExportedModel(named)
+        checks = checked(graph, exported, size, tolerance=tolerance)
+        one = sample_images((about.batch or 1, *size), about, seed=9)
+        eager, latency = (median_seconds(run, one) / len(one) for run in (graph, exported.raw))
+        megabytes = named.stat().st_size / 1e6
+        named.replace(aside)
     return ExportResult(
         path, about, tuple(checks), megabytes, size, eager, latency, torch.get_num_threads(), fixed
     )

@@ -6,7 +6,9 @@ An exported file tells by itself what it takes and gives (``ExportCard``): as th
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -186,7 +188,7 @@ def _torch_text(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             found = [name for name in archive.namelist() if name.endswith(EXTRA_FILE)]
             return archive.read(found[0]).decode() if found else ""
-    except (zipfile.BadZipFile, OSError, KeyError) as error:
+    except (zipfile.BadZipFile, OSError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: truncated or not a program of torch.export ({error})") from error
 
 
@@ -207,10 +209,42 @@ def _session(path: Path) -> Any:
     return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
 
+def _check_unpickled(path: Path) -> None:
+    """Refuse a program whose weights or constants are pickles: to load these PyTorch runs what they say.
+
+    Raises:
+        CheckpointError: names the entry.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            inside = "/data/weights/" in name or "/data/constants/" in name
+            doubtful = ["a pickle"] if inside and name.endswith(".pt") else []
+            if inside and name.endswith("_config.json"):
+                entries = json.loads(archive.read(name))["config"].values()
+                doubtful = [
+                    entry["path_name"]
+                    for entry in entries
+                    if entry["use_pickle"] or not entry["path_name"].startswith(("weight_", "tensor_"))
+                ]
+            if "/data/sample_inputs/" in name:
+                try:  # PyTorch would try again with what may run code
+                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+                except pickle.UnpicklingError as error:
+                    doubtful = [str(error).splitlines()[0]]
+            if doubtful:
+                raise CheckpointError(
+                    f"{path}: {name} holds pickled objects ({doubtful[0]}), which could run code and which `panoda "
+                    "export` never writes; export the checkpoint again"
+                )
+
+
 def _program(path: Path) -> Any:
     """Tensor -> tensor through the loaded program."""
     try:
+        _check_unpickled(path)
         module = torch.export.load(path).module()
+    except CheckpointError:
+        raise
     except Exception as error:  # nearly anything, and about its own internals
         raise CheckpointError(
             f"{path}: damaged, or written by another version of PyTorch than {torch.__version__}; "

@@ -202,6 +202,8 @@ def _predicted(
                     found = model.label(found, **settings)
                 except DataError as error:
                     found = str(error)
+                except ValueError as error:  # such as an exported model that takes another size
+                    found = f"{path}: {error}"
             if isinstance(found, Prediction):
                 ended.append((path, pool.submit(_write, out, names[path], path, found, ids)))
             else:
@@ -213,7 +215,12 @@ def _predicted(
 
 
 def _outcome(path: Path, result: Future[Any] | str) -> tuple[Path, tuple[dict[str, Any], View] | str]:
-    return path, result if isinstance(result, str) else result.result()
+    try:
+        return path, result if isinstance(result, str) else result.result()
+    except FileNotFoundError as error:
+        if path.exists():
+            raise
+        return path, explained_error(error)
 
 
 def _open(model: Model, path: Path, geometry: Geometry) -> Picture | str:

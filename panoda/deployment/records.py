@@ -106,6 +106,7 @@ class Records:
         """Those of an earlier call with the same model and options, else none."""
         self._out, self._head = out, {"format": FORMAT, "model": dict(model), "options": dict(options)}
         self.images: dict[str, dict[str, Any]] = {}
+        self._named: dict[Path, str] = {}  # by whatever call: their files lie there
         self.failures: dict[str, str] = {}
         earlier = read_manifest(out)
         same = earlier is not None and all(
@@ -113,6 +114,8 @@ class Records:
             for key, value in self._head.items()
             if key != "model"
         )
+        if earlier is not None:
+            self._named = {Path(record["image"]): str(record["name"]) for record in earlier["images"]}
         # The model is its bytes, wherever they lie.
         if earlier is not None and same and earlier["model"]["sha256"] == model["sha256"]:
             self.images = {record["image"]: record for record in earlier["images"] if self._complete(record)}
@@ -124,7 +127,7 @@ class Records:
 
     def names(self, paths: Sequence[Path]) -> dict[Path, str]:
         """A name without suffix for the files of every image; a number is added where names repeat."""
-        names = {Path(image): str(record["name"]) for image, record in self.images.items()}
+        names = dict(self._named)
         taken = set(names.values())
         for path in paths:
             if path in names:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -55,6 +55,10 @@ class Geometry:
 
     def __post_init__(self) -> None:
         """Check the values."""
+        if self.projection not in get_args(Asked):
+            raise ValueError(
+                f"projection is {self.projection!r}; expected one of {', '.join(get_args(Asked))}"
+            )
         pinhole, fov = self.projection == "pinhole", self.fov_deg
         if fov is not None and not (0 < fov <= 360 and math.isfinite(fov)):
             raise ValueError(f"field of view of {fov:g} degrees: expected more than 0, and 360 at most")

@@ -20,15 +20,17 @@ import torch
 from PIL import Image
 
 from panoda.data.formats.images import read_rgb
+from panoda.data.formats.pixels import UNREADABLE
 from panoda.deployment.records import read_manifest
 from panoda.geometry.area import Area
 from panoda.geometry.erp import grid_sample_any
 from panoda.geometry.pinhole import rays_to_pinhole
 from panoda.labels import IGNORE_INDEX
 from panoda.system.errors import DataError
-from panoda.system.files import staged_file
+from panoda.system.files import explained_error, staged_file
 
 PARTS = Path(__file__).with_name("viewer")
+FILES = ("viewer.html", "viewer.css", "viewer.js", "pannellum.css", "pannellum.js", "pannellum.LICENSE")
 PAGE = "view.html"
 WIDTH = 2048
 """Pixels across of a picture in the page; every graphics card takes 4096."""
@@ -66,7 +68,7 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
         try:
             images.append(_image(out, record, width))
         except (DataError, OSError) as error:
-            say(f"left out: {error}")
+            say(f"left out: {explained_error(error) if isinstance(error, OSError) else error}")
     if not images:
         raise ValueError(f"{out}: none of the photographs can be read any more")
     model = manifest["model"]
@@ -76,9 +78,9 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
     ]
     for image in images:
         image["shares"] = [image["shares"][entry["name"]] for entry in classes]
-    # "</" would end the script that the page keeps its data in.
-    data = json.dumps({"classes": classes, "images": images}).replace("</", "<\\/")
-    parts = {path.name: path.read_text(encoding="utf-8") for path in PARTS.iterdir()} | {"data": data}
+    # A tag in a file name would end the script that the page keeps its data in.
+    data = json.dumps({"classes": classes, "images": images}).replace("<", "\\u003c")
+    parts = {name: (PARTS / name).read_text(encoding="utf-8") for name in FILES} | {"data": data}
     text = re.sub(r"@@([\w.]+)@@", lambda found: parts[found[1]], parts["viewer.html"])
     with staged_file(out / PAGE) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -149,8 +151,11 @@ def _on_the_sphere(
 
 def _grey(path: Path) -> Image.Image:
     """The values of a PNG, its palette left aside."""
-    with Image.open(path) as image:
-        return Image.fromarray(np.asarray(image))
+    try:
+        with Image.open(path) as image:
+            return Image.fromarray(np.asarray(image))
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({error}); predict its image again") from error
 
 
 def _jpeg(image: Image.Image, quality: int) -> str:

@@ -25,7 +25,7 @@ from panoda.engine.preemption import sigterm_ends
 from panoda.pipeline import runs
 from panoda.pipeline.table import flatten
 from panoda.system.context import RunContext, resolve_device, resolve_precision, resolve_workers
-from panoda.system.files import write_json
+from panoda.system.files import check_replaceable, write_json
 
 log = logging.getLogger("panoda")
 CODE = tuple(
@@ -60,6 +60,10 @@ def classify(
     runtime, tracking = runtime or RuntimeParams(), tracking or TrackingParams(experiment="classify")
     name = f"classify-{params.action}"
     with sigterm_ends():
+        source = Path(getattr(params, "checkpoint", None) or params.encoder)
+        if out is not None:
+            read = [] if params.data == CITY else [Path(params.data)]
+            check_replaceable(out, made=[runs.RECORD], inputs=[*read, *([source] if source.exists() else [])])
         data = city_objects(progress=progress) if params.data == CITY else Path(params.data)
         inputs = {"data": _listing(data), "weights": _digest(params)}
         asked = params.model_dump(mode="json")

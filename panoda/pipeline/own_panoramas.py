@@ -23,6 +23,7 @@ from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.stages.pseudo_labels import pseudo_labels
 from panoda.system.context import RunContext
+from panoda.system.files import check_replaceable
 
 BAND = 0.25
 """Share of the height left out at the top and at the bottom: sky, and what carries the camera."""
@@ -48,8 +49,9 @@ def adapt_to_folder(
 
     Raises:
         DataError: no images, or files that are none.
-        ValueError: no model in ``checkpoint``.
+        ValueError: no model in ``checkpoint``, or ``out`` holds something else than an earlier result.
     """
+    check_replaceable(out, made=["model.safetensors"], inputs=[panoramas, checkpoint])
     _, card = load_model(checkpoint)
     resolution = pixels_per_radian(card.params.get("prepared", {}))
     degree = PIXELS_PER_DEGREE if resolution is None else math.radians(resolution)

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,32 @@ def staged_file(path: Path) -> Iterator[Path]:
             os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_replaceable(out: Path, *, made: Sequence[str], inputs: Sequence[Path] = ()) -> None:
+    """Refuse a result folder whose replacement would delete something else.
+
+    Args:
+        out: Result folder that is to be replaced.
+        made: Files of which one lies in every earlier result.
+        inputs: Files and folders that are read; ``out`` may be neither of them, nor lie in them, nor hold them.
+
+    Raises:
+        ValueError: names the folder, what is in its way, and what to do.
+    """
+    found = out.expanduser().resolve()
+    for given in inputs:
+        read = given.expanduser().resolve()
+        if found in (read, *read.parents) or (read.is_dir() and read in found.parents):
+            raise ValueError(
+                f"--out {out}: would replace or mix with {given}, which is read; choose another folder"
+            )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: is a file; choose a new folder")
+    if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in made):
+        raise ValueError(
+            f"--out {out}: holds other files, which the result would replace; choose an empty or new folder"
+        )
 
 
 @contextmanager

@@ -106,6 +106,10 @@ class ServedModel(PythonModel):
             )
         if array.ndim != 3 or array.shape[2] != 3 or not ((array >= 0) & (array <= 255)).all():
             raise DataError(f"expected an RGB array (H, W, 3) of values in 0..255, found shape {array.shape}")
+        if (array != array.round()).any():
+            raise DataError(
+                "values of the array are not whole; expected 0..255 (multiply what lies in 0..1 by 255)"
+            )
         return array.astype(np.uint8)
 
 
