@@ -44,6 +44,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:  #
         with start_run(
             uri, "tests", stage="adapt", name="a", params={}, tags={}, root=root, warn=warnings.append
         ) as logger:
+            logger.log_metrics({"iou/val/road (dry)": 0.5}, 1)
+            logger.log_metrics({"iou/val/road (dry)": 0.75}, 2)
             version = logger.register_model("panoda-test", checkpoint)
     assert not warnings and version == "2"
     return uri

@@ -67,7 +67,7 @@ def test_images_lie_where_they_belong(out: Path) -> None:
     assert photo["fov"] == pytest.approx(60) and photo["latTop"] == pytest.approx(
         23.4, abs=0.1
     )  # an unknown lens
-    assert len(circle["shares"]) == 13
+    assert len(circle["shares"]) == 13 and "shown 60 degrees wide" in photo["takenFor"]
 
 
 def test_what_cannot_be_shown(tmp_path: Path, checkpoint: Path) -> None:  # noqa: F811
@@ -117,6 +117,15 @@ def test_in_a_browser_from_a_file(out: Path, tmp_path: Path) -> None:
         assert page.evaluate("panoda.picked.x") == found["x"]  # dragging picks nothing
         later = picked(*middle)
         assert later["name"] == names[later["x"] * 13 // 256] and later["x"] != found["x"]
+
+        page.send("Emulation.setTouchEmulationEnabled", enabled=True)
+        page.evaluate("panoda.picked = null")
+        for kind, places in (("touchStart", [middle]), ("touchEnd", [])):
+            page.send(
+                "Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y} for x, y in places]
+            )
+        page.until("panoda.picked")
+        assert page.evaluate("panoda.picked.x") == later["x"]
 
         # What is drawn: labels over the photograph, switched off class by class, and by the space bar.
         colour = "[...panoda.viewer.getConfig().panorama.getContext('2d').getImageData(5, 40, 1, 1).data]"

@@ -103,7 +103,8 @@ def predict_files(
         ValueError: no images, or no model.
         OSError: disk full, or ``out`` cannot be written.
     """
-    images = list(dict.fromkeys(images))
+    # Absolute: the manifest is read from other folders, too, and one image has one name.
+    images = list(dict.fromkeys(image.expanduser().absolute() for image in images))
     if not images:
         raise ValueError("no images given; name at least one image file")
     if jobs < 1:

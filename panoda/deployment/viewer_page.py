@@ -92,9 +92,12 @@ def _image(out: Path, record: Mapping[str, Any], width: int) -> dict[str, Any]:
     photo = read_rgb(Path(record["image"]))
     if (photo.height, photo.width) != (record["height"], record["width"]):
         raise DataError(f"{record['image']}: its size has changed since it was predicted; predict it again")
+    taken = record["taken_for"]
     label, confidence = (_grey(out / record["files"][kind]) for kind in ("label", "confidence"))
     if record["projection"] == "pinhole":
         photo, label, confidence, area = _on_the_sphere(record, photo, label, confidence, width)
+        if record["fov_x_deg"] is None:
+            taken += f"; shown {UNKNOWN_FOV_DEG:g} degrees wide"
     else:
         fov = math.radians(record["fov_x_deg"])
         centre = math.radians(record["centre_lon_deg"])
@@ -108,7 +111,7 @@ def _image(out: Path, record: Mapping[str, Any], width: int) -> dict[str, Any]:
     thumbnail.thumbnail(THUMBNAIL)
     return {
         "name": record["name"],
-        "takenFor": record["taken_for"],
+        "takenFor": taken,
         "width": size[0],
         "height": size[1],
         "fov": math.degrees(area.fov_x),

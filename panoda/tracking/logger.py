@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from panoda.system.context import MetricLogger
-from panoda.tracking.registry import log_and_register
+from panoda.tracking.registry import BATCH_METRICS, log_and_register
 from panoda.tracking.store import first_line, safe_key
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 GIVE_UP_AFTER = 3
 FLUSH_SECONDS = 5.0
-BATCH_METRICS = 1000
 
 
 class MLflowLogger(MetricLogger):
@@ -99,6 +98,7 @@ class MLflowLogger(MetricLogger):
         Returns:
             The version, or None when tracking failed.
         """
+        self.flush()
         uri = self._client.tracking_uri
         return self._try(
             f"registered model {name}",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ALIAS = "adapted"
+BATCH_METRICS = 1000
 MODEL_FILE = "model.safetensors"
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 """MLflow writes it, too, when a program sets the store."""
@@ -86,8 +87,22 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
                 name, description="Models adapted to panoramas; panoda.load reads them."
             )
         made = client.create_model_version(name, logged.model_uri, run_id=run_id, model_id=logged.model_id)
+    _link_metrics(client, run_id, logged.model_id)
     client.set_registered_model_alias(name, ALIAS, made.version)
     return str(made.version)
+
+
+def _link_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
+    """Show the run's last value of each metric, except the machine's, as the model's, too."""
+    from mlflow.entities import Metric
+
+    found = []
+    for key in client.get_run(run_id).data.metrics:
+        if not key.startswith("system/"):
+            last = client.get_metric_history(run_id, key)[-1]
+            found.append(Metric(key, last.value, last.timestamp, last.step, model_id=model_id, run_id=run_id))
+    for start in range(0, len(found), BATCH_METRICS):
+        client.log_batch(run_id, metrics=found[start : start + BATCH_METRICS])
 
 
 @contextmanager
