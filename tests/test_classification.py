@@ -20,10 +20,10 @@ from panoda.classification import city_objects as objects
 from panoda.classification import training
 from panoda.classification.data import random_batches, read_split, read_train_and_val, seeded
 from panoda.classification.evaluate import Accuracy, evaluate
+from panoda.classification.files import load_classifier
 from panoda.classification.model import (
     Probed,
     build_encoder,
-    load_classifier,
     read_encoder,
     with_head,
 )

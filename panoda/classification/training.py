@@ -23,13 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from panoda.classification.data import ClassBatch, ClassFolder, random_batches, read_train_and_val, seeded
 from panoda.classification.evaluate import Accuracy, accuracy, evaluation_transform
+from panoda.classification.files import ClassifierCard, save_classifier
 from panoda.classification.model import (
-    ClassifierCard,
     Probed,
     build_encoder,
     input_of,
     read_encoder,
-    save_classifier,
     with_head,
 )
 from panoda.classification.params import FinetuneParams, JudgedParams, ProbeParams
