@@ -319,9 +319,12 @@ def test_finetuning_learns_colours_and_its_file_is_evaluated(
     assert evaluate(data, tmp_path / "again", again, context=CPU) == metrics
 
 
-def test_a_probe_is_evaluated_too(data: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_a_probe_is_evaluated_too(
+    data: Path, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     params = ProbeParams(data=str(data), encoder=str(pretrained), **QUICK)
     metrics = judge(data, tmp_path / "out", params, context=CPU)
+    assert "the probe's weights can hardly move: 6 steps" in caplog.text and "about 410" in caplog.text
     again = EvaluateParams(data=str(data), checkpoint=str(tmp_path / "out/model.safetensors"))
     assert evaluate(data, tmp_path / "again", again, context=CPU) == metrics
 
