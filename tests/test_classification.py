@@ -20,10 +20,10 @@ from panoda.classification import city_objects as objects
 from panoda.classification import training
 from panoda.classification.data import random_batches, read_split, read_train_and_val, seeded
 from panoda.classification.evaluate import Accuracy, evaluate
+from panoda.classification.files import load_classifier
 from panoda.classification.model import (
     Probed,
     build_encoder,
-    load_classifier,
     read_encoder,
     with_head,
 )
@@ -319,9 +319,12 @@ def test_finetuning_learns_colours_and_its_file_is_evaluated(
     assert evaluate(data, tmp_path / "again", again, context=CPU) == metrics
 
 
-def test_a_probe_is_evaluated_too(data: Path, pretrained: Path, tmp_path: Path) -> None:
+def test_a_probe_is_evaluated_too(
+    data: Path, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     params = ProbeParams(data=str(data), encoder=str(pretrained), **QUICK)
     metrics = judge(data, tmp_path / "out", params, context=CPU)
+    assert "the probe's weights can hardly move: 6 steps" in caplog.text and "about 410" in caplog.text
     again = EvaluateParams(data=str(data), checkpoint=str(tmp_path / "out/model.safetensors"))
     assert evaluate(data, tmp_path / "again", again, context=CPU) == metrics
 

@@ -12,7 +12,7 @@ from timm.data import create_transform
 from torch import Tensor, nn
 
 from panoda.classification.data import ClassFolder, Transform, ordered_batches, read_split
-from panoda.classification.model import ClassifierCard, load_classifier
+from panoda.classification.files import ClassifierCard, load_classifier
 from panoda.classification.params import EvaluateParams
 from panoda.system.context import RunContext
 from panoda.system.errors import DataError

@@ -97,7 +97,8 @@ class ProbeParams(JudgedParams):
     batch_size: Even = 1024
     """Images per step; the published 16384 needs many GPUs."""
     base_lr: Positive = 0.1
-    """Learning rate for a batch of 256; it grows with the batch."""
+    """Learning rate for a batch of 256; it grows with the batch. LARS moves weights by a thousandth of it, relative
+    to their size: with few and small batches raise it until base_lr x batch_size / 256 is about 6, as published."""
 
 
 class EvaluateParams(Section):

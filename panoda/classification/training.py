@@ -6,6 +6,7 @@ released code counts it to the head. With global pooling, the default, there is 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +24,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from panoda.classification.data import ClassBatch, ClassFolder, random_batches, read_train_and_val, seeded
 from panoda.classification.evaluate import Accuracy, accuracy, evaluation_transform
+from panoda.classification.files import ClassifierCard, save_classifier
 from panoda.classification.model import (
-    ClassifierCard,
     Probed,
     build_encoder,
     input_of,
     read_encoder,
-    save_classifier,
     with_head,
 )
 from panoda.classification.params import FinetuneParams, JudgedParams, ProbeParams
@@ -39,6 +39,7 @@ from panoda.engine.task import Task
 from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, write_json
 
+log = logging.getLogger("panoda")
 _LARGE, _HUGE = 1024, 1280
 """Widths from which the published recipe changes."""
 
@@ -89,6 +90,12 @@ def judge(
     per_epoch = max(1, len(train) // params.batch_size)
     optimizer = _optimizer(model, params, width)
     peak = params.base_lr * params.batch_size / 256
+    if isinstance(params, ProbeParams) and peak * params.epochs * per_epoch < 500:
+        log.warning(
+            "the probe's weights can hardly move: %d steps at a rate of %.3g, where LARS takes a thousandth of it; "
+            "set base_lr to about %.3g, which gives the published rate of 6.4",
+            *(params.epochs * per_epoch, peak, 6.4 * 256 / params.batch_size),
+        )
     state = run_loop(
         task,
         optimizer=optimizer,
