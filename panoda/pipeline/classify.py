@@ -60,10 +60,11 @@ def classify(
     runtime, tracking = runtime or RuntimeParams(), tracking or TrackingParams(experiment="classify")
     name = f"classify-{params.action}"
     with sigterm_ends():
-        source = Path(getattr(params, "checkpoint", None) or params.encoder)
         if out is not None:
-            read = [] if params.data == CITY else [Path(params.data)]
-            check_replaceable(out, made=[runs.RECORD], inputs=[*read, *([source] if source.exists() else [])])
+            weights = Path(params.checkpoint if isinstance(params, EvaluateParams) else params.encoder)
+            read = [Path(params.data)] if params.data != CITY else []
+            read += [weights] if weights.exists() else []
+            check_replaceable(out, made=[runs.RECORD], inputs=read)
         data = city_objects(progress=progress) if params.data == CITY else Path(params.data)
         inputs = {"data": _listing(data), "weights": _digest(params)}
         asked = params.model_dump(mode="json")
