@@ -23,8 +23,7 @@ from panoda.data.loading.mixture import Mixture
 from panoda.data.loading.transforms import normalise
 from panoda.engine.method import Method, Setup
 from panoda.engine.seeds import stream_seed
-from panoda.inference.pictures import picture_indices
-from panoda.methods.parts.self_supervised import SelfSupervisedTask, side_by_side
+from panoda.methods.parts.self_supervised import SelfSupervisedTask, fixed_crops, image_crop, side_by_side
 from panoda.models.mae import (
     DECODER,
     MaskedAutoencoder,
@@ -127,13 +126,7 @@ class MAETask(SelfSupervisedTask):
     def examine(self, model: MaskedAutoencoder) -> tuple[dict[str, float], np.ndarray]:
         """Loss on the fixed images, and a picture: input, what was seen, and reconstruction, a row each."""
         p, device = self.params, self.context.device
-        chosen = [
-            offset + index
-            for offset, part in zip(self.images.offsets, self.images.parts.values(), strict=True)
-            for index in picture_indices(len(part), -(-p.fixed_images // len(self.images.parts)))
-        ]
-        crops = [self.crop.centre(self.images[index]["image"]) for index in chosen]
-        images = normalise(torch.stack(crops).to(device), *self.normal)
+        images = normalise(fixed_crops(self.images, self.crop, p.fixed_images).to(device), *self.normal)
         count = images.shape[2] * images.shape[3] // model.patch_size**2
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.rand(len(images), count, generator=generator).to(device)
@@ -168,16 +161,7 @@ def task(setup: Setup) -> MAETask:
     p: MAEParams = setup.params
     images = setup.labelled
     assert isinstance(images, Mixture)
-    crop = ImageCrop(
-        images=images,
-        height=p.crop_height,
-        width=p.crop_width,
-        scale=p.scale,
-        hflip=p.hflip,
-        yaw_roll=p.yaw_roll and images.full_circle,
-        views=p.views,
-        view_fov_deg=p.view_fov_deg,
-    )
+    crop = image_crop(images, p)
     return MAETask(
         setup.model,
         setup.crops(images, crop, domain="images"),
