@@ -95,11 +95,7 @@ class ExportedModel(nn.Module):
             ValueError: a file of labels or for uint8 images, or a size that it does not take.
         """
         card = self.card
-        if (card.input, card.output) != ("float", "logits"):
-            raise ValueError(
-                f"{self.path} takes {card.input} images and gives {card.output}; prediction needs float "
-                "images and logits: export without --uint8 and --labels"
-            )
+        self.check_logits()
         self._check(x)
         whole = x.detach().float().cpu()
         # A file of one batch size gets its images in such batches, the last one filled up.
@@ -107,6 +103,15 @@ class ExportedModel(nn.Module):
         parts = [whole[start : start + size] for start in range(0, len(whole), size)]
         logits = [self.raw(torch.cat([p, p[-1:].expand(size - len(p), -1, -1, -1)])) for p in parts]
         return torch.cat(logits)[: len(whole)].to(x.device)
+
+    def check_logits(self) -> None:
+        """ValueError for a file of labels or for uint8 images, with which nothing can be predicted here."""
+        card = self.card
+        if (card.input, card.output) != ("float", "logits"):
+            raise ValueError(
+                f"{self.path} takes {card.input} images and gives {card.output}; prediction needs float "
+                "images and logits: export without --uint8 and --labels"
+            )
 
     def _check(self, x: Tensor) -> None:
         card, size = self.card, (x.shape[2], x.shape[3])
@@ -127,6 +132,7 @@ class ExportedModel(nn.Module):
 def load_exported(path: Path) -> tuple[ExportedModel, ModelCard]:
     """An exported model, and the card of the checkpoint that it came from; errors as ``ExportedModel``."""
     model = ExportedModel(path)
+    model.check_logits()
     return model.eval(), model.card.model
 
 
