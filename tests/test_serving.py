@@ -113,6 +113,9 @@ def test_loaded_by_name(
     import pandas as pd
 
     mlflow.set_tracking_uri(store)
+    # Before it is loaded: that compiles its code beside it.
+    files = [path.name for path in fetch_model(NAME, store).parents[1].rglob("*")]
+    assert "model.safetensors" in files and not [name for name in files if name.endswith((".pkl", ".pyc"))]
     model = mlflow.pyfunc.load_model(NAME)
     assert model.metadata.signature is not None and model.input_example is not None
     (found,) = model.predict(pd.DataFrame({"image": [encoded(photo)]}))
@@ -120,8 +123,6 @@ def test_loaded_by_name(
     assert sum(found["shares"].values()) == pytest.approx(1)
     with pytest.raises(mlflow.exceptions.MlflowException, match="image 0: .*not a readable image"):
         model.predict(pd.DataFrame({"image": [base64.b64encode(b"no image").decode()]}))
-    files = [path.name for path in fetch_model(NAME, store).parents[1].rglob("*")]
-    assert "model.safetensors" in files and not [name for name in files if name.endswith((".pkl", ".pyc"))]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert np.array_equal(panoda.load(NAME, device="cpu").predict(photo).label, expected)
     with pytest.raises(ValueError, match="registered are: .*panoda-test"):

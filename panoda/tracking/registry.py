@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ BATCH_METRICS = 1000
 MODEL_FILE = "model.safetensors"
 STORE_VARIABLE = "MLFLOW_TRACKING_URI"
 """MLflow writes it, too, when a program sets the store."""
+MAX_MEGABYTES = 50
+"""Largest file of one image in 10^6 bytes that a served model takes, and 20 times as many values of an array."""
 PACKAGE = Path(__file__).resolve().parents[1]
 REQUIREMENTS = (
     *("mlflow", "torch", "torchvision", "timm", "numpy", "pandas", "pyarrow", "pillow", "pydantic", "pyyaml"),
@@ -80,7 +83,7 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
                 ParamSchema([ParamSpec("projection", DataType.string, "auto")]),
             ),
             input_example=pd.DataFrame({"image": [_example()]}),
-            model_config={"max_megabytes": 50},
+            model_config={"max_megabytes": MAX_MEGABYTES},
         )
         with suppress(MlflowException):  # it is there
             client.create_registered_model(
@@ -110,11 +113,15 @@ def _global_store(uri: str) -> Iterator[None]:
     """The store of MLflow's functions for models, which take no client; it stays as it was for others."""
     import mlflow
 
-    before = os.environ.get(STORE_VARIABLE)
+    before, compiles = os.environ.get(STORE_VARIABLE), sys.dont_write_bytecode
     mlflow.set_tracking_uri(uri)
+    sys.dont_write_bytecode = (
+        True  # it runs a model's code where it lies, and would leave what it compiled there
+    )
     try:
         yield
     finally:
+        sys.dont_write_bytecode = compiles
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ[STORE_VARIABLE] = before

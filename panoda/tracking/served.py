@@ -19,11 +19,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from panoda.system.errors import DataError
+from panoda.tracking.registry import MAX_MEGABYTES
 
 COLUMN = "image"
-MAX_MEGABYTES = 50
-"""Largest file of one image in 10^6 bytes, and 20 times as many for the values of an array; the model config
-``max_megabytes`` changes it."""
 
 
 class ServedModel(PythonModel):
