@@ -244,6 +244,10 @@ def _log_results(stage: Stage, run: StageRun) -> None:
     for name in ("classes.csv", "per_class.csv", "by_latitude.csv", "by_azimuth.csv", "groups.csv"):
         if (run.out / name).is_file():
             logger.log_artifact(run.out / name)
+    if stage.name == "evaluate":
+        inputs = run.record["inputs"]
+        datasets = {name: found["digest"] for name, found in inputs.items() if not found["run"]}
+        logger.link_evaluation([found["run"] for found in inputs.values() if found["run"]], datasets)
     if run.record["pipeline"]:
         register_adapted(logger, stage.name, run.params, run.out)
 

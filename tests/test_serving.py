@@ -80,6 +80,21 @@ def test_the_version_is_a_logged_model_of_its_run(store: str) -> None:
     ]
 
 
+def test_an_evaluation_is_shown_with_the_model_and_the_data_sets(store: str) -> None:
+    client = connect(store)
+    version = client.get_model_version_by_alias("panoda-test", "adapted")
+    values = {"miou/target_test": 0.5, "source_only/miou/target_test": 0.25, "iou/target_test/road": 0.75}
+    with start_run(store, "tests", stage="evaluate", name="e", params={}, tags={}) as logger:
+        logger.log_metrics(values, 1)
+        logger.link_evaluation([version.run_id], {"target_test": "digest"})
+    run = client.get_run(logger.run_id)
+    assert run.data.metrics == values
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    linked = [m for m in model.metrics if m.run_id == logger.run_id]
+    assert {m.key: m.value for m in linked} == {"miou/target_test": 0.5, "iou/target_test/road": 0.75}
+    assert {(m.dataset_name, m.dataset_digest) for m in linked} == {("target_test", "digest")}
+
+
 def test_stages_and_promotion_register_the_last_adaptation(
     store: str,
     tmp_path: Path,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -80,6 +81,10 @@ def test_a_run_holds_params_tags_datasets_metrics_pictures_and_files(store: tupl
         (1, 2),
         (2, 1),
     ]
+    view = json.loads(
+        client.get_experiment_by_name("tests").tags["mlflow.sharedViewState.results"]  # type: ignore[union-attr]
+    )
+    assert "metrics.`miou/target_test`" in view["selectedColumns"]
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("source_train", "0" * 32 + ".dir")
     paths = {a.path for a in client.list_artifacts(logger.run_id)}

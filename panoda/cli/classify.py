@@ -36,40 +36,32 @@ Set = Annotated[
 Show = Annotated[bool, typer.Option("--show", help="List the parameters and stop.")]
 
 
-@classify.command()
-def finetune(
-    data: Data,
-    encoder: EncoderName = "vit_base_patch16_224.mae",
-    random: Random = False,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    seed: Seed = 0,
-    out: Out = None,
-    device: Device = "auto",
-    change: Set = None,
-    show: Show = False,
-) -> None:
-    """Train the whole network, with MAE's recipe."""
-    given = {"encoder": encoder, "random": random, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    _run("finetune", data, given, change, out, device, show)
+def _training_command(action: str, text: str) -> None:
+    @classify.command(action, help=text)
+    def command(
+        data: Data,
+        encoder: EncoderName = "vit_base_patch16_224.mae",
+        random: Random = False,
+        epochs: Epochs = None,
+        batch_size: BatchSize = None,
+        seed: Seed = 0,
+        out: Out = None,
+        device: Device = "auto",
+        change: Set = None,
+        show: Show = False,
+    ) -> None:
+        given = {
+            "encoder": encoder,
+            "random": random,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        _run(action, data, given, change, out, device, show)
 
 
-@classify.command()
-def probe(
-    data: Data,
-    encoder: EncoderName = "vit_base_patch16_224.mae",
-    random: Random = False,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    seed: Seed = 0,
-    out: Out = None,
-    device: Device = "auto",
-    change: Set = None,
-    show: Show = False,
-) -> None:
-    """Freeze the encoder and train a linear layer on it."""
-    given = {"encoder": encoder, "random": random, "epochs": epochs, "batch_size": batch_size, "seed": seed}
-    _run("probe", data, given, change, out, device, show)
+_training_command("finetune", "Train the whole network, with MAE's recipe.")
+_training_command("probe", "Freeze the encoder and train a linear layer on it.")
 
 
 @classify.command()

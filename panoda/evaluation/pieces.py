@@ -37,6 +37,7 @@ class EvaluatedModel:
     path: Path
     digest: str
     same_as: str | None
+    params: Mapping[str, Any]
 
 
 def load_models(models: Mapping[str, Path], *, space: LabelSpace) -> dict[str, EvaluatedModel]:
@@ -51,12 +52,13 @@ def load_models(models: Mapping[str, Path], *, space: LabelSpace) -> dict[str, E
     weights: dict[str, torch.Tensor] = {}
     original = ""
     for name, path in models.items():
-        model, _ = load_model(path, space=space, device="cpu")
+        model, card = load_model(path, space=space, device="cpu")
         state = model.state_dict()
         same = state.keys() == weights.keys() and all(torch.equal(state[k], weights[k]) for k in state)
         if not same:
             original, weights = name, state
-        found[name] = EvaluatedModel(path.absolute(), sha256_file(path), original if same else None)
+        same_as = original if same else None
+        found[name] = EvaluatedModel(path.absolute(), sha256_file(path), same_as, card.params)
     return found
 
 

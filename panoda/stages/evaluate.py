@@ -68,6 +68,8 @@ def evaluate(
     models = _every_round(models)
     loaded = load_models(models, space=sets[0].space)
     flat: dict[str, float] = {}
+    # So that a table of evaluations says of what each one is.
+    context.logger.log_params(loaded[list(models)[-1]].params)
     with work_folder(context, out) as place, staged_directory(out) as folder:
         work = EvaluateWork.of(loaded, inputs, params, sets, context.piece_size)
         pieces = finish(work, place, context)

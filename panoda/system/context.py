@@ -31,6 +31,9 @@ class MetricLogger:
     def log_artifact(self, path: Path) -> None:
         """Log a file or folder."""
 
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, nested as in params.yaml, that are not the stage's own."""
+
 
 @dataclass(frozen=True)
 class RunContext:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from panoda.pipeline.table import flatten
 from panoda.system.context import MetricLogger
-from panoda.tracking.registry import BATCH_METRICS, log_and_register
-from panoda.tracking.store import first_line, safe_key
+from panoda.tracking.registry import BATCH_METRICS, link_evaluation, log_and_register
+from panoda.tracking.store import first_line, safe_key, write_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -86,6 +87,10 @@ class MLflowLogger(MetricLogger):
         else:
             self._try(str(path), lambda: self._client.log_artifact(self.run_id, str(path)))
 
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters of other stages, nested as in params.yaml."""
+        self._try("parameters", partial(write_params, self._client, self.run_id, flatten(params)))
+
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; None is left out."""
         for key, value in tags.items():
@@ -104,6 +109,11 @@ class MLflowLogger(MetricLogger):
             f"registered model {name}",
             lambda: log_and_register(self._client, uri, self.run_id, name, file),
         )
+
+    def link_evaluation(self, makers: Iterable[str], datasets: Mapping[str, str]) -> None:
+        """Link this run's metrics to the logged model that one of these runs made, and to data sets."""
+        self.flush()
+        self._try("links to the model", lambda: link_evaluation(self._client, self.run_id, makers, datasets))
 
     def end(self, status: str) -> None:
         """Send what waits and close the run as FINISHED, FAILED or KILLED."""

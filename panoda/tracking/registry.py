@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -95,17 +95,47 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
     return str(made.version)
 
 
-def _link_metrics(client: MlflowClient, run_id: str, model_id: str) -> None:
-    """Show the run's last value of each metric, except the machine's, as the model's, too."""
+def _link_metrics(
+    client: MlflowClient, run_id: str, model_id: str, datasets: Mapping[str, str] | None = None
+) -> None:
+    """Show the run's last value of each metric, except the machine's, as the model's, too.
+
+    Args:
+        datasets: Digests by name: those metrics alone that end in, or go on after, the name of one
+            (``miou/target_test``), linked to it.
+    """
     from mlflow.entities import Metric
 
     found = []
     for key in client.get_run(run_id).data.metrics:
+        about: dict[str, str] = {}
+        if datasets is not None:
+            name = (*key.split("/"), "")[1]
+            if name not in datasets:
+                continue
+            about = {"dataset_name": name, "dataset_digest": datasets[name]}
         if not key.startswith("system/"):
             last = client.get_metric_history(run_id, key)[-1]
-            found.append(Metric(key, last.value, last.timestamp, last.step, model_id=model_id, run_id=run_id))
+            place = (key, last.value, last.timestamp, last.step)
+            found.append(Metric(*place, model_id=model_id, run_id=run_id, **about))
     for start in range(0, len(found), BATCH_METRICS):
         client.log_batch(run_id, metrics=found[start : start + BATCH_METRICS])
+
+
+def link_evaluation(
+    client: MlflowClient, run_id: str, makers: Iterable[str], datasets: Mapping[str, str]
+) -> None:
+    """Show what an evaluation says of the last model as values of that logged model on these data sets.
+
+    Args:
+        run_id: Run of the evaluation.
+        makers: Runs that made the evaluated models; the one of the adapted model has logged it.
+        datasets: Digests by name.
+    """
+    for maker in makers:
+        outputs = client.get_run(maker).outputs
+        for model in outputs.model_outputs if outputs else []:
+            _link_metrics(client, run_id, model.model_id, datasets)
 
 
 @contextmanager

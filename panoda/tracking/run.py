@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from panoda.tracking.logger import MLflowLogger
-from panoda.tracking.store import SQLITE, TrackingError, connect, first_line, folder_name, safe_key
+from panoda.tracking.store import SQLITE, TrackingError, connect, first_line, folder_name, write_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger(__name__)
 
-BATCH_PARAMS = 100
+VIEW_PARAMS = ("adapt.method", "adapt.iterations", "adapt.optim.lr", "adapt.class_mix", "pretrain.iterations")
+VIEW_METRICS = ("miou/source_val", "source_only/miou/target_test", "miou/target_test")
+"""Columns of the saved view."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,18 @@ def _resume(client: MlflowClient, run_id: str | None) -> str | None:
     return run_id
 
 
+def _saved_view() -> dict[str, str]:
+    """The tag behind ``?viewStateShareKey=results``: evaluations alone, and the columns that tell them apart."""
+    view = {
+        "searchFilter": "tags.stage = 'evaluate'",
+        "selectedColumns": [
+            *(f"params.`{name}`" for name in VIEW_PARAMS),
+            *(f"metrics.`{name}`" for name in VIEW_METRICS),
+        ],
+    }
+    return {"mlflow.sharedViewState.results": json.dumps(view)}
+
+
 def _create(
     client: MlflowClient, uri: str, experiment: str, name: str, tags: Mapping[str, Any], root: Path
 ) -> str:
@@ -146,7 +160,7 @@ def _create(
             (root / "mlruns" / folder_name(experiment)).resolve().as_uri() if uri.startswith(SQLITE) else None
         )
         try:
-            identity = client.create_experiment(experiment, artifact_location=place)
+            identity = client.create_experiment(experiment, artifact_location=place, tags=_saved_view())
         except MlflowException:  # another stage was faster
             again = client.get_experiment_by_name(experiment)
             if again is None:
@@ -162,14 +176,9 @@ def _create(
 def _describe(
     client: MlflowClient, run_id: str, params: Mapping[str, Any], datasets: Sequence[DatasetRecord]
 ) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    pairs = [
-        Param(safe_key(key), value if isinstance(value, str) else json.dumps(value))
-        for key, value in params.items()
-    ]
-    for start in range(0, len(pairs), BATCH_PARAMS):
-        client.log_batch(run_id, params=pairs[start : start + BATCH_PARAMS])
+    write_params(client, run_id, params)
     inputs = [
         DatasetInput(
             Dataset(d.name, d.digest, "local", json.dumps({"uri": d.path})),

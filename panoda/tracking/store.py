@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from panoda.system.locks import file_lock, user_lock_path
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
+BATCH_PARAMS = 100
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -126,6 +128,18 @@ def safe_key(key: str) -> str:
     """
     parts = re.sub(r"[^/\w.\- ]", "_", key).split("/")
     return "/".join("_" * max(len(part), 1) if not part.strip(".") else part for part in parts)
+
+
+def write_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    """Log flat parameters: texts as they are, other values as JSON."""
+    from mlflow.entities import Param
+
+    pairs = [
+        Param(safe_key(key), value if isinstance(value, str) else json.dumps(value))
+        for key, value in params.items()
+    ]
+    for start in range(0, len(pairs), BATCH_PARAMS):
+        client.log_batch(run_id, params=pairs[start : start + BATCH_PARAMS])
 
 
 def folder_name(experiment: str) -> str:
