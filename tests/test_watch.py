@@ -96,6 +96,18 @@ def test_declaration_and_label_spaces_by_content_wherever_they_lie(home):
     assert changed() == {"source.json", "source.named.json"}
 
 
+def test_a_tokenizer_by_content(home):
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["ssl"] = {"method": "beit", "tokenizer": {"weights": "mine.safetensors"}}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    seen = []
+    for content in ("a", "b"):
+        Path("mine.safetensors").write_text(content)
+        main()
+        seen.append((FOLDER / "ssl_pretrain.json").read_text())
+    assert seen[0] != seen[1] and "tokenizer" in seen[0]
+
+
 def test_the_command(home):
     Path("params.yaml").write_text(open_scenario("real", folder=ROOT / "scenarios").text())
     main()

@@ -1,4 +1,4 @@
-"""The YAML files that params.yaml names (label spaces, declarations): their content is part of a result.
+"""The files that params.yaml names (label spaces, declarations, a tokenizer): their content is part of a result.
 
 They count for a run by hand as its inputs do; for `dvc repro`, ``panoda.pipeline.watch`` keeps their digests.
 """
@@ -20,12 +20,20 @@ def label_space_files(params: Params) -> dict[str, Path]:
     return {"label_space": Path(params.label_space)} if is_space_file(params.label_space) else {}
 
 
+def tokenizer_file(params: Params) -> dict[str, Path]:
+    """The file of BEiT's tokenizer, where one is loaded."""
+    weights = getattr(getattr(params.ssl, "tokenizer", None), "weights", None)
+    return {"tokenizer": Path(weights)} if weights else {}
+
+
 def named_files(stage: str, role: str | None, params: Params) -> dict[str, Path]:
     """Files besides its inputs that decide a stage's result: what they are -> path.
 
     Raises:
         ValueError: a declaration that is missing or wrong.
     """
+    if stage == "ssl_pretrain":
+        return tokenizer_file(params)
     if role is None or stage not in DATASET_STAGES:
         return {}
     found = files_of(params.data.domains[role].dataset)

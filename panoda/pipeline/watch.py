@@ -3,7 +3,7 @@
 DVC itself does not know ``~``, does not see what lies behind links to folders, ends at a link to nothing, reads
 every byte, and takes the path of a YAML file in params.yaml for a text. So `dvc repro` runs this first, every
 time. Stage download runs again when a file of the data set's folder is new, gone, of another size or written
-to; it and stage preprocess, when the content of a YAML file that they are told to read is another.
+to; it, stage preprocess and stage ssl_pretrain, when the content of a file that they are told to read is another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from panoda.config import AnyDataset, CityDataset, load_params
 from panoda.data.formats.browse import walk
 from panoda.data.formats.declared import files_of
-from panoda.pipeline.named_files import label_space_files
+from panoda.pipeline.named_files import label_space_files, tokenizer_file
 from panoda.system.errors import DataError
 from panoda.system.files import explained_error, read_yaml, sha256_file, staged_directory, write_json
 
@@ -66,9 +66,10 @@ def contents(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def write_all(folder: Path = FOLDER) -> None:
-    """Write ``<role>.json``, which stage download depends on, and ``<role>.named.json`` of stage preprocess."""
+    """Write ``<role>.json`` for stage download, ``<role>.named.json`` for preprocess, ``ssl_pretrain.json``."""
     params = load_params()
     with staged_directory(folder) as staged:
+        write_json(staged / "ssl_pretrain.json", contents(tokenizer_file(params)))
         for role, domain in params.data.domains.items():
             try:
                 own = contents(files_of(domain.dataset))

@@ -28,7 +28,11 @@ WATCH = """\
     always_changed: true
     outs: [.panoda/watch]
 """
-WATCHED = {"download": ".panoda/watch/${key}.json", "preprocess": ".panoda/watch/${key}.named.json"}
+WATCHED = {
+    "download": ".panoda/watch/${key}.json",
+    "preprocess": ".panoda/watch/${key}.named.json",
+    "ssl_pretrain": ".panoda/watch/ssl_pretrain.json",
+}
 """Stage -> what it depends on of ``watch``."""
 DVC_TAIL = """\
 metrics:
