@@ -22,6 +22,7 @@ from panoda.cli.classify import classify
 from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
 from panoda.cli.predict import predict_command
+from panoda.cli.rank import rank_command
 from panoda.cli.view import view_command
 from panoda.cli.weights import weights
 from panoda.config import Params, load_params, params_model, sections_in
@@ -64,6 +65,7 @@ app.command("export")(export_command)
 app.command("models")(models_command)
 app.command("bench")(bench_command)
 app.command("predict")(predict_command)
+app.command("rank")(rank_command)
 app.command("view")(view_command)
 
 
