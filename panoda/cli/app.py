@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from panoda.cli.adapt import adapt_command
+from panoda.cli.annotate import annotate
 from panoda.cli.bench import bench_command
 from panoda.cli.classify import classify
 from panoda.cli.data import data
@@ -60,6 +61,7 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(classify, name="classify")
+app.add_typer(annotate, name="annotate")
 app.command("adapt")(adapt_command)
 app.command("export")(export_command)
 app.command("models")(models_command)
