@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from panoda.cli.predict import expand, model_file
+from panoda.cli.predict import Projection, expand, model_file
 
 
 def rank_command(
@@ -41,6 +41,9 @@ def rank_command(
             help="Model to use: a file, a published name (panoda weights list), or models:/NAME@adapted."
         ),
     ] = None,
+    projection: Annotated[
+        Projection, typer.Option(help="What the images are, as in `panoda predict`.")
+    ] = Projection.auto,
     height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -51,6 +54,7 @@ def rank_command(
     model = model_file(run, checkpoint)
     # Imported here: the other commands start without torch.
     from panoda.deployment.rank import SHEET, TABLE, rank_files
+    from panoda.deployment.view import Geometry
     from panoda.system.context import resolve_device, resolve_precision
 
     place = resolve_device(device)
@@ -63,6 +67,7 @@ def rank_command(
         labelled=given,
         duplicate=duplicate,
         height=height,
+        geometry=Geometry(projection.value),
         device=place,
         dtype=resolve_precision("auto", place),
         progress=True,

@@ -21,7 +21,7 @@ from panoda.data.prepare.contact_sheet import CELL_WIDTH, COLUMNS, draw_sheet
 from panoda.deployment.measures import solid_angles
 from panoda.deployment.model import Model, Picture, load
 from panoda.deployment.predict import open_image
-from panoda.deployment.view import View
+from panoda.deployment.view import AUTO, Geometry, View
 from panoda.inference.prediction import MIN_SIDE, predict_features, resize_image
 from panoda.inference.whole import WINDOW
 from panoda.models.core.segmenter import Segmenter
@@ -145,6 +145,7 @@ def rank_files(
     labelled: Sequence[Path] = (),
     duplicate: float = DUPLICATE,
     height: int | None = None,
+    geometry: Geometry = AUTO,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     progress: bool = False,
@@ -157,6 +158,7 @@ def rank_files(
         count: How many to choose; fewer where fewer differ.
         duplicate: As in ``choose``.
         height: Working height in pixels; None as in ``panoda predict``.
+        geometry: What is known of the images.
 
     Raises:
         ValueError: no images, no model that has features, or options that make no sense.
@@ -176,7 +178,7 @@ def rank_files(
     looked: dict[Path, tuple[np.ndarray, float]] = {}
     out.mkdir(parents=True, exist_ok=True)
     for path in track(list(dict.fromkeys((*images, *labelled))), "looking at images", enabled=progress):
-        picture = open_image(model, path)
+        picture = open_image(model, path, geometry)
         try:
             if isinstance(picture, str):
                 raise ValueError(picture)
@@ -205,7 +207,7 @@ def rank_files(
         with staged_file(out / LIST) as aside:
             aside.write_text("".join(f"{path}\n" for path in result.chosen["image"]), encoding="utf-8")
         with staged_file(out / SHEET) as aside:
-            _sheet(model, result.chosen, height, dtype).save(aside, format="JPEG", quality=90)
+            _sheet(model, result.chosen, height, geometry, dtype).save(aside, format="JPEG", quality=90)
     return result
 
 
@@ -288,11 +290,13 @@ def _row(
     }
 
 
-def _sheet(model: Model, chosen: pd.DataFrame, height: int | None, dtype: torch.dtype | None) -> Image.Image:
+def _sheet(
+    model: Model, chosen: pd.DataFrame, height: int | None, geometry: Geometry, dtype: torch.dtype | None
+) -> Image.Image:
     """The chosen images under their predictions, in order."""
     size, cells, seen = (CELL_WIDTH, CELL_WIDTH // 2), [], set[int]()
     for row in chosen.itertuples():
-        picture = open_image(model, Path(str(row.image)))
+        picture = open_image(model, Path(str(row.image)), geometry)
         if isinstance(picture, str):  # removed meanwhile
             continue
         found = model.label(picture, height=height, dtype=dtype)
