@@ -130,6 +130,13 @@ def test_what_the_command_says(tmp_path, checkpoint, monkeypatch, capsys) -> Non
     assert status == 1 and "bad.png: not a readable image" in error and "1 images could not be read" in error
     table = pd.read_csv(tmp_path / "out/chosen.csv")
     assert "is labelled already" in table.reason.tolist() and table["rank"].notna().sum() == 1
-    (tmp_path / "model.onnx").touch()
-    status, _, error = run(monkeypatch, capsys, tmp_path / "in", "--out", tmp_path, "--checkpoint", tmp_path)
-    assert status == 1 and "a folder, expected a file" in error
+    arguments = ["--labelled", tmp_path / "in/0.png", *options]
+    status, _, error = run(monkeypatch, capsys, tmp_path / "in/bad.png", *arguments)
+    table = pd.read_csv(tmp_path / "out/chosen.csv")
+    assert status == 1 and len(table) == 1 and "bad.png" in table.reason[0]
+    for arguments, message in (
+        (["--out", tmp_path, "--checkpoint", tmp_path], "a folder, expected a file"),
+        (["--out", tmp_path / "in/0.png", "--checkpoint", checkpoint], "0.png: "),
+    ):
+        status, _, error = run(monkeypatch, capsys, tmp_path / "in", *arguments)
+        assert status == 1 and message in error and "Errno" not in error

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from panoda.data.prepare.contact_sheet import CELL_WIDTH, COLUMNS, draw_sheet
+from panoda.data.prepare.contact_sheet import CELL_HEIGHT, CELL_WIDTH, COLUMNS, draw_sheet
 from panoda.deployment.measures import solid_angles
 from panoda.deployment.model import Model, Picture, load
 from panoda.deployment.predict import open_image
@@ -294,7 +294,7 @@ def _sheet(
     model: Model, chosen: pd.DataFrame, height: int | None, geometry: Geometry, dtype: torch.dtype | None
 ) -> Image.Image:
     """The chosen images under their predictions, in order."""
-    size, cells, seen = (CELL_WIDTH, CELL_WIDTH // 2), [], set[int]()
+    cells, seen = list[tuple[str, Image.Image]](), set[int]()
     for row in chosen.itertuples():
         picture = open_image(model, Path(str(row.image)), geometry)
         if isinstance(picture, str):  # removed meanwhile
@@ -302,7 +302,11 @@ def _sheet(
         found = model.label(picture, height=height, dtype=dtype)
         seen |= set(np.unique(found.label).tolist())
         caption = f"{row.rank}  {Path(str(row.image)).name[-CAPTION:]}"
-        cells.append((caption, ImageOps.pad(found.overlay(), size, color=(255, 255, 255))))
+        cell = found.overlay()
+        cell.thumbnail((CELL_WIDTH, CELL_HEIGHT))
+        cells.append((caption, cell))
+    size = (CELL_WIDTH, max((cell.height for _, cell in cells), default=1))
+    cells = [(caption, ImageOps.pad(cell, size, color=(255, 255, 255))) for caption, cell in cells]
     parts = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     rows = [([caption for caption, _ in part], [image for _, image in part]) for part in parts]
     return draw_sheet(rows, size, model.space, sorted(seen))
