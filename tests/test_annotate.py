@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -15,12 +16,13 @@ import torch
 import yaml
 from PIL import Image
 
-from panoda.annotation.corrected import import_task
+from panoda.annotation.corrected import SPLIT, import_task
 from panoda.annotation.export import export_task
 from panoda.annotation.rle import decode, encode
 from panoda.annotation.task import Task, read_task
 from panoda.cli.app import main
 from panoda.config import DomainParams
+from panoda.config.scenarios import load_scenario
 from panoda.data.formats.declaration import read_declaration
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.deployment.predict import predict_files
@@ -330,6 +332,16 @@ def test_the_result_is_a_source(tmp_path, labelled, monkeypatch, capsys) -> None
         image = split[1]["image"].permute(1, 2, 0).numpy().astype(int)
         expected = np.asarray(upright).astype(int)
     assert abs(image.mean(axis=2) - expected.mean(axis=2)).mean() < 60  # upright, not upside down
+
+
+def test_the_lines_for_params_yaml(tmp_path) -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs/annotation.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("extends: city\n" + page.split("```yaml\n")[1].split("```")[0])
+    shutil.copy(root / "scenarios/city.yaml", tmp_path)
+    params = load_scenario("mine", folder=tmp_path)
+    assert params.sources == {"source": 4.0, "corrected": 1.0}
+    assert params.data.domains["corrected"].dataset.splits == {"train": SPLIT, "val": SPLIT}
 
 
 def test_a_label_space_of_ones_own(tmp_path, checkpoint, monkeypatch) -> None:
