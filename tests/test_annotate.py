@@ -76,6 +76,7 @@ def test_masks_that_are_none() -> None:
         ([], "cut off"),
         ([300], "no bytes of a mask"),
         (["a"], "no bytes of a mask"),
+        ([*whole[:4], 0, *whole[5:]], "values of 1 bits"),
         (encode(np.tri(9) > 0), "a mask of 81 pixels, expected 8 x 8"),
     ):
         with pytest.raises(DataError, match=message):

@@ -66,7 +66,9 @@ def decode(data: Sequence[int], height: int, width: int) -> np.ndarray:
     lengths = [read(4) + 1 for _ in range(4)]
     if total != 4 * height * width:
         raise DataError(f"a mask of {total // 4} pixels, expected {height} x {width} (height x width)")
-    values = np.zeros(total, dtype=np.int64)
+    if word != 8:
+        raise DataError(f"a mask with values of {word} bits, expected 8")
+    values = np.zeros(total, dtype=np.uint8)
     filled = 0
     while filled < total:
         repeated = read(1)
