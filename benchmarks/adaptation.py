@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,17 @@ def data(params: Params, work: Path) -> None:
             shutil.rmtree(raw)
 
 
+def render(seeds: Sequence[int], look_sets: Sequence[str], root: Path, overrides: list[str]) -> None:
+    """The data of every seed and look set, unless they are there: seedN/source and seedN/LOOKS/target."""
+    for seed in seeds:
+        for looks in look_sets:
+            work, here = root / f"seed{seed}", root / f"seed{seed}" / Path(looks).stem
+            here.mkdir(parents=True, exist_ok=True)
+            if not (here / "target").exists():
+                data(settings(seed, looks, overrides), work)
+                (work / "target").rename(here / "target")
+
+
 def source_model(seed: int, root: Path, overrides: list[str]) -> None:
     """Train the source model of a seed, shared by all look sets."""
     torch.set_num_threads(1)
@@ -115,13 +126,13 @@ def recipes(seed: int, looks: str, names: list[str], root: Path, overrides: list
     torch.set_num_threads(1)
     work = root / f"seed{seed}"
     here = work / Path(looks).stem
-    _score(work / "pretrain/model.safetensors", work, here, "source_only")
+    score(work / "pretrain/model.safetensors", work, here, "source_only")
     for name in names:
         if (here / f"{name}.json").exists():
             continue
         recipe = known_recipes()[name]
         params = settings(seed, looks, overrides, recipe)
-        start = _start(work, here, params)
+        start = start_of(work, here, params)
         labels = start / "pseudo_labels"
         if recipe.get("labels"):
             labels = here / "true_labels"
@@ -140,10 +151,10 @@ def recipes(seed: int, looks: str, names: list[str], root: Path, overrides: list
             context=RunContext(),
         )
         seconds = {"adapt": time.perf_counter() - began, **json.loads((start / "seconds.json").read_text())}
-        _score(out / "model.safetensors", work, here, name, seconds=seconds)
+        score(out / "model.safetensors", work, here, name, seconds=seconds)
 
 
-def _start(work: Path, here: Path, params: Params) -> Path:
+def start_of(work: Path, here: Path, params: Params) -> Path:
     """Folder with warmed-up model, pseudo-labels and prototypes; recipes with the same sections share it."""
     sections = (params.warmup, params.pseudo_labels, params.prototypes)
     key = hashlib.sha256("".join(s.model_dump_json() for s in sections).encode()).hexdigest()[:12]
@@ -196,9 +207,10 @@ def _true_labels(target_train: Path, out: Path) -> None:
             writer.add(sample["id"], sample["label"], torch.full_like(sample["label"], 255))
 
 
-def _score(
+def score(
     checkpoint: Path, work: Path, here: Path, name: str, seconds: Mapping[str, float] | None = None
 ) -> None:
+    """Write ``HERE/NAME.json``, the mIoU of a model on target test and source val; nothing where it is."""
     path = here / f"{name}.json"
     if path.exists():
         return
@@ -298,7 +310,7 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 
 def read_score(root: Path, seed: int, looks: str, name: str) -> dict[str, Any]:
-    """What ``_score`` found for one recipe."""
+    """What ``score`` found for one recipe."""
     return dict(json.loads((root / f"seed{seed}" / Path(looks).stem / f"{name}.json").read_text()))
 
 
@@ -323,14 +335,7 @@ def main() -> None:
     identity = settings(0, "development", overrides).model_dump_json() + "".join(f.read_text() for f in files)
     key = hashlib.sha256(identity.encode()).hexdigest()[:12]
     root = arguments.work or HERE.parent / "runs" / f"benchmark-{key}"
-    for seed in arguments.seeds:
-        for looks in arguments.looks:
-            params = settings(seed, looks, overrides)
-            work, here = root / f"seed{seed}", root / f"seed{seed}" / Path(looks).stem
-            here.mkdir(parents=True, exist_ok=True)
-            if not (here / "target").exists():
-                data(params, work)
-                (work / "target").rename(here / "target")
+    render(arguments.seeds, arguments.looks, root, overrides)
     with ProcessPoolExecutor(arguments.processes) as pool:
         for job in [pool.submit(source_model, s, root, overrides) for s in arguments.seeds]:
             job.result()

@@ -3,7 +3,17 @@
 import pytest
 
 SLOW = (
-    *("bench", "benchmark", "distributed", "export", "fan_out", "imaginary_gpu", "interruption", "kill"),
+    *(
+        "bench",
+        "benchmark",
+        "benchmark_few_labels",
+        "distributed",
+        "export",
+        "fan_out",
+        "imaginary_gpu",
+        "interruption",
+        "kill",
+    ),
     *("pairs", "pipeline", "pod", "scaling", "walk"),
 )
 """Files that start many processes or train many models: `make test-slow` runs them, `make test` leaves them out."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from panoda.cli.predict import _expand
+from panoda.cli.predict import expand
 from panoda.config import FolderDataset
 from panoda.data.formats import browse
 from panoda.data.formats.browse import images_below, left_out, walk
@@ -109,7 +109,7 @@ def test_kind_folder_and_predict_take_the_same(days, tmp_path, caplog, capsys):
     said = sorted(caplog.messages)
     assert len(said) == len(LEFT)
     assert all(any(f"{cause} ({len(names)})" in line for line in said) for cause, names in LEFT.items())
-    found = list(_expand([str(days)], tmp_path / "out"))
+    found = list(expand([str(days)], tmp_path / "out"))
     assert [path.relative_to(days).as_posix() for path in found] == TAKEN
     assert sorted(capsys.readouterr().err.splitlines()) == said
 

@@ -41,7 +41,7 @@ LEVELS = (
     ("inference",),
     ("engine",),
     ("methods",),
-    ("evaluation", "deployment", "classification"),
+    ("evaluation", "deployment", "classification", "annotation"),
     ("report",),
     ("stages",),
     ("pipeline", "tracking"),

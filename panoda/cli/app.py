@@ -17,11 +17,13 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from panoda.cli.adapt import adapt_command
+from panoda.cli.annotate import annotate
 from panoda.cli.bench import bench_command
 from panoda.cli.classify import classify
 from panoda.cli.data import data
 from panoda.cli.models import export_command, models_command
 from panoda.cli.predict import predict_command
+from panoda.cli.rank import rank_command
 from panoda.cli.view import view_command
 from panoda.cli.weights import weights
 from panoda.config import Params, load_params, params_model, sections_in
@@ -59,11 +61,13 @@ app = typer.Typer(
 app.add_typer(data, name="data")
 app.add_typer(weights, name="weights")
 app.add_typer(classify, name="classify")
+app.add_typer(annotate, name="annotate")
 app.command("adapt")(adapt_command)
 app.command("export")(export_command)
 app.command("models")(models_command)
 app.command("bench")(bench_command)
 app.command("predict")(predict_command)
+app.command("rank")(rank_command)
 app.command("view")(view_command)
 
 

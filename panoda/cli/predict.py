@@ -120,11 +120,11 @@ def predict_command(
 
     keep_freed_memory()
     geometry = Geometry(projection.value, fov, lat, wrap, upright, pitch, roll)
-    perspective = None if views is None else Views(**_views(views).model_dump())
+    perspective = None if views is None else Views(**read_views(views).model_dump())
     place = resolve_device(device)
     result = predict_files(
         model,
-        list(_expand(images, out)),
+        list(expand(images, out)),
         out,
         height=height,
         geometry=geometry,
@@ -149,7 +149,7 @@ def predict_command(
         raise ValueError(f"{len(result.failures)} of {total} images could not be read, see above")
 
 
-def _views(text: str) -> ViewsParams:
+def read_views(text: str) -> ViewsParams:
     """Option --views: a mapping as in params.yaml."""
     try:
         tree = yaml.safe_load(text)
@@ -186,7 +186,7 @@ def model_file(run: Path | None, checkpoint: str | None) -> Path:
     return path
 
 
-def _expand(arguments: list[str], out: Path) -> Iterator[Path]:
+def expand(arguments: list[str], out: Path) -> Iterator[Path]:
     """The files of all arguments: lists read, patterns filled in, the images below folders."""
     from panoda.system.files import read_text
 

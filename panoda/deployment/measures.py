@@ -37,7 +37,7 @@ def solid_angle_shares(label: np.ndarray, space: LabelSpace, view: View) -> dict
         return None
     total = np.zeros(256)
     for rows in _strips(label):
-        total += _weighted(label[rows.start : rows.stop], _solid_angles(view, label.shape, rows))
+        total += _weighted(label[rows.start : rows.stop], solid_angles(view, label.shape, rows))
     return {name: float(total[k] / total.sum()) for k, name in enumerate(space.names)}
 
 
@@ -58,7 +58,7 @@ def view_factors(label: np.ndarray, space: LabelSpace, view: View) -> dict[str, 
             up = middle[rows.start : rows.stop, None].sin()
         else:
             up = -(area.rays(height, width, rows) @ turn.T)[..., 1].double()
-        weights = _solid_angles(view, label.shape, rows) * up.clamp(min=0).numpy()
+        weights = solid_angles(view, label.shape, rows) * up.clamp(min=0).numpy()
         found = _weighted(label[rows.start : rows.stop], weights)
         total += found
         seen += float(found.sum())
@@ -78,9 +78,14 @@ def _strips(label: np.ndarray) -> Iterator[range]:
         yield range(top, min(top + step, label.shape[0]))
 
 
-def _solid_angles(view: View, shape: tuple[int, ...], rows: range) -> np.ndarray:
-    """Steradians of the pixels of some rows: (h, W), or (h, 1) where a row's are all alike."""
+def solid_angles(view: View, shape: tuple[int, ...], rows: range | None = None) -> np.ndarray:
+    """Steradians of the pixels of an image of (H, W), or of some rows: (h, W), or (h, 1) where a row's are alike.
+
+    Raises:
+        ValueError: a photograph whose lens is unknown.
+    """
     height, width = shape
+    rows = rows or range(height)
     if view.projection == "erp":
         return view.area(height, width).solid_angles(height, width)[rows.start : rows.stop, None].numpy()
     fov = math.radians(view.fov_x_deg or 0.0)

@@ -207,6 +207,15 @@ class Model:
             dtype=dtype,
         )
 
+    @property
+    def net(self) -> Any:
+        """The network: normalised images to logits."""
+        return self._net
+
+    def working_height(self, picture: Picture, height: int | None = None) -> int:
+        """Height in pixels at which an image is predicted; ``height`` as in ``predict``."""
+        return _working_height(self._trained, picture.image.shape, asked=height, view=picture.view)
+
     def check_colours(self, source_colours: float) -> None:
         """ValueError for a negative weight, or one for a model that does not know its colours."""
         if source_colours < 0:
@@ -246,7 +255,7 @@ class Model:
             raise DataError(
                 f"{picture.path or 'image'}: {view}: no full circle, which perspective views need"
             )
-        working = _working_height(self._trained, rgb.shape, asked=height, view=view)
+        working = self.working_height(picture, height)
         label, confidence = predict_image(
             self._net,
             torch.from_numpy(rgb.transpose(2, 0, 1).copy()),

@@ -189,7 +189,7 @@ def _predicted(
 
         def decode_ahead() -> None:
             while len(decoded) < depth and (path := next(waiting, None)) is not None:
-                decoded.append((path, pool.submit(_open, model, path, geometry)))
+                decoded.append((path, pool.submit(open_image, model, path, geometry)))
 
         decode_ahead()
         while decoded:
@@ -224,7 +224,7 @@ def _outcome(path: Path, result: Future[Any] | str) -> tuple[Path, tuple[dict[st
         return path, explained_error(error)
 
 
-def _open(model: Model, path: Path, geometry: Geometry) -> Picture | str:
+def open_image(model: Model, path: Path, geometry: Geometry = AUTO) -> Picture | str:
     """The decoded image, or why it cannot be predicted."""
     if not path.is_file():
         return f"{path}: {'a folder' if path.is_dir() else 'no such file'}"

@@ -170,6 +170,21 @@ class Records:
         return all((self._out / file).is_file() for file in record["files"].values())
 
 
+def read_predictions(out: Path) -> dict[str, Any]:
+    """The manifest of a folder of predictions whose labels are train ids.
+
+    Raises:
+        ValueError: no predictions there, or labels with ids of another data set.
+        OSError: it cannot be read.
+    """
+    manifest = read_manifest(out)
+    if manifest is None or not manifest["images"]:
+        raise ValueError(f"{out}: no predictions here; `panoda predict IMAGES --out {out}` makes some")
+    if manifest["options"]["ids"] is not None:
+        raise ValueError(f"{out}: its labels have ids of another data set; predict without --ids")
+    return manifest
+
+
 def read_manifest(out: Path) -> dict[str, Any] | None:
     """The manifest of a folder of predictions; None where there is none of this version.
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from panoda.data.formats.images import read_rgb
 from panoda.data.formats.pixels import UNREADABLE
-from panoda.deployment.records import read_manifest
+from panoda.deployment.records import read_predictions
 from panoda.geometry.area import Area
 from panoda.geometry.erp import grid_sample_any
 from panoda.geometry.pinhole import rays_to_pinhole
@@ -56,13 +56,7 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
     """
     if not 256 <= width <= LARGEST:
         raise ValueError(f"width is {width}: expected 256 to {LARGEST} pixels")
-    manifest = read_manifest(out)
-    if manifest is None or not manifest["images"]:
-        raise ValueError(f"{out}: no predictions here; `panoda predict IMAGES --out {out}` makes some")
-    if manifest["options"]["ids"] is not None:
-        raise ValueError(
-            f"{out}: its labels have ids of another data set; predict without --ids to look at them"
-        )
+    manifest = read_predictions(out)
     images = []
     for record in manifest["images"]:
         try:

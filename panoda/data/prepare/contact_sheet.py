@@ -47,22 +47,44 @@ def contact_sheet(rows: Sequence[SheetRow], space: LabelSpace) -> np.ndarray:
     scale = min(CELL_WIDTH / metadata["width"], CELL_HEIGHT / metadata["height"])
     width, height = (max(1, round(metadata[side] * scale)) for side in ("width", "height"))
     shown = np.flatnonzero(sum(row.class_pixels for row in rows))
+    drawn = []
+    for row in rows:
+        what = f"{row.name}: {row.images} images{'' if row.labelled else ', no labels'}"
+        samples = samples_at(row.folder, _spread(row.images, COLUMNS))
+        drawn.append(([what], [Image.fromarray(_overlay(sample, space)) for sample in samples]))
+    return np.asarray(draw_sheet(drawn, (width, height), space, shown.tolist()))
+
+
+def draw_sheet(
+    rows: Sequence[tuple[Sequence[str], Sequence[Image.Image]]],
+    size: tuple[int, int],
+    space: LabelSpace,
+    classes: Sequence[int],
+) -> Image.Image:
+    """Rows of images with captions above them, and a legend below.
+
+    Args:
+        rows: Captions and images of each row, at most ``COLUMNS``.
+        size: Width and height of every image in the sheet, in pixels.
+        space: Names and colours of the legend.
+        classes: Ids in the legend.
+    """
+    width, height = size
     sheet_width = max(COLUMNS * (width + GAP) + GAP, 480)
-    legend = _legend(space, shown, sheet_width)
+    legend = _legend(space, classes, sheet_width)
     row_height = LINE + height + GAP
     total = len(rows) * row_height + legend.height + GAP
     sheet = Image.new("RGB", (sheet_width, total), _BACK)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, row in enumerate(rows):
+    for number, (captions, images) in enumerate(rows):
         top = number * row_height
-        what = f"{row.name}: {row.images} images{'' if row.labelled else ', no labels'}"
-        draw.text((GAP, top + 3), what, fill=_INK, font=font)
-        for column, sample in enumerate(samples_at(row.folder, _spread(row.images, COLUMNS))):
-            cell = Image.fromarray(_overlay(sample, space))
-            filled = cell.resize((width, height), Image.Resampling.BILINEAR)
+        for column, caption in enumerate(captions):
+            draw.text((GAP + column * (width + GAP), top + 3), caption, fill=_INK, font=font)
+        for column, image in enumerate(images):
+            filled = image.resize(size, Image.Resampling.BILINEAR)
             sheet.paste(filled, (GAP + column * (width + GAP), top + LINE))
     sheet.paste(legend, (0, len(rows) * row_height))
-    return np.asarray(sheet)
+    return sheet
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -79,11 +101,11 @@ def _overlay(sample: Sample, space: LabelSpace) -> np.ndarray:
     return np.where((label != IGNORE_INDEX)[..., None], np.round(mixed), image).astype(np.uint8)
 
 
-def _legend(space: LabelSpace, classes: np.ndarray, width: int) -> Image.Image:
+def _legend(space: LabelSpace, classes: Sequence[int], width: int) -> Image.Image:
     """Colour and name of each class, in as many lines as it takes."""
     font = ImageFont.load_default(13)
     places, x, line = [], GAP, 0
-    for k in classes.tolist():
+    for k in classes:
         length = 16 + 4 + int(font.getlength(space.names[k])) + 14
         if x + length > width and x > GAP:
             x, line = GAP, line + 1

@@ -1,0 +1,1 @@
+"""Predictions to annotation tools, and corrected labels back."""
