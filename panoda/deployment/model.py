@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from panoda.data.formats.images import read_rgb
+from panoda.data.formats.images import pixels_of, read_rgb
 from panoda.deployment.exported import is_exported, load_exported
 from panoda.deployment.measures import pixel_shares, solid_angle_shares, view_factors
 from panoda.deployment.view import Asked, Geometry, View, pixels_per_radian, view_of, width_at
@@ -33,6 +33,7 @@ from panoda.system.errors import DataError
 DEFAULT_HEIGHT = 512
 """Working height when neither the caller nor the checkpoint says one."""
 OVERLAY_SHARE = 0.5
+_STRIP_PIXELS = 2**20
 WEIGHTS = Path("data/weights")
 
 
@@ -103,8 +104,14 @@ class Prediction:
 
     def overlay(self) -> Image.Image:
         """The image with the classes' colours laid over it."""
-        colours = Image.fromarray(self.space.colourise(self.label))
-        return Image.blend(Image.fromarray(self.image), colours, OVERLAY_SHARE)
+        height, width = self.label.shape
+        overlay = Image.new("RGB", (width, height))
+        step = max(1, _STRIP_PIXELS // width)
+        for top in range(0, height, step):
+            rows = slice(top, top + step)
+            colours = Image.fromarray(self.space.colourise(self.label[rows]))
+            overlay.paste(Image.blend(Image.fromarray(self.image[rows]), colours, OVERLAY_SHARE), (0, top))
+        return overlay
 
     def views(self, views: Views | None = None) -> list[Perspective]:
         """Perspective views of a panorama with their labels, for tools that know no spheres.
@@ -217,7 +224,11 @@ class Model:
     def open(self, image: str | Path | np.ndarray | Image.Image, geometry: Geometry) -> Picture:
         """Read an image and say what it is taken for; arguments and errors as in ``predict``."""
         path = Path(image).expanduser() if isinstance(image, str | Path) else None
-        rgb = np.asarray(read_rgb(path) if path is not None else image)
+        image = read_rgb(path) if path is not None else image
+        rgb = (
+            pixels_of(image) if isinstance(image, Image.Image) and image.mode == "RGB" else np.asarray(image)
+        )
+        rgb = np.require(rgb, requirements=("C", "W"))  # torch takes no other
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
             raise DataError(f"expected an RGB image (H, W, 3) of uint8, found {rgb.shape} of {rgb.dtype}")
         if min(rgb.shape[:2]) < MIN_SIDE:
@@ -249,7 +260,7 @@ class Model:
         working = _working_height(self._trained, rgb.shape, asked=height, view=view)
         label, confidence = predict_image(
             self._net,
-            torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
+            torch.from_numpy(rgb).permute(2, 0, 1),
             height=working,
             wrap=view.wrap,
             sliding=sliding,

@@ -54,13 +54,13 @@ def predict_image(
     """Label one whole image of any size.
 
     The image is brought to a working height; if that makes it wider than ``window``, overlapping pieces are
-    predicted one after the other, unless ``sliding`` takes smaller ones. Logits are enlarged to the image's
-    size strip by strip, so memory depends on the working size and not on the size of the image (besides
-    image and result themselves).
+    predicted one after the other, unless ``sliding`` takes smaller ones. The image is reduced, and logits are
+    enlarged to its size, strip by strip, so memory depends on the working size and not on the size of the
+    image (besides image and result themselves).
 
     Args:
         model: As in ``predict_logits``.
-        image: (3, H, W) uint8, on any device.
+        image: (3, H, W) uint8, on any device; any order in memory.
         height: Working height in pixels; the working width keeps the aspect, in steps of 4 pixels.
         wrap: The width is a full circle.
         scales: As in ``predict_logits``.
@@ -89,7 +89,7 @@ def predict_image(
     device = next((p.device for p in model.parameters()), image.device)
     full = (image.shape[1], image.shape[2])
     width = max(MIN_SIDE, 4 * round(full[1] * height / full[0] / 4))
-    work = resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
+    work = _at_working_size(image, (height, width), wrap=wrap).to(device)
     options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
 
     def logits_of(images: Tensor, area: Area, wrap: bool) -> Tensor:
@@ -122,6 +122,22 @@ def predict_image(
             fill=VIEW_FILL,
         )
     return _enlarged(logits, full, wrap=wrap)
+
+
+def _at_working_size(image: Tensor, size: tuple[int, int], *, wrap: bool) -> Tensor:
+    """(1, 3, h, w) uint8 of an image (3, H, W), bit for bit as ``resize_image`` resizes it at once.
+
+    That goes over the columns first and then over the rows, too. Strips keep copies of the whole image away.
+    """
+    step = max(1, _STRIP_PIXELS // image.shape[2])
+    narrow = [
+        _resized(strip, (strip.shape[2], size[1]), wrap=wrap) for strip in image[None].split(step, dim=2)
+    ]
+    return _resized(torch.cat(narrow, dim=2), size, wrap=False)
+
+
+def _resized(images: Tensor, size: tuple[int, int], *, wrap: bool) -> Tensor:
+    return resize_image(images, size, wrap=wrap, margin=0).round_().to(torch.uint8)
 
 
 def _near_the_horizon(images: Tensor, band: Band) -> Tensor:
