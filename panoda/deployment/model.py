@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from panoda.data.formats.gpano import FileFacts
 from panoda.data.formats.images import pixels_of, read_rgb
 from panoda.deployment.exported import is_exported, load_exported
 from panoda.deployment.measures import pixel_shares, solid_angle_shares, view_factors
@@ -231,12 +233,24 @@ class Model:
         rgb = np.require(rgb, requirements=("C", "W"))  # torch takes no other
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
             raise DataError(f"expected an RGB image (H, W, 3) of uint8, found {rgb.shape} of {rgb.dtype}")
+        return self.take(rgb, geometry, path=path)
+
+    def take(
+        self,
+        rgb: np.ndarray,
+        geometry: Geometry,
+        *,
+        path: Path | None = None,
+        facts: FileFacts | None = None,
+    ) -> Picture:
+        """Say what (H, W, 3) uint8 pixels are taken for, by the metadata of ``path`` or by ``facts``."""
         if min(rgb.shape[:2]) < MIN_SIDE:
             raise DataError(
                 f"{path or 'image'}: too small: {rgb.shape[0]} x {rgb.shape[1]} pixels (height x width), "
                 f"expected at least {MIN_SIDE} x {MIN_SIDE}"
             )
-        view = view_of(path, *rgb.shape[:2], geometry=geometry, trained=self._trained, pixels=rgb)
+        shape = rgb.shape[:2]
+        view = view_of(path, *shape, geometry=geometry, trained=self._trained, pixels=rgb, facts=facts)
         if getattr(self._net, "wraps", False) and not view.wrap:
             view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
         return Picture(rgb, view, path)
@@ -250,8 +264,9 @@ class Model:
         views: Views | None = None,
         source_colours: float = 0.0,
         dtype: torch.dtype | None = None,
+        smooth: Callable[[Tensor], Tensor] | None = None,
     ) -> Prediction:
-        """Label an image that is read; arguments and errors as in ``predict``."""
+        """Label an image that is read; ``smooth`` as in ``predict_image``, the rest and errors as in ``predict``."""
         rgb, view = picture.image, picture.view
         if views is not None and not view.wrap:
             raise DataError(
@@ -269,6 +284,7 @@ class Model:
             area=view.area(*rgb.shape[:2]),
             level=None if view.level is None else tuple(map(math.radians, view.level)),  # type: ignore[arg-type]
             dtype=dtype,
+            smooth=smooth,
         )
         size = (working, round(rgb.shape[1] * working / rgb.shape[0]))
         return Prediction(rgb, label.numpy(), confidence.numpy(), self.space, view, size)

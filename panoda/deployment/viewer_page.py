@@ -65,6 +65,9 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
         )
     images = []
     for record in manifest["images"]:
+        if "frames" in record:
+            say(f"left out: {record['image']}: a video; its overlay is {record['files']['overlay']}")
+            continue
         try:
             images.append(_image(out, record, width))
         except (DataError, OSError) as error:

@@ -13,6 +13,8 @@ from panoda.system.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 """Lower-case suffixes of files that are taken for images."""
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
+"""Lower-case suffixes of files that prediction takes for videos."""
 
 _IDS = ("L", "P", "1", "I")
 _STRIP_PIXELS = 2**20
@@ -21,6 +23,11 @@ _STRIP_PIXELS = 2**20
 def is_image_name(path: Path) -> bool:
     """Whether a file name looks like an image; hidden files (``._x.jpg`` of some systems) do not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def is_video_name(path: Path) -> bool:
+    """Whether a file name looks like a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -47,7 +54,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     step = max(1, _STRIP_PIXELS // image.width)
     for top in range(0, image.height, step):
         bottom = min(top + step, image.height)
-        pixels[top:bottom] = image.crop((0, top, image.width, bottom))
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return pixels
 
 

@@ -1,0 +1,232 @@
+"""Videos: what a file says of itself, and its frames as upright RGB.
+
+PyAV (extra ``video``) is imported where a video is opened.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from panoda.data.formats.gpano import Area, FileFacts, Pose, cropped_area
+from panoda.data.formats.spherical import Sphere, read_sphere, sphere_xml
+from panoda.system.errors import DataError
+from panoda.system.files import explained_error
+
+USUAL_RATE = Fraction(25)
+"""Frames per second of a file that does not say."""
+MISSING = 0.02
+"""Share of the frames that a file promises which may be missing without its being cut off."""
+_EQUIRECTANGULAR, _TILE, _HALF = 0, 2, 3
+_PROJECTIONS = {1: "a cubemap", 4: "rectilinear", 5: "fisheye", 6: "immersive"}
+_STEREO = (1, 2)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Which frames of videos are taken.
+
+    Attributes:
+        fps: So many a second, evenly; None = all.
+        first: From this one on, counted from 0.
+        stop: Up to this one, which is left out; None = to the end.
+
+    Raises:
+        ValueError: a rate that is not positive, or a range without frames.
+    """
+
+    fps: float | None = None
+    first: int = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
+            raise ValueError(f"a rate of {self.fps:g} frames a second: expected more than 0, or none for all")
+        if self.first < 0 or (self.stop is not None and self.stop <= self.first):
+            raise ValueError(f"frames {self}: expected FIRST:STOP with 0 <= FIRST < STOP, such as 100:200")
+
+    def __str__(self) -> str:
+        """The range."""
+        return f"{self.first}:{'' if self.stop is None else self.stop}"
+
+
+ALL = Frames()
+"""Every frame."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A decoded frame: its number in the file, its time in seconds, (H, W, 3) uint8 RGB, upright."""
+
+    number: int
+    seconds: float
+    pixels: np.ndarray
+
+
+class Video:
+    """An opened video.
+
+    Attributes:
+        path: Its file.
+        rate: Frames per second.
+        length: Frames that it should have, by what the file says; None = it does not.
+        facts: What its metadata say; known after the first frame.
+        sphere: Its spherical metadata, for a file that shows the same.
+    """
+
+    def __init__(self, path: Path, container: Any) -> None:
+        """Use a container of PyAV's."""
+        if not container.streams.video:
+            raise DataError(f"{path}: no pictures in it, sound alone; leave it out")
+        self.path, self._container, self._stream = path, container, container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or USUAL_RATE)
+        self.length = self._length()
+        self.facts = FileFacts(0, 0)
+        self.sphere = Sphere()
+
+    def _length(self) -> int | None:
+        if "mov" in self._container.format.name:
+            # As the edit list plays it.
+            return sum(not entry.is_discard for entry in self._stream.index_entries) or None
+        if self._stream.frames:
+            return int(self._stream.frames)
+        # Sound included, which may go on a little longer.
+        seconds = (self._container.duration or 0) / 1e6 - 1
+        return int(seconds * self.rate) if seconds > 0 else None
+
+    def count(self, asked: Frames) -> int | None:
+        """So many frames will be taken, about; None = not known."""
+        stop = min(filter(None, (self.length, asked.stop)), default=None)
+        if stop is None:
+            return None
+        share = 1.0 if asked.fps is None else min(1.0, float(asked.fps / self.rate))
+        return max(1, math.ceil((stop - asked.first) * share))
+
+    def frames(self, asked: Frames) -> Generator[Frame]:
+        """The frames that are asked for, in order.
+
+        Raises:
+            DataError: the file is broken or cut off, frames change their size, or none is in the range.
+        """
+        import av
+
+        number, taken, start, size = 0, 0, 0.0, None
+        try:
+            for number, frame in enumerate(self._container.decode(self._stream)):
+                if asked.stop is not None and number >= asked.stop:
+                    break
+                if size is None:
+                    size = (frame.height, frame.width)
+                    self._look(frame)
+                if (frame.height, frame.width) != size:
+                    raise DataError(
+                        f"{self.path}: frame {number} is {frame.height} x {frame.width} pixels (height x width), "
+                        f"those before are {size[0]} x {size[1]}; split the video there, or convert it to one size"
+                    )
+                seconds = float(number / self.rate) if frame.time is None else frame.time
+                if number < asked.first:
+                    continue
+                start = seconds if taken == 0 else start
+                # A little early rather than a frame late: times are rounded.
+                if asked.fps is None or (seconds - start) * asked.fps >= taken - asked.fps / self.rate / 4:
+                    taken += 1
+                    yield Frame(number, seconds, _upright(self.path, frame))
+            else:
+                self._check_end(0 if size is None else number + 1)
+        except av.FFmpegError as error:
+            raise DataError(
+                f"{self.path}: broken or cut off after about {number} frames ({error.strerror}); copy it again, or "
+                "take the frames before with --frames"
+            ) from error
+        if taken == 0:
+            raise DataError(f"{self.path}: no frame in {asked}, it has {number + 1}; choose another range")
+
+    def _check_end(self, seen: int) -> None:
+        if seen == 0:
+            raise DataError(f"{self.path}: no frames in it; replace or remove the file")
+        if self.length is not None and self.length - seen > max(1, MISSING * self.length):
+            raise DataError(
+                f"{self.path}: cut off: {seen} of {self.length} frames are there; copy it again, or take these with "
+                f"--frames :{seen}"
+            )
+
+    def _look(self, frame: Any) -> None:
+        """Read the metadata, which PyAV shows with a frame."""
+        found = {side.type.name: bytes(side) for side in frame.side_data}
+        (stereo,) = struct.unpack_from("<i", found.get("STEREO3D", bytes(4)))
+        if stereo in _STEREO:
+            raise DataError(f"{self.path}: two pictures in a frame (stereo); cut one of them out first")
+        turned = frame.rotation % 180 != 0
+        height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
+        self.facts = FileFacts(height, width)
+        if "SPHERICAL" not in found:
+            return
+        # AVSphericalMapping: angles in 16.16, edges in 0.32 fixed point.
+        kind, _, pitch, roll, left, top, right, bottom, _ = struct.unpack_from("<4i5I", found["SPHERICAL"])
+        if kind not in (_EQUIRECTANGULAR, _TILE, _HALF):
+            raise DataError(
+                f"{self.path}: its projection is {_PROJECTIONS.get(kind, f'of kind {kind}')}; convert it to "
+                "equirectangular first (FFmpeg: -vf v360)"
+            )
+        if turned:
+            why = "spherical metadata are not used: the frames are turned by 90 degrees"
+            self.facts = FileFacts(height, width, notes=(why,))
+            return
+        left, top, right, bottom = (edge / 2**32 for edge in (left, top, right, bottom))
+        if kind == _HALF and left + right == 0:
+            left = right = 0.25
+        area = Area(360 * (1 - left - right), 90 - 180 * top, 180 * bottom - 90, 180 * (left - right))
+        self.sphere = read_sphere(self.path)
+        notes: tuple[str, ...] = ()
+        if self.sphere.xml and not self.sphere.sv3d:
+            cropped, notes = cropped_area(self.sphere.xml, height, width)
+            area = cropped or area
+        pose = Pose(None, pitch / 2**16, roll / 2**16) if pitch or roll else Pose()
+        if "mov" not in self._container.format.name and pose != Pose():
+            pose, notes = Pose(), (*notes, "its pose is not used: give --upright with --pitch and --roll")
+        if not self.sphere.xml:
+            self.sphere = replace(self.sphere, xml=sphere_xml(area, height, width))
+        self.facts = FileFacts(height, width, area, notes=notes, pose=pose, source="spherical metadata")
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[Video]:
+    """Open a video.
+
+    Raises:
+        DataError: no video, or PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise DataError(
+            f"{path}: videos need PyAV ({error}): run `pip install 'panoda[video]'` or `make setup`"
+        ) from error
+    try:
+        container = av.open(str(path))
+    except OSError as error:
+        raise DataError(explained_error(error)) from error
+    except av.FFmpegError as error:
+        raise DataError(
+            f"{path}: no video, or one that is cut off ({error.strerror}); copy it again, or leave it out"
+        ) from error
+    with container:
+        yield Video(path, container)
+
+
+def _upright(path: Path, frame: Any) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a frame, turned as the file says."""
+    turns, rest = divmod(frame.rotation, 90)
+    if rest:
+        raise DataError(f"{path}: its frames are to be turned by {frame.rotation} degrees; convert it first")
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
