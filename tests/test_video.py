@@ -23,6 +23,7 @@ from panoda.data.formats.videos import Frames, open_video
 from panoda.deployment.model import Model, load
 from panoda.deployment.predict import PredictResult, predict_files
 from panoda.deployment.view import Geometry
+from panoda.deployment.viewer_page import write_viewer
 from panoda.inference.whole import Smoothing
 
 av = pytest.importorskip("av")
@@ -69,10 +70,6 @@ def film(
 def decoded(path: Path, format: str = "rgb24") -> list[np.ndarray]:
     with av.open(str(path)) as source:
         return [frame.to_ndarray(format=format) for frame in source.decode(video=0)]
-
-
-def sphere(path: Path) -> Sphere:
-    return read_sphere(path)
 
 
 def spherical(path: Path) -> tuple[int, ...] | None:
@@ -384,7 +381,7 @@ def test_bad_files_are_named_and_the_rest_is_done(
         assert message in seen
         assert run(monkeypatch, capsys, folder / name, *options, "--frames", ":10")[0] == 0
     for extra, message in (
-        (("--fps", 0), "a rate of 0 frames a second: expected more than 0"),
+        (("--fps", 0), "a rate of 0 frames a second: expected 0.001 or more"),
         (("--frames", "7"), "expected FIRST:STOP"),
         (("--frames", "7:7"), "0 <= FIRST < STOP"),
         (("--smooth", 1), "smoothing of 1: expected"),
@@ -457,6 +454,8 @@ def test_odd_sizes_ids_and_json(
     options = ("--checkpoint", checkpoint, "--out", out, "--ids", "cityscapes", "--json")
     status, text, error = run(monkeypatch, capsys, tmp_path / "odd.mkv", *options)
     assert status == 0 and "odd.mkv: full circle" in error
+    with pytest.raises(ValueError, match="no predictions here of images"):
+        write_viewer(out)
     (record,) = json.loads(text)["images"]
     assert record["frames"]["count"] == 1 and record["files"]["label"] == "labels/odd.mkv"
     label = load(checkpoint).predict(pixels).label

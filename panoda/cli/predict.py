@@ -178,8 +178,9 @@ def _range(text: str) -> tuple[int, int | None]:
 def _counted(labels: list[Path]) -> str:
     """So many images and videos."""
     videos = sum(path.suffix == ".mkv" for path in labels)
-    images = f"{len(labels) - videos} images"
-    return images if not videos else f"{images} and {videos} videos"
+    images = len(labels) - videos
+    counts = [f"{count} {what}" for count, what in ((images, "images"), (videos, "videos")) if count]
+    return " and ".join(counts) or "0 images"
 
 
 def _views(text: str) -> ViewsParams:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from panoda.data.formats.images import pixels_of
 from panoda.data.formats.spherical import Sphere, add_sphere
 from panoda.data.formats.videos import ALL, Frame, Frames, Video, open_video
 from panoda.deployment.model import Model, Picture, Prediction
@@ -29,8 +30,10 @@ from panoda.system.files import staged_file
 
 COLUMNS = ("frame", "seconds", "mean_confidence", "sky_view_factor", "green_view_factor")
 """Columns of a video's table before the classes; ``frame`` counts from 0 in the file."""
-CODEC = {"preset": "veryfast", "crf": "20"}
-"""Of the overlay."""
+EXACT = {"level": "3", "slices": "4"}
+"""Options of FFV1."""
+SHOWN = {"preset": "veryfast", "crf": "20", "rc-lookahead": "0", "bf": "0"}
+"""Options of H.264: without looking ahead, so that it holds no more than a few frames."""
 BT709, LIMITED = 1, 1
 """FFmpeg's numbers of the colours that players assume of large videos; the overlay says so itself."""
 
@@ -83,7 +86,7 @@ def predict_video(
                 _task(bar, path.name, video.count(frames)) as advance,
                 _writing(out / files["label"], out / files["overlay"], video, frames, ids) as write,
                 closing(read_ahead(chain([first], decoded), depth=1)) as ahead,
-                BackgroundWriter(depth=1) as background,
+                BackgroundWriter(depth=0) as background,
             ):
 
                 def finish(frame: Frame, found: Prediction) -> None:
@@ -137,9 +140,9 @@ def _writing(
                 av.open(str(label_aside), "w", format="matroska") as labels,
                 av.open(str(overlay_aside), "w", format="mp4") as overlays,
             ):
-                exact = labels.add_stream("ffv1", rate=rate, options={"level": "3"})
+                exact = labels.add_stream("ffv1", rate=rate, options=EXACT)
                 exact.width, exact.height, exact.pix_fmt = width, height, grey
-                shown = overlays.add_stream("libx264", rate=rate, options=CODEC)
+                shown = overlays.add_stream("libx264", rate=rate, options=SHOWN)
                 shown.height, shown.width, shown.pix_fmt = *even, "yuv420p"
                 shown.colorspace = shown.color_primaries = shown.color_trc = BT709
                 shown.color_range = LIMITED
@@ -147,7 +150,7 @@ def _writing(
                 def write(found: Prediction) -> None:
                     pixels = found.label if ids is None else ids[found.label]
                     labels.mux(exact.encode(av.VideoFrame.from_ndarray(pixels, format=grey)))
-                    pixels = np.ascontiguousarray(np.asarray(found.overlay())[: even[0], : even[1]])
+                    pixels = pixels_of(found.overlay().crop((0, 0, even[1], even[0])))
                     picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                     colours = {"dst_colorspace": BT709, "dst_color_range": LIMITED}
                     overlays.mux(shown.encode(picture.reformat(format="yuv420p", **colours)))
@@ -165,7 +168,7 @@ def _rate(video: Video, frames: Frames) -> Fraction:
     """Frames per second of what is written."""
     if frames.fps is None:
         return video.rate
-    return min(video.rate, Fraction(frames.fps).limit_denominator(1001))
+    return min(video.rate, Fraction(frames.fps).limit_denominator(10**5))
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

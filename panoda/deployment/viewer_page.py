@@ -57,8 +57,10 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
     if not 256 <= width <= LARGEST:
         raise ValueError(f"width is {width}: expected 256 to {LARGEST} pixels")
     manifest = read_manifest(out)
-    if manifest is None or not manifest["images"]:
-        raise ValueError(f"{out}: no predictions here; `panoda predict IMAGES --out {out}` makes some")
+    if manifest is None or all("frames" in record for record in manifest["images"]):
+        raise ValueError(
+            f"{out}: no predictions here of images; `panoda predict IMAGES --out {out}` makes some"
+        )
     if manifest["options"]["ids"] is not None:
         raise ValueError(
             f"{out}: its labels have ids of another data set; predict without --ids to look at them"
@@ -66,7 +68,7 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
     images = []
     for record in manifest["images"]:
         if "frames" in record:
-            say(f"left out: {record['image']}: a video; its overlay is {record['files']['overlay']}")
+            say(f"left out: {record['image']}: a video; watch {out / record['files']['overlay']}")
             continue
         try:
             images.append(_image(out, record, width))

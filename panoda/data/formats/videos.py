@@ -23,8 +23,12 @@ from panoda.system.files import explained_error
 
 USUAL_RATE = Fraction(25)
 """Frames per second of a file that does not say."""
+SLOWEST = 0.001
+"""Frames per second that may be asked for."""
 MISSING = 0.02
 """Share of the frames that a file promises which may be missing without its being cut off."""
+THREADS = 4
+"""Each decodes a frame of its own, which takes memory."""
 _EQUIRECTANGULAR, _TILE, _HALF = 0, 2, 3
 _PROJECTIONS = {1: "a cubemap", 4: "rectilinear", 5: "fisheye", 6: "immersive"}
 _STEREO = (1, 2)
@@ -49,8 +53,10 @@ class Frames:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
-            raise ValueError(f"a rate of {self.fps:g} frames a second: expected more than 0, or none for all")
+        if self.fps is not None and not (self.fps >= SLOWEST and math.isfinite(self.fps)):
+            raise ValueError(
+                f"a rate of {self.fps:g} frames a second: expected {SLOWEST:g} or more, or none for every frame"
+            )
         if self.first < 0 or (self.stop is not None and self.stop <= self.first):
             raise ValueError(f"frames {self}: expected FIRST:STOP with 0 <= FIRST < STOP, such as 100:200")
 
@@ -89,20 +95,24 @@ class Video:
             raise DataError(f"{path}: no pictures in it, sound alone; leave it out")
         self.path, self._container, self._stream = path, container, container.streams.video[0]
         self._stream.thread_type = "AUTO"
+        self._stream.codec_context.thread_count = THREADS
         self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or USUAL_RATE)
-        self.length = self._length()
+        self.length, self._present = self._lengths()
         self.facts = FileFacts(0, 0)
         self.sphere = Sphere()
 
-    def _length(self) -> int | None:
+    def _lengths(self) -> tuple[int | None, int | None]:
+        """Frames that should be there, and that are there as far as an index tells; None = not known."""
         if "mov" in self._container.format.name:
             # As the edit list plays it.
-            return sum(not entry.is_discard for entry in self._stream.index_entries) or None
+            entries = [entry for entry in self._stream.index_entries if not entry.is_discard]
+            here = sum(entry.pos + entry.size <= self._container.size for entry in entries)
+            return (len(entries), here) if entries else (None, None)
         if self._stream.frames:
-            return int(self._stream.frames)
+            return int(self._stream.frames), None
         # Sound included, which may go on a little longer.
         seconds = (self._container.duration or 0) / 1e6 - 1
-        return int(seconds * self.rate) if seconds > 0 else None
+        return (int(seconds * self.rate), None) if seconds > 0 else (None, None)
 
     def count(self, asked: Frames) -> int | None:
         """So many frames will be taken, about; None = not known."""
@@ -120,6 +130,8 @@ class Video:
         """
         import av
 
+        if self._present is not None and (asked.stop is None or asked.stop > self._present):
+            self._check_end(self._present)  # before hours of work
         number, taken, start, size = 0, 0, 0.0, None
         try:
             for number, frame in enumerate(self._container.decode(self._stream)):
