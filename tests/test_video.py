@@ -50,6 +50,7 @@ def film(
     codec: str = "libx264",
     container: Mapping[str, str] | None = None,
     turned: int = 0,
+    tags: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a video."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,7 @@ def film(
                 stream = target.add_stream(codec, rate=rate, options=LOSSLESS if codec == "libx264" else {})
                 stream.height, stream.width = pixels.shape[:2]
                 stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+                stream.metadata.update(tags or {})
                 if turned:
                     stream.set_display_rotation(turned)
             target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
@@ -201,6 +203,9 @@ def test_spherical_metadata_say_what_it_is_and_stay(
                 packet.stream = stream
                 target.mux(packet)
     files["matroska"] = tmp_path / "matroska.mkv"
+    files["tag"] = film(
+        tmp_path / "tag.mkv", pictures(2), tags={"SPHERICAL-VIDEO": spheres["cropped"].xml.decode()}
+    )
     out, told = tmp_path / "out", list[str]()
     result = predict_files(
         checkpoint,
@@ -222,6 +227,7 @@ def test_spherical_metadata_say_what_it_is_and_stay(
         f"full circle (spherical metadata){unknown}",
         f"half circle of 180 degrees (spherical metadata){unknown}",
         f"full circle (spherical metadata){unused}{unknown}",
+        f"half circle of 180 degrees (spherical metadata){unknown}",
     ]
     assert (records["two"]["lat_top_deg"], records["matroska"]["lat_top_deg"]) == (45, 45)
     assert (records["two"]["pitch_deg"], records["two"]["levelled_by"]) == (5, [5, -7])
@@ -233,6 +239,7 @@ def test_spherical_metadata_say_what_it_is_and_stay(
         assert found.xml == (spheres[name].xml or sphere_xml(Area(360, 45, -90), 64, 128))
         assert len(decoded(written)) == 2
     assert b"FullPanoHeightPixels>85<" in read_sphere(out / "overlays/matroska.mp4").xml
+    assert read_sphere(out / "overlays/tag.mp4") == spheres["cropped"]
     plain = predict_files(checkpoint, [clip], out, height=32, frames=Frames(stop=1))
     assert read_sphere(out / "overlays/clip.mp4") == Sphere() and plain.failures == []
 
@@ -344,6 +351,8 @@ def test_bad_files_are_named_and_the_rest_is_done(
     (folder / "text.mp4").write_text("no video")
     (folder / "empty.avi").touch()
     (folder / "raw.insv").touch()
+    film(folder / "codec.mp4", frames[:2])
+    (folder / "codec.mp4").write_bytes((folder / "codec.mp4").read_bytes().replace(b"avc1\0", b"zzzz\0"))
     film(folder / "small.mp4", pictures(2, (16, 128)))
     film(folder / "stereo.mp4", frames[:2])
     entry = Sphere(b"", box(b"st3d", bytes(4), b"\1") + sv3d())
@@ -358,7 +367,7 @@ def test_bad_files_are_named_and_the_rest_is_done(
     picture(folder / "a.png", (64, 128))
     options = ("--checkpoint", checkpoint, "--out", tmp_path / "out", "--height", 32)
     status, text, error = run(monkeypatch, capsys, folder, folder / "raw.insv", *options)
-    assert status == 1 and "1 images and 1 videos in" in text and "10 of 12 files could not be read" in error
+    assert status == 1 and "1 images and 1 videos in" in text and "11 of 13 files could not be read" in error
     for name, message in {
         "front.mp4": "cut off",
         "end.mp4": "no video, or one that is cut off",
@@ -366,6 +375,7 @@ def test_bad_files_are_named_and_the_rest_is_done(
         "text.mp4": "no video, or one that is cut off",
         "empty.avi": "no video, or one that is cut off",
         "raw.insv": "stitch it with the camera's program",
+        "codec.mp4": "its codec is not known",
         "small.mp4": "too small: 16 x 128",
         "stereo.mp4": "two pictures in a frame (stereo)",
         "sound.mp4": "no pictures in it, sound alone",

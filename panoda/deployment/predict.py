@@ -151,9 +151,10 @@ def predict_files(
                 written = time.monotonic()
                 photos = [path for path in todo if not is_video_name(path)]
                 pictures = _predicted(model, photos, names, out, geometry, settings, table, jobs, tell)
-                options = {"frames": frames, "smooth": smooth, "ids": table, "bar": bar, "tell": tell}
+                how: dict[str, Any] = {"frames": frames, "smooth": smooth, "ids": table}
+                how |= {"bar": bar, "tell": tell}
                 videos = (
-                    (path, predict_video(model, path, names[path], out, geometry, settings, **options))
+                    (path, predict_video(model, path, names[path], out, geometry, settings, **how))
                     for path in todo
                     if is_video_name(path)
                 )

@@ -94,6 +94,8 @@ class Video:
         if not container.streams.video:
             raise DataError(f"{path}: no pictures in it, sound alone; leave it out")
         self.path, self._container, self._stream = path, container, container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise DataError(f"{path}: its codec is not known; convert it, to H.264 for example")
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = THREADS
         self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or USUAL_RATE)
@@ -181,34 +183,41 @@ class Video:
         turned = frame.rotation % 180 != 0
         height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
         self.facts = FileFacts(height, width)
-        if "SPHERICAL" not in found:
+        # V1 in Matroska is a tag, which FFmpeg does not read.
+        tags = {name.lower(): text for name, text in self._stream.metadata.items()}
+        xml = tags.get("spherical-video", "").encode()
+        if "SPHERICAL" not in found and not xml:
             return
-        # AVSphericalMapping: angles in 16.16, edges in 0.32 fixed point.
-        kind, _, pitch, roll, left, top, right, bottom, _ = struct.unpack_from("<4i5I", found["SPHERICAL"])
-        if kind not in (_EQUIRECTANGULAR, _TILE, _HALF):
-            raise DataError(
-                f"{self.path}: its projection is {_PROJECTIONS.get(kind, f'of kind {kind}')}; convert it to "
-                "equirectangular first (FFmpeg: -vf v360)"
-            )
         if turned:
             why = "spherical metadata are not used: the frames are turned by 90 degrees"
-            self.facts = FileFacts(height, width, notes=(why,))
+            self.facts = replace(self.facts, notes=(why,))
             return
-        left, top, right, bottom = (edge / 2**32 for edge in (left, top, right, bottom))
-        if kind == _HALF and left + right == 0:
-            left = right = 0.25
-        area = Area(360 * (1 - left - right), 90 - 180 * top, 180 * bottom - 90, 180 * (left - right))
-        self.sphere = read_sphere(self.path)
-        notes: tuple[str, ...] = ()
+        area, pose = self._mapping(found.get("SPHERICAL", bytes(36)))
+        self.sphere, notes = read_sphere(self.path), tuple[str, ...]()
+        if xml:
+            self.sphere = Sphere(xml)
         if self.sphere.xml and not self.sphere.sv3d:
             cropped, notes = cropped_area(self.sphere.xml, height, width)
             area = cropped or area
-        pose = Pose(None, pitch / 2**16, roll / 2**16) if pitch or roll else Pose()
         if "mov" not in self._container.format.name and pose != Pose():
             pose, notes = Pose(), (*notes, "its pose is not used: give --upright with --pitch and --roll")
         if not self.sphere.xml:
             self.sphere = replace(self.sphere, xml=sphere_xml(area, height, width))
         self.facts = FileFacts(height, width, area, notes=notes, pose=pose, source="spherical metadata")
+
+    def _mapping(self, data: bytes) -> tuple[Area, Pose]:
+        """What FFmpeg's AVSphericalMapping says: angles in 16.16, edges in 0.32 fixed point."""
+        kind, _, pitch, roll, *edges, _ = struct.unpack_from("<4i5I", data)
+        if kind not in (_EQUIRECTANGULAR, _TILE, _HALF):
+            raise DataError(
+                f"{self.path}: its projection is {_PROJECTIONS.get(kind, f'of kind {kind}')}; convert it to "
+                "equirectangular first (FFmpeg: -vf v360)"
+            )
+        left, top, right, bottom = (edge / 2**32 for edge in edges)
+        if kind == _HALF and left + right == 0:
+            left = right = 0.25
+        area = Area(360 * (1 - left - right), 90 - 180 * top, 180 * bottom - 90, 180 * (left - right))
+        return area, Pose(None, pitch / 2**16, roll / 2**16) if pitch or roll else Pose()
 
 
 @contextmanager
