@@ -77,11 +77,8 @@ def decoded(path: Path, format: str = "rgb24") -> list[np.ndarray]:
 def spherical(path: Path) -> tuple[int, ...] | None:
     """AVSphericalMapping as FFmpeg reads it."""
     with av.open(str(path)) as source:
-        frame = next(source.decode(video=0))
-        for side in frame.side_data:
-            if side.type.name == "SPHERICAL":
-                return struct.unpack("<4i5I", bytes(side))
-    return None
+        found = next(source.decode(video=0)).side_data.get("SPHERICAL")
+        return None if found is None else struct.unpack("<4i5I", bytes(found))
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -142,6 +139,8 @@ def test_a_frame_has_the_labels_of_the_same_picture(
     for name in shared:
         assert row[name] == pytest.approx(one[name].mean(), abs=2e-6)
     assert row["taken_for"] == "full circle (2:1, no metadata, its ends meet)" and row["height"] == 64
+    with av.open(str(out / "labels/clip.mkv")) as source:
+        assert next(source.decode(video=0)).color_range == 2  # full: nothing is stretched on the way to a PNG
     with av.open(str(out / "overlays/clip.mp4")) as overlay:
         stream = overlay.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")

@@ -34,8 +34,8 @@ EXACT = {"level": "3", "slices": "4"}
 """Options of FFV1."""
 SHOWN = {"preset": "veryfast", "crf": "20", "rc-lookahead": "0", "bf": "0"}
 """Options of H.264: without looking ahead, so that it holds no more than a few frames."""
-BT709, LIMITED = 1, 1
-"""FFmpeg's numbers of the colours that players assume of large videos; the overlay says so itself."""
+BT709, LIMITED, FULL = 1, 1, 2
+"""FFmpeg's numbers of colours and of ranges; BT.709 is what players assume of large videos."""
 
 
 def predict_video(
@@ -142,6 +142,7 @@ def _writing(
             ):
                 exact = labels.add_stream("ffv1", rate=rate, options=EXACT)
                 exact.width, exact.height, exact.pix_fmt = width, height, grey
+                exact.color_range = FULL  # whoever reads it has nothing to stretch
                 shown = overlays.add_stream("libx264", rate=rate, options=SHOWN)
                 shown.height, shown.width, shown.pix_fmt = *even, "yuv420p"
                 shown.colorspace = shown.color_primaries = shown.color_trc = BT709

@@ -98,7 +98,8 @@ class Video:
             raise DataError(f"{path}: its codec is not known; convert it, to H.264 for example")
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.thread_count = THREADS
-        self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or USUAL_RATE)
+        rate = self._stream.average_rate or self._stream.guessed_rate or USUAL_RATE
+        self.rate = Fraction(rate.numerator, rate.denominator)
         self.length, self._present = self._lengths()
         self.facts = FileFacts(0, 0)
         self.sphere = Sphere()
@@ -176,9 +177,8 @@ class Video:
 
     def _look(self, frame: Any) -> None:
         """Read the metadata, which PyAV shows with a frame."""
-        found = {side.type.name: bytes(side) for side in frame.side_data}
-        (stereo,) = struct.unpack_from("<i", found.get("STEREO3D", bytes(4)))
-        if stereo in _STEREO:
+        stereo, sphere = (frame.side_data.get(name) for name in ("STEREO3D", "SPHERICAL"))
+        if stereo is not None and struct.unpack_from("<i", bytes(stereo))[0] in _STEREO:
             raise DataError(f"{self.path}: two pictures in a frame (stereo); cut one of them out first")
         turned = frame.rotation % 180 != 0
         height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
@@ -186,13 +186,13 @@ class Video:
         # V1 in Matroska is a tag, which FFmpeg does not read.
         tags = {name.lower(): text for name, text in self._stream.metadata.items()}
         xml = tags.get("spherical-video", "").encode()
-        if "SPHERICAL" not in found and not xml:
+        if sphere is None and not xml:
             return
         if turned:
             why = "spherical metadata are not used: the frames are turned by 90 degrees"
             self.facts = replace(self.facts, notes=(why,))
             return
-        area, pose = self._mapping(found.get("SPHERICAL", bytes(36)))
+        area, pose = self._mapping(bytes(36) if sphere is None else bytes(sphere))
         self.sphere, notes = read_sphere(self.path), tuple[str, ...]()
         if xml:
             self.sphere = Sphere(xml)
