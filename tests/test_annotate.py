@@ -492,7 +492,7 @@ def test_what_is_no_task_or_no_prediction(tmp_path, labelled, checkpoint, monkey
     export_task(labelled, tmp_path / "task", tool="cvat")
     with pytest.raises(ValueError, match="name what the tool exported"):
         import_task(tmp_path / "task", tmp_path / "out")
-    with pytest.raises(ValueError, match="no predictions here"):
+    with pytest.raises(ValueError, match="no predictions of images here"):
         export_task(tmp_path, tmp_path / "out", tool="cvat")
     with pytest.raises(ValueError, match="holds other files"):
         export_task(labelled, tmp_path / "in", tool="cvat")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from panoda.data.loading.transforms import normalise
-from panoda.inference.prediction import predict_features, predict_logits, resize_linear
+from panoda.inference.prediction import predict_features, predict_logits, resize_image, resize_linear
+from panoda.inference.whole import _at_working_size, predict_image
 from panoda.inference.whole import _enlarged as enlarged
-from panoda.inference.whole import predict_image
 from panoda.models import create_model
 
 
@@ -266,3 +266,15 @@ def test_real_model_has_less_of_a_seam():
     assert jump[True] < 0.8 * jump[False]
     logits, features = predict_features(model, x, scales=(0.5, 1.0), wrap=True)
     assert logits.shape == (1, 19, 64, 256) and features.shape == (1, model.feature_channels, 16, 64)
+
+
+@pytest.mark.parametrize("wrap", [True, False])
+def test_an_image_is_reduced_strip_by_strip_as_at_once(wrap, monkeypatch):
+    monkeypatch.setattr("panoda.inference.whole._STRIP_PIXELS", 5 * 200)
+    image = torch.randint(
+        0, 256, (3, 113, 200), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    whole = resize_image(image[None], (48, 84), wrap=wrap, margin=0).round().to(torch.uint8)
+    interleaved = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for same in (image, interleaved):
+        assert torch.equal(_at_working_size(same, (48, 84), wrap=wrap), whole)

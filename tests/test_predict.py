@@ -26,6 +26,7 @@ from panoda.labels import LabelSpace, get_label_space
 from panoda.models import create_model
 from panoda.models.core.checkpoint import load_model, make_card, save_model
 from panoda.models.core.errors import CheckpointError
+from panoda.system.machine import peak_memory, reset_peak_memory
 
 SPACE = get_label_space("cs13")
 
@@ -589,3 +590,27 @@ def test_a_value_error_of_one_image_is_named_and_the_rest_is_done(tmp_path, chec
     monkeypatch.setattr(Model, "label", picky)
     result = predict_files(checkpoint, files, tmp_path / "out", height=32)
     assert result.failures == [(files[0], f"{files[0]}: takes another size")] and len(result.labels) == 1
+
+
+def test_large_images_are_copied_and_blended_strip_by_strip(tmp_path, checkpoint, monkeypatch):
+    file = picture(tmp_path / "a.png", (64, 128))
+    found = load(checkpoint).predict(file)
+    at_once = found.overlay().tobytes()
+    monkeypatch.setattr("panoda.data.formats.images._STRIP_PIXELS", 5 * 128)
+    monkeypatch.setattr("panoda.deployment.model._STRIP_PIXELS", 5 * 128)
+    again = load(checkpoint).predict(file)
+    assert np.array_equal(again.image, np.asarray(Image.open(file))) and again.overlay().tobytes() == at_once
+    read_only = np.asarray(Image.open(file))
+    for same in (read_only, again.image[:, ::-1].copy()[:, ::-1]):
+        assert np.array_equal(load(checkpoint).predict(same).label, found.label)
+    assert not read_only.flags.writeable
+
+
+def test_a_large_image_is_held_once_beside_what_is_written(tmp_path, checkpoint):
+    """Its pixels, what Pillow holds of it (4 bytes a pixel), label and confidence: 9 bytes, and strips."""
+    file = picture(tmp_path / "a.jpg", (3072, 6144))
+    predict_files(checkpoint, [picture(tmp_path / "small.png", (64, 128))], tmp_path / "out", height=32)
+    before = reset_peak_memory()
+    predict_files(checkpoint, [file], tmp_path / "out", height=32)
+    grown = peak_memory() - before
+    assert grown < 13 * 3072 * 6144, f"{grown / (3072 * 6144):.1f} bytes a pixel"

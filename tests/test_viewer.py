@@ -71,7 +71,7 @@ def test_images_lie_where_they_belong(out: Path) -> None:
 
 
 def test_what_cannot_be_shown(tmp_path: Path, checkpoint: Path) -> None:  # noqa: F811
-    with pytest.raises(ValueError, match="no predictions here"):
+    with pytest.raises(ValueError, match="no predictions of images here"):
         write_viewer(tmp_path)
     gone, there = (picture(tmp_path / f"{name}.png", (40, 80)) for name in ("gone", "there"))
     predict_files(checkpoint, [gone, there], tmp_path / "out", geometry=Geometry("erp"))

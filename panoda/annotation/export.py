@@ -49,6 +49,7 @@ def export_task(
     views: Views | None = None,
     chosen: Path | None = None,
     prefix: str | None = None,
+    say: Callable[[str], None] = print,
     progress: bool = False,
 ) -> ExportResult:
     """Write ``images/``, the tool's files, ``before/`` and ``task.json`` into a new folder.
@@ -60,12 +61,13 @@ def export_task(
         views: Perspective tiles to cut panoramas into; None = whole images.
         chosen: ``chosen.csv`` of ``panoda rank``: only what is chosen there.
         prefix: label-studio: address of ``images/``; None = its local files.
+        say: Told which videos are left out.
 
     Raises:
         ValueError: no predictions, pictures of several kinds, or none that can be exported.
         OSError: disk full, or ``out`` cannot be written.
     """
-    manifest = read_predictions(predictions)
+    manifest = read_predictions(predictions, say)
     check_replaceable(out, made=[FILE], inputs=[predictions])
     records, failures = _chosen(manifest["images"], chosen)
     model, first = manifest["model"], records[0]

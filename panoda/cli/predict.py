@@ -32,7 +32,7 @@ def predict_command(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Images of any size, folders, patterns such as 'a/**/*.jpg', or @LIST: one a line."
+            help="Images and videos of any size, folders, patterns such as 'a/**/*.jpg', or @LIST: one a line."
         ),
     ],
     out: Annotated[
@@ -98,6 +98,18 @@ def predict_command(
         str | None,
         typer.Option(help="Write labels as the ids of this data set (panoda data list), without a palette."),
     ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Of videos: so many frames a second; default: every frame.")
+    ] = None,
+    frames: Annotated[
+        str, typer.Option(help="Of videos: from this frame on, counted from 0, and up to that one: 100:200.")
+    ] = ":",
+    smooth: Annotated[
+        float,
+        typer.Option(
+            help="Of videos: against flicker, weight of the frames before in a mean of probabilities, such as 0.6."
+        ),
+    ] = 0.0,
     jobs: Annotated[int, typer.Option(min=1, help="Threads that read and write beside the model.")] = 2,
     as_json: Annotated[
         bool,
@@ -105,13 +117,15 @@ def predict_command(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Segment panoramas and photographs: label and confidence PNGs, overlays, tables of class shares.
+    """Segment panoramas, photographs and 360 videos: labels, confidence, overlays, tables of class shares.
 
-    Says what each image was taken for. Goes on where it stopped: what is done and unchanged is left alone. The exit
+    Says what each file was taken for. Goes on where it stopped: what is done and unchanged is left alone. The exit
     status is 0 only when every image was labelled.
     """
     model = model_file(run, checkpoint)
     # Imported here: the other commands start without torch.
+    from panoda.data.formats.images import is_video_name
+    from panoda.data.formats.videos import Frames
     from panoda.deployment.predict import predict_files
     from panoda.deployment.view import Geometry
     from panoda.geometry.views import Views
@@ -120,6 +134,7 @@ def predict_command(
 
     keep_freed_memory()
     geometry = Geometry(projection.value, fov, lat, wrap, upright, pitch, roll)
+    first, stop = _range(frames)
     perspective = None if views is None else Views(**read_views(views).model_dump())
     place = resolve_device(device)
     result = predict_files(
@@ -132,6 +147,8 @@ def predict_command(
         source_colours=source_colours,
         sliding=None if sliding is None else (sliding, 2 * sliding // 3),
         ids_of=ids,
+        frames=Frames(fps, first, stop),
+        smooth=smooth,
         jobs=jobs,
         device=place,
         dtype=resolve_precision("auto", place),
@@ -141,12 +158,29 @@ def predict_command(
     for _, reason in result.failures:
         print(reason, file=sys.stderr)
     kept = f", {result.kept} of them already there" if result.kept else ""
-    typer.echo(f"{len(result.labels)} images in {out}{kept}; summary in {result.summary}", err=as_json)
+    typer.echo(f"{_counted(result.labels)} in {out}{kept}; summary in {result.summary}", err=as_json)
     if as_json:
         typer.echo(json.dumps(result.manifest, indent=2))
     if result.failures:
         total = len(result.labels) + len(result.failures)
-        raise ValueError(f"{len(result.failures)} of {total} images could not be read, see above")
+        what = "files" if any(is_video_name(path) for path, _ in result.failures) else "images"
+        raise ValueError(f"{len(result.failures)} of {total} {what} could not be read, see above")
+
+
+def _range(text: str) -> tuple[int, int | None]:
+    """Option --frames."""
+    first, colon, stop = text.partition(":")
+    if not colon or not (first or "0").isdecimal() or not (stop or "0").isdecimal():
+        raise ValueError(f"--frames {text!r}: expected FIRST:STOP, such as 100:200, 100: or :200")
+    return int(first or 0), int(stop) if stop else None
+
+
+def _counted(labels: list[Path]) -> str:
+    """So many images and videos."""
+    videos = sum(path.suffix == ".mkv" for path in labels)
+    images = len(labels) - videos
+    counts = [f"{count} {what}" for count, what in ((images, "images"), (videos, "videos")) if count]
+    return " and ".join(counts) or "0 images"
 
 
 def read_views(text: str) -> ViewsParams:
@@ -203,24 +237,27 @@ def expand(arguments: list[str], out: Path) -> Iterator[Path]:
 def _files(text: str, out: Path) -> Iterator[Path]:
     """The files of a path or pattern; for a folder the images in it, without those that prediction wrote there."""
     from panoda.data.formats.browse import images_below
-    from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
+    from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name
     from panoda.deployment.predict import FOLDERS
 
     path = Path(text).expanduser()
     if not path.exists() and glob.has_magic(text):
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        found = [file for file in found if file.is_file() and is_image_name(file)]
+        found = [file for file in found if file.is_file() and (is_image_name(file) or is_video_name(file))]
         if not found:
-            raise ValueError(f"{text}: no images match this pattern")
+            raise ValueError(f"{text}: no images match this pattern, and no videos")
         yield from found
     elif not path.is_dir():
         yield path
     else:
         own = [(out / name).resolve() for name in FOLDERS]
-        inside, left = images_below(path, lambda name: (path / name).resolve() not in own)
+        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        inside, left = images_below(path, lambda name: (path / name).resolve() not in own, suffixes=suffixes)
         for line in left.lines():
             typer.echo(line, err=True)
         if not inside:
-            ends = ", ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"{path}: no images in this folder; expected files that end in {ends}")
+            ends = ", ".join(sorted(suffixes))
+            raise ValueError(
+                f"{path}: no images in this folder, and no videos; expected files that end in {ends}"
+            )
         yield from inside

@@ -58,10 +58,10 @@ def rank_command(
     from panoda.system.context import resolve_device, resolve_precision
 
     place = resolve_device(device)
-    given = [path for argument in labelled or () for path in expand([argument], out)]
+    given, files = _images(labelled or [], out), _images(images, out)
     result = rank_files(
         model,
-        list(expand(images, out)),
+        files,
         out,
         count=count,
         labelled=given,
@@ -86,3 +86,13 @@ def rank_command(
     typer.echo(f"{out / TABLE} has the reason for every image, {out / SHEET} shows the chosen")
     if result.failures:
         raise ValueError(f"{len(result.failures)} images could not be read, see above")
+
+
+def _images(arguments: list[str], out: Path) -> list[Path]:
+    """The files of all arguments without videos, which are said."""
+    from panoda.data.formats.images import is_video_name
+
+    files = list(expand(arguments, out))
+    for path in filter(is_video_name, files):
+        typer.echo(f"left out: {path}: a video; save frames of it as images to rank them", err=True)
+    return [path for path in files if not is_video_name(path)]

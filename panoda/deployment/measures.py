@@ -27,7 +27,9 @@ _STRIP_PIXELS = 2**20
 
 def pixel_shares(label: np.ndarray, space: LabelSpace) -> dict[str, float]:
     """Class name -> its share of the pixels of (H, W) train ids, 0..1."""
-    counts = np.bincount(label.ravel(), minlength=space.num_classes)
+    counts = np.zeros(256, dtype=np.int64)
+    for rows in _strips(label):
+        counts += np.bincount(label[rows.start : rows.stop].ravel(), minlength=256)
     return {name: float(counts[k] / label.size) for k, name in enumerate(space.names)}
 
 

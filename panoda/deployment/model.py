@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
-from panoda.data.formats.images import read_rgb
+from panoda.data.formats.gpano import FileFacts
+from panoda.data.formats.images import pixels_of, read_rgb
 from panoda.deployment.exported import is_exported, load_exported
 from panoda.deployment.measures import pixel_shares, solid_angle_shares, view_factors
 from panoda.deployment.view import Asked, Geometry, View, pixels_per_radian, view_of, width_at
@@ -33,6 +35,7 @@ from panoda.system.errors import DataError
 DEFAULT_HEIGHT = 512
 """Working height when neither the caller nor the checkpoint says one."""
 OVERLAY_SHARE = 0.5
+_STRIP_PIXELS = 2**20
 WEIGHTS = Path("data/weights")
 
 
@@ -103,8 +106,14 @@ class Prediction:
 
     def overlay(self) -> Image.Image:
         """The image with the classes' colours laid over it."""
-        colours = Image.fromarray(self.space.colourise(self.label))
-        return Image.blend(Image.fromarray(self.image), colours, OVERLAY_SHARE)
+        height, width = self.label.shape
+        overlay = Image.new("RGB", (width, height))
+        step = max(1, _STRIP_PIXELS // width)
+        for top in range(0, height, step):
+            rows = slice(top, top + step)
+            colours = Image.fromarray(self.space.colourise(self.label[rows]))
+            overlay.paste(Image.blend(Image.fromarray(self.image[rows]), colours, OVERLAY_SHARE), (0, top))
+        return overlay
 
     def views(self, views: Views | None = None) -> list[Perspective]:
         """Perspective views of a panorama with their labels, for tools that know no spheres.
@@ -226,15 +235,31 @@ class Model:
     def open(self, image: str | Path | np.ndarray | Image.Image, geometry: Geometry) -> Picture:
         """Read an image and say what it is taken for; arguments and errors as in ``predict``."""
         path = Path(image).expanduser() if isinstance(image, str | Path) else None
-        rgb = np.asarray(read_rgb(path) if path is not None else image)
+        image = read_rgb(path) if path is not None else image
+        rgb = (
+            pixels_of(image) if isinstance(image, Image.Image) and image.mode == "RGB" else np.asarray(image)
+        )
+        rgb = np.require(rgb, requirements=("C", "W"))  # torch takes no other
         if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
             raise DataError(f"expected an RGB image (H, W, 3) of uint8, found {rgb.shape} of {rgb.dtype}")
+        return self.take(rgb, geometry, path=path)
+
+    def take(
+        self,
+        rgb: np.ndarray,
+        geometry: Geometry,
+        *,
+        path: Path | None = None,
+        facts: FileFacts | None = None,
+    ) -> Picture:
+        """Say what (H, W, 3) uint8 pixels are taken for, by the metadata of ``path`` or by ``facts``."""
         if min(rgb.shape[:2]) < MIN_SIDE:
             raise DataError(
                 f"{path or 'image'}: too small: {rgb.shape[0]} x {rgb.shape[1]} pixels (height x width), "
                 f"expected at least {MIN_SIDE} x {MIN_SIDE}"
             )
-        view = view_of(path, *rgb.shape[:2], geometry=geometry, trained=self._trained, pixels=rgb)
+        shape = rgb.shape[:2]
+        view = view_of(path, *shape, geometry=geometry, trained=self._trained, pixels=rgb, facts=facts)
         if getattr(self._net, "wraps", False) and not view.wrap:
             view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
         return Picture(rgb, view, path)
@@ -248,8 +273,9 @@ class Model:
         views: Views | None = None,
         source_colours: float = 0.0,
         dtype: torch.dtype | None = None,
+        smooth: Callable[[Tensor], Tensor] | None = None,
     ) -> Prediction:
-        """Label an image that is read; arguments and errors as in ``predict``."""
+        """Label an image that is read; ``smooth`` as in ``predict_image``, the rest and errors as in ``predict``."""
         rgb, view = picture.image, picture.view
         if views is not None and not view.wrap:
             raise DataError(
@@ -258,7 +284,7 @@ class Model:
         working = self.working_height(picture, height)
         label, confidence = predict_image(
             self._net,
-            torch.from_numpy(rgb.transpose(2, 0, 1).copy()),
+            torch.from_numpy(rgb).permute(2, 0, 1),
             height=working,
             wrap=view.wrap,
             sliding=sliding,
@@ -267,6 +293,7 @@ class Model:
             area=view.area(*rgb.shape[:2]),
             level=None if view.level is None else tuple(map(math.radians, view.level)),  # type: ignore[arg-type]
             dtype=dtype,
+            smooth=smooth,
         )
         size = (working, round(rgb.shape[1] * working / rgb.shape[0]))
         return Prediction(rgb, label.numpy(), confidence.numpy(), self.space, view, size)

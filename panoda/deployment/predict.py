@@ -1,4 +1,4 @@
-"""Label panoramas from files: palette PNGs at the original size, confidence, overlays, a manifest, tables.
+"""Label panoramas and videos from files: palette PNGs at the original size, confidence, overlays, a manifest, tables.
 
 A file that cannot be read is skipped and named in the result; everything else is still predicted. While the model
 looks at one image, the next ones are decoded and the last ones measured and written.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ from PIL import Image
 
 from panoda.data.formats.declaration import read_declaration
 from panoda.data.formats.encoding import encoding_of, space_of
-from panoda.data.formats.images import IMAGE_SUFFIXES, is_image_name
+from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name
+from panoda.data.formats.videos import ALL, Frames
 from panoda.deployment.model import Model, Picture, Prediction, load
 from panoda.deployment.records import Records, describe, describe_model
+from panoda.deployment.video import asked, predict_video
 from panoda.deployment.view import AUTO, Geometry, View
 from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.sliding import Sliding
+from panoda.inference.whole import Smoothing
 from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
 from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, explained_error, staged_file
@@ -41,6 +45,8 @@ PIXELS_WAITING = 2**25
 MANIFEST_SECONDS = 5.0
 """What a killed process has predicted since the manifest was last written is predicted again."""
 FOLDERS = ("labels", "confidence", "overlays")
+UNSTITCHED = frozenset({".insv", ".insp", ".360"})
+"""Lower-case suffixes of what cameras write before it is stitched."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class PredictResult:
     """What ``predict_files`` did.
 
     Attributes:
-        labels: Label files, in the order of the images that could be read.
+        labels: Label files, in the order of the images and videos that could be read.
         summary: Table over all images of the folder, one row each; a Parquet file lies beside it.
         failures: (image, reason) of every image that was skipped; empty when all went well.
         kept: So many images were predicted already by an earlier call.
@@ -73,6 +79,8 @@ def predict_files(
     views: Views | None = None,
     source_colours: float = 0.0,
     ids_of: str | None = None,
+    frames: Frames = ALL,
+    smooth: float = 0.0,
     jobs: int = JOBS,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -83,7 +91,7 @@ def predict_files(
 
     Label PNGs hold train ids with the palette of the label space, confidence PNGs 255ths of the largest
     probability. Images that the manifest of ``out`` has already are left alone, unless they, the model or the options
-    changed.
+    changed. Videos come after the images (``predict_video``).
 
     Args:
         checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
@@ -96,6 +104,8 @@ def predict_files(
         views: Perspective views, for full circles only; None = none.
         source_colours: As in ``Model.predict``.
         ids_of: Data set whose own ids label PNGs hold (``original_ids``), without a palette; None = train ids.
+        frames: Which frames of videos.
+        smooth: Weight of ``Smoothing`` over the frames of a video; 0 = none.
         jobs: Threads for decoding, measuring and writing.
         say: Told in one line what each image was taken for.
 
@@ -113,10 +123,17 @@ def predict_files(
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     model = load(checkpoint, device=device)
     model.check_colours(source_colours)
+    Smoothing(smooth)
     ids = None if ids_of is None else original_ids(ids_of, model.space)
     options: dict[str, Any] = {"height": height, "geometry": asdict(geometry), "sliding": sliding, "ids": ids}
     options |= {"views": None if views is None else asdict(views), "dtype": str(dtype)}
     options |= {"source_colours": source_colours}
+    table = None if ids is None else id_table(ids)
+
+    def tell(path: Path, view: View) -> None:
+        if say is not None:
+            say(f"{path}: {view}{how_else(view)}")
+
     with explain_disk_full(out):
         for folder in FOLDERS:
             # An out that cannot be written is told before the first prediction.
@@ -124,23 +141,30 @@ def predict_files(
         records = Records(out, describe_model(model), options)
         records.write_manifest()
         names = records.names(images)
-        todo = [path for path in images if not _done(records, path)]
+        wanted = asked(frames, smooth)
+        todo = [path for path in images if not _done(records, path, wanted)]
         settings: dict[str, Any] = {"height": height, "sliding": sliding, "views": views, "dtype": dtype}
         settings["source_colours"] = source_colours
         try:
             with progress_bar(enabled=progress) as bar:
                 task = bar.add_task("predicting", total=len(images), completed=len(images) - len(todo))
                 written = time.monotonic()
-                for path, outcome in _predicted(model, todo, names, out, geometry, settings, ids, jobs):
+                photos = [path for path in todo if not is_video_name(path)]
+                pictures = _predicted(model, photos, names, out, geometry, settings, table, jobs, tell)
+                how: dict[str, Any] = {"frames": frames, "smooth": smooth, "ids": table}
+                how |= {"bar": bar, "tell": tell}
+                videos = (
+                    (path, predict_video(model, path, names[path], out, geometry, settings, **how))
+                    for path in todo
+                    if is_video_name(path)
+                )
+                for path, outcome in chain(pictures, videos):
                     bar.advance(task)
                     if isinstance(outcome, str):
                         records.images.pop(str(path), None)
                         records.failures[str(path)] = outcome
                         continue
-                    record, view = outcome
-                    records.images[str(path)] = record
-                    if say is not None:
-                        say(f"{path}: {view}{how_else(view)}")
+                    records.images[str(path)] = outcome
                     if time.monotonic() - written > MANIFEST_SECONDS:
                         records.write_manifest()
                         written = time.monotonic()
@@ -163,9 +187,9 @@ def how_else(view: View) -> str:
     return "; if it is a full circle: --projection erp"
 
 
-def _done(records: Records, path: Path) -> bool:
+def _done(records: Records, path: Path, frames: Mapping[str, Any]) -> bool:
     try:
-        return records.done(path)
+        return records.done(path, frames if is_video_name(path) else None)
     except OSError:
         return False  # its reason is told where it is opened
 
@@ -177,10 +201,11 @@ def _predicted(
     out: Path,
     geometry: Geometry,
     settings: dict[str, Any],
-    ids: Sequence[int] | None,
+    ids: np.ndarray | None,
     jobs: int,
-) -> Iterator[tuple[Path, tuple[dict[str, Any], View] | str]]:
-    """(image, (record, view) or why not) in order: decoded ahead, written behind, by ``jobs`` threads."""
+    tell: Callable[[Path, View], None],
+) -> Iterator[tuple[Path, dict[str, Any] | str]]:
+    """(image, record or why not) in order: decoded ahead, written behind, by ``jobs`` threads."""
     waiting = iter(paths)
     decoded: deque[tuple[Path, Future[Picture | str]]] = deque()
     ended: deque[tuple[Path, Future[Any] | str]] = deque()
@@ -210,18 +235,24 @@ def _predicted(
             else:
                 ended.append((path, str(found)))
             while len(ended) > depth:
-                yield _outcome(*ended.popleft())
+                yield _outcome(*ended.popleft(), tell)
         while ended:
-            yield _outcome(*ended.popleft())
+            yield _outcome(*ended.popleft(), tell)
 
 
-def _outcome(path: Path, result: Future[Any] | str) -> tuple[Path, tuple[dict[str, Any], View] | str]:
+def _outcome(
+    path: Path, result: Future[Any] | str, tell: Callable[[Path, View], None]
+) -> tuple[Path, dict[str, Any] | str]:
+    if isinstance(result, str):
+        return path, result
     try:
-        return path, result if isinstance(result, str) else result.result()
+        record, view = result.result()
     except FileNotFoundError as error:
         if path.exists():
             raise
         return path, explained_error(error)
+    tell(path, view)
+    return path, record
 
 
 def open_image(model: Model, path: Path, geometry: Geometry = AUTO) -> Picture | str:
@@ -229,9 +260,10 @@ def open_image(model: Model, path: Path, geometry: Geometry = AUTO) -> Picture |
     if not path.is_file():
         return f"{path}: {'a folder' if path.is_dir() else 'no such file'}"
     if not is_image_name(path):
-        return (
-            f"{path}: not the name of an image, expected one that ends in {', '.join(sorted(IMAGE_SUFFIXES))}"
-        )
+        if path.suffix.lower() in UNSTITCHED:
+            return f"{path}: fisheye pictures; stitch it with the camera's program, and give the result"
+        ends = ", ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+        return f"{path}: not the name of an image or video, expected one that ends in {ends}"
     try:
         return model.open(path, geometry)
     except DataError as error:
@@ -241,7 +273,7 @@ def open_image(model: Model, path: Path, geometry: Geometry = AUTO) -> Picture |
 
 
 def _write(
-    out: Path, name: str, path: Path, found: Prediction, ids: Sequence[int] | None
+    out: Path, name: str, path: Path, found: Prediction, ids: np.ndarray | None
 ) -> tuple[dict[str, Any], View]:
     """Write the files of one prediction; returns its record and what it was taken for."""
     files = {
@@ -249,7 +281,7 @@ def _write(
         "confidence": f"confidence/{name}.png",
         "overlay": f"overlays/{name}.jpg",
     }
-    label = label_png(found) if ids is None else Image.fromarray(id_table(ids)[found.label])
+    label = label_png(found) if ids is None else Image.fromarray(ids[found.label])
     with staged_file(out / files["label"]) as aside:
         label.save(aside, format="PNG")
     with staged_file(out / files["confidence"]) as aside:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ COLUMNS = (
     "green_view_factor",
 )
 """Columns of the summary before the classes: ``road`` is a share of pixels, ``road (sr)`` of the solid angle."""
+MEASURED = frozenset({*COLUMNS[5:8], *COLUMNS[10:]})
+"""Columns of numbers that may be missing."""
 
 
 def describe_model(model: Model) -> dict[str, Any]:
@@ -65,8 +67,6 @@ def describe(found: Prediction, path: Path, name: str, files: Mapping[str, str])
     top, bottom = (None, None)
     if view.projection == "erp":
         top, bottom = (round(math.degrees(edge), 4) for edge in view.band(height, width))
-    factors = found.view_factors()
-    known = view.projection == "erp" or view.fov_x_deg is not None
     return {
         "image": str(path),
         "file": describe_file(path),
@@ -86,6 +86,15 @@ def describe(found: Prediction, path: Path, name: str, files: Mapping[str, str])
         "levelled_by": None if view.level is None else list(view.level),
         "wrapped": view.wrap,
         "taken_for": str(view),
+        **measure(found),
+    }
+
+
+def measure(found: Prediction) -> dict[str, Any]:
+    """What a record says of the labels: shares, factors and confidence, 0..1; None where they are not known."""
+    factors = found.view_factors()
+    known = found.view.projection == "erp" or found.view.fov_x_deg is not None
+    return {
         "mean_confidence": round(float(found.confidence_255.mean()) / 255, 4),
         "pixel_shares": found.shares(),
         "solid_angle_shares": found.shares("solid_angle") if known else None,
@@ -120,10 +129,12 @@ class Records:
         if earlier is not None and same and earlier["model"]["sha256"] == model["sha256"]:
             self.images = {record["image"]: record for record in earlier["images"] if self._complete(record)}
 
-    def done(self, path: Path) -> bool:
-        """Whether an image is predicted already and has not changed since."""
+    def done(self, path: Path, frames: Mapping[str, Any] | None = None) -> bool:
+        """Whether an image, or these frames of a video, are predicted already and have not changed since."""
         record = self.images.get(str(path))
-        return record is not None and record["file"] == describe_file(path)
+        if record is None or record.get("frames", {}).get("asked") != frames:
+            return False
+        return record["file"] == describe_file(path)
 
     def names(self, paths: Sequence[Path]) -> dict[Path, str]:
         """A name without suffix for the files of every image; a number is added where names repeat."""
@@ -150,39 +161,54 @@ class Records:
 
     def write_summary(self, space: LabelSpace) -> Path:
         """Write the summary of all images as CSV and Parquet; returns the CSV."""
-        rows = []
-        for record in self.images.values():
-            row = {column: record[column] for column in COLUMNS} | record["pixel_shares"]
-            angles = record["solid_angle_shares"] or {}
-            rows.append(row | {f"{name} (sr)": angles.get(name) for name in space.names})
-        columns = [*COLUMNS, *space.names, *(f"{name} (sr)" for name in space.names)]
-        table = pd.DataFrame(rows, columns=columns)
-        for column in columns[5:8] + columns[10:]:
-            table[column] = table[column].astype("float64")
         csv, parquet = (self._out / name for name in SUMMARY)
-        with staged_file(csv) as aside:
-            table.to_csv(aside, index=False, float_format="%.6f")
-        with staged_file(parquet) as aside:
-            table.to_parquet(aside, index=False)
+        write_table(list(self.images.values()), COLUMNS, space, csv, parquet)
         return csv
 
     def _complete(self, record: Mapping[str, Any]) -> bool:
         return all((self._out / file).is_file() for file in record["files"].values())
 
 
-def read_predictions(out: Path) -> dict[str, Any]:
-    """The manifest of a folder of predictions whose labels are train ids.
+def read_predictions(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The manifest of a folder of predictions whose labels are train ids, with its images alone: videos are said.
 
     Raises:
-        ValueError: no predictions there, or labels with ids of another data set.
+        ValueError: no predictions of images there, or labels with ids of another data set.
         OSError: it cannot be read.
     """
     manifest = read_manifest(out)
-    if manifest is None or not manifest["images"]:
-        raise ValueError(f"{out}: no predictions here; `panoda predict IMAGES --out {out}` makes some")
+    images = []
+    for record in manifest["images"] if manifest else []:
+        if "frames" in record:
+            say(f"left out: {record['image']}: a video; watch {out / record['files']['overlay']}")
+        else:
+            images.append(record)
+    if manifest is None or not images:
+        raise ValueError(
+            f"{out}: no predictions of images here; `panoda predict IMAGES --out {out}` makes some"
+        )
     if manifest["options"]["ids"] is not None:
         raise ValueError(f"{out}: its labels have ids of another data set; predict without --ids")
-    return manifest
+    return {**manifest, "images": images}
+
+
+def write_table(
+    records: Sequence[Mapping[str, Any]], columns: Sequence[str], space: LabelSpace, csv: Path, parquet: Path
+) -> None:
+    """Write ``columns`` of records and their class shares, a row each, as CSV and Parquet."""
+    rows = []
+    for record in records:
+        row = {column: record[column] for column in columns} | record["pixel_shares"]
+        angles = record["solid_angle_shares"] or {}
+        rows.append(row | {f"{name} (sr)": angles.get(name) for name in space.names})
+    classes = [*space.names, *(f"{name} (sr)" for name in space.names)]
+    table = pd.DataFrame(rows, columns=[*columns, *classes])
+    for column in [*(name for name in columns if name in MEASURED), *classes]:
+        table[column] = table[column].astype("float64")
+    with staged_file(csv) as aside:
+        table.to_csv(aside, index=False, float_format="%.6f")
+    with staged_file(parquet) as aside:
+        table.to_parquet(aside, index=False)
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

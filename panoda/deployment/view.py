@@ -160,6 +160,7 @@ def view_of(
     geometry: Geometry = AUTO,
     trained: Mapping[str, Any] | None = None,
     pixels: np.ndarray | None = None,
+    facts: FileFacts | None = None,
 ) -> View:
     """What an image is taken for.
 
@@ -168,8 +169,10 @@ def view_of(
         geometry: What the user says.
         trained: ``params["prepared"]`` of the model's card: the images it was trained on.
         pixels: (H, W, 3) uint8, to look whether its ends meet; None = its shape alone tells.
+        facts: What its metadata say, where they do not stand in an image file.
     """
-    facts = (None if path is None else read_facts(path)) or FileFacts(height, width)
+    if facts is None:
+        facts = (None if path is None else read_facts(path)) or FileFacts(height, width)
     asked, wrap = geometry.projection, geometry.wrap
     if asked == "auto" and geometry.lat_deg is not None:
         asked = "erp"  # a photograph has no latitudes
@@ -187,7 +190,7 @@ def view_of(
     found = _told(found, geometry)
     if wrap is False and found.wrap:
         found = replace(found, wrap=False, evidence=f"{found.evidence}, --no-wrap")
-    level, said = _level(found, facts.pose, geometry)
+    level, said = _level(found, facts, geometry)
     return replace(found, notes=(*facts.notes, *said), pose=facts.pose, level=level)
 
 
@@ -230,7 +233,8 @@ def _from_area(facts: FileFacts) -> View | None:
         return None
     fov, closed = facts.area.fov_x_deg, is_full_circle("erp", facts.area.fov_x_deg)
     edges = (facts.area.lat_top_deg, facts.area.lat_bottom_deg)
-    return View("erp", fov, closed, "GPano", latitudes_deg=edges, centre_lon_deg=facts.area.centre_lon_deg)
+    centre = facts.area.centre_lon_deg
+    return View("erp", fov, closed, facts.source, latitudes_deg=edges, centre_lon_deg=centre)
 
 
 def _told(found: View, geometry: Geometry) -> View:
@@ -255,17 +259,19 @@ def _told(found: View, geometry: Geometry) -> View:
     return found
 
 
-def _level(found: View, pose: Pose, geometry: Geometry) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
+def _level(
+    found: View, facts: FileFacts, geometry: Geometry
+) -> tuple[tuple[float, float] | None, tuple[str, ...]]:
     """Pitch and roll to take out, and what to say about it."""
     if not geometry.upright:
         return None, ()
     if found.projection == "pinhole":
         return None, ("not levelled: a photograph",)
-    given = (geometry.pitch_deg, geometry.roll_deg)
+    given, pose = (geometry.pitch_deg, geometry.roll_deg), facts.pose
     if given != (None, None):
         angles, source = given, "given"
     elif (pose.pitch_deg, pose.roll_deg) != (None, None):
-        angles, source = (pose.pitch_deg, pose.roll_deg), "GPano"
+        angles, source = (pose.pitch_deg, pose.roll_deg), facts.source
     else:
         return None, ("not levelled: no pitch or roll in its metadata; give --pitch and --roll",)
     pitch, roll = angles[0] or 0.0, angles[1] or 0.0

@@ -56,7 +56,7 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
     """
     if not 256 <= width <= LARGEST:
         raise ValueError(f"width is {width}: expected 256 to {LARGEST} pixels")
-    manifest = read_predictions(out)
+    manifest = read_predictions(out, say)
     images = []
     for record in manifest["images"]:
         try:

@@ -6,7 +6,7 @@ Convention: as in ``panoda.inference.prediction``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from panoda.inference.sliding import Sliding
 WINDOW = 2048
 """Widest piece in pixels that the model sees at once, margins not counted."""
 _STRIP_PIXELS = 2**18
+_LEAST = 1e-30
 
 
 def predict_image(
@@ -50,17 +51,18 @@ def predict_image(
     area: Area = WHOLE,
     level: tuple[float, float] | None = None,
     source_colours: float = 0.0,
+    smooth: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Label one whole image of any size.
 
     The image is brought to a working height; if that makes it wider than ``window``, overlapping pieces are
-    predicted one after the other, unless ``sliding`` takes smaller ones. Logits are enlarged to the image's
-    size strip by strip, so memory depends on the working size and not on the size of the image (besides
-    image and result themselves).
+    predicted one after the other, unless ``sliding`` takes smaller ones. The image is reduced, and logits are
+    enlarged to its size, strip by strip, so memory depends on the working size and not on the size of the
+    image (besides image and result themselves).
 
     Args:
         model: As in ``predict_logits``.
-        image: (3, H, W) uint8, on any device.
+        image: (3, H, W) uint8, on any device; any order in memory.
         height: Working height in pixels; the working width keeps the aspect, in steps of 4 pixels.
         wrap: The width is a full circle.
         scales: As in ``predict_logits``.
@@ -73,6 +75,7 @@ def predict_image(
         level: Pitch and roll of the camera in radians: the model sees the panorama with a level horizon.
         source_colours: As in ``predict_logits``; of full circles the colours up to 45 degrees from the horizon
             count, where pinhole cameras look.
+        smooth: Given the logits (1, K, h, w) at the working size, returns those that count, such as ``Smoothing``.
 
     Returns:
         label (H, W) uint8 train ids, and confidence (H, W) uint8 in 255ths: the largest probability at the
@@ -89,7 +92,7 @@ def predict_image(
     device = next((p.device for p in model.parameters()), image.device)
     full = (image.shape[1], image.shape[2])
     width = max(MIN_SIDE, 4 * round(full[1] * height / full[0] / 4))
-    work = resize_image(image[None], (height, width), wrap=wrap, margin=0).round_().to(torch.uint8).to(device)
+    work = _at_working_size(image, (height, width), wrap=wrap).to(device)
     options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
 
     def logits_of(images: Tensor, area: Area, wrap: bool) -> Tensor:
@@ -121,7 +124,46 @@ def predict_image(
             roll=roll,
             fill=VIEW_FILL,
         )
-    return _enlarged(logits, full, wrap=wrap)
+    return _enlarged(logits if smooth is None else smooth(logits), full, wrap=wrap)
+
+
+class Smoothing:
+    """Exponential mean of class probabilities over the frames of a video, so that labels flicker less.
+
+    Args:
+        weight: Share of what was before, 0 <= weight < 1; a change is taken over to 90 % after
+            ``log(0.1) / log(weight)`` frames.
+    """
+
+    def __init__(self, weight: float) -> None:
+        if not 0 <= weight < 1:
+            raise ValueError(f"smoothing of {weight:g}: expected 0 (none) to less than 1")
+        self._weight = weight
+        self._mean: Tensor | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits (1, K, h, w) of the mean of this frame and those before."""
+        if self._weight == 0:
+            return logits
+        probs = logits.softmax(dim=1)
+        self._mean = probs if self._mean is None else probs.lerp_(self._mean, self._weight)
+        return self._mean.clamp(min=_LEAST).log()
+
+
+def _at_working_size(image: Tensor, size: tuple[int, int], *, wrap: bool) -> Tensor:
+    """(1, 3, h, w) uint8 of an image (3, H, W), bit for bit as ``resize_image`` resizes it at once.
+
+    That goes over the columns first and then over the rows, too. Strips keep copies of the whole image away.
+    """
+    step = max(1, _STRIP_PIXELS // image.shape[2])
+    narrow = [
+        _resized(strip, (strip.shape[2], size[1]), wrap=wrap) for strip in image[None].split(step, dim=2)
+    ]
+    return _resized(torch.cat(narrow, dim=2), size, wrap=False)
+
+
+def _resized(images: Tensor, size: tuple[int, int], *, wrap: bool) -> Tensor:
+    return resize_image(images, size, wrap=wrap, margin=0).round_().to(torch.uint8)
 
 
 def _near_the_horizon(images: Tensor, band: Band) -> Tensor:

@@ -113,11 +113,13 @@ def walk(folder: Path, enter: Enter = lambda path: True) -> Iterator[tuple[str, 
         folders += reversed(below)
 
 
-def images_below(folder: Path, enter: Enter = lambda path: True) -> tuple[list[Path], LeftOut]:
-    """All images below a folder, sorted, and what else looks like one."""
+def images_below(
+    folder: Path, enter: Enter = lambda path: True, *, suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> tuple[list[Path], LeftOut]:
+    """All images below a folder (or files of other suffixes), sorted, and what else looks like one."""
     left = LeftOut(folder)
     found = []
-    for path, cause in _image_like(folder, enter):
+    for path, cause in _image_like(folder, enter, suffixes):
         if cause:
             left.add(cause, path)
         else:
@@ -140,16 +142,19 @@ def warn_left_out(left: LeftOut) -> None:
         log.warning(line)
 
 
-def _image_like(folder: Path, enter: Enter = lambda path: True) -> Iterator[tuple[str, str]]:
+def _image_like(
+    folder: Path, enter: Enter = lambda path: True, suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> Iterator[tuple[str, str]]:
     """(path, "") of images; (path, cause) of what looks like one, or may hold some, and cannot be taken."""
     for path, cause in walk(folder, enter):
-        like_image = PurePosixPath(path).suffix.lower() in LIKE_IMAGES
+        suffix = PurePosixPath(path).suffix.lower()
+        like_image = suffix in LIKE_IMAGES or suffix in suffixes
         if cause in (DANGLING, LOOP, AGAIN, UNREADABLE, NAME) or (cause and like_image):
             yield path, cause
         elif like_image and any(part.startswith(".") for part in path.split("/")):
             yield path, HIDDEN
         elif like_image:
-            yield path, "" if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES else SUFFIX
+            yield path, "" if suffix in suffixes else SUFFIX
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

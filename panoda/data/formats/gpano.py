@@ -20,6 +20,8 @@ from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.pixels import UNREADABLE, open_image
 
 NAMESPACE = "http://ns.google.com/photos/1.0/panorama/"
+VIDEO_NAMESPACE = "http://ns.google.com/videos/1.0/spherical/"
+"""Of the same names in videos (Spherical Video V1)."""
 SAME_ASPECT = 0.01
 """Relative difference of aspects up to which a file counts as resized and not as cut."""
 DEGREES_ALIKE = 2.0
@@ -77,11 +79,12 @@ class FileFacts:
     Attributes:
         height: Pixels, upright.
         width: Pixels, upright.
-        area: Part of the sphere by GPano, or None.
-        pose: How the camera was held by GPano.
+        area: Part of the sphere, or None.
+        pose: How the camera was held.
         lens: EXIF names a lens of a photograph.
         fov_x_deg: Horizontal field of view of that lens in degrees, where EXIF tells, else None.
         notes: Metadata that was not used, and why.
+        source: What tells the area and the pose.
     """
 
     height: int
@@ -91,6 +94,15 @@ class FileFacts:
     fov_x_deg: float | None = None
     notes: tuple[str, ...] = ()
     pose: Pose = Pose()
+    source: str = "GPano"
+
+
+def cropped_area(xml: bytes, height: int, width: int) -> tuple[Area | None, tuple[str, ...]]:
+    """The part of the sphere that a video shows by its XML, and what to say about it; None = it does not say."""
+    try:
+        return _area(_gpano_values(xml), height, width, turned=False)
+    except _Wrong as wrong:
+        return None, (f"the part of the sphere that it names is not used: {wrong}",)
 
 
 def read_facts(path: Path) -> FileFacts | None:
@@ -183,7 +195,7 @@ def _gpano_values(packet: bytes) -> dict[str, str]:
 
     def own(name: str) -> str:
         space, _, local = name.rpartition(" ")
-        return local if space == NAMESPACE else ""
+        return local if space in (NAMESPACE, VIDEO_NAMESPACE) else ""
 
     def start(name: str, attributes: dict[str, str]) -> None:
         open_names.append(own(name))

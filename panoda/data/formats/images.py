@@ -13,13 +13,21 @@ from panoda.system.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 """Lower-case suffixes of files that are taken for images."""
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
+"""Lower-case suffixes of files that prediction takes for videos."""
 
 _IDS = ("L", "P", "1", "I")
+_STRIP_PIXELS = 2**20
 
 
 def is_image_name(path: Path) -> bool:
     """Whether a file name looks like an image; hidden files (``._x.jpg`` of some systems) do not."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def is_video_name(path: Path) -> bool:
+    """Whether a file name looks like a video."""
+    return path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".")
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -38,6 +46,16 @@ def read_upright(path: Path) -> tuple[Image.Image, int]:
     """The same, and the EXIF orientation of the file (1 = stored upright)."""
     stored = open_stored(path, label=False)
     return turn(_to_rgb(stored, path), stored.orientation), stored.orientation
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an RGB image, writable: copied strip by strip, where ``np.asarray`` needs twice the memory."""
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    step = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        bottom = min(top + step, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def to_ids(image: Image.Image, path: Path) -> np.ndarray:
