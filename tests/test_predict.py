@@ -396,6 +396,16 @@ def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
     return ended.value.code or 0, *capsys.readouterr()
 
 
+def test_the_option_precision(tmp_path, checkpoint, monkeypatch, capsys):
+    one, out = picture(tmp_path / "a.png", (64, 128)), tmp_path / "out"
+    given = (one, "--out", out, "--precision", "bfloat16", "--device", "cpu", "--checkpoint")
+    assert run(monkeypatch, capsys, *given, checkpoint)[0] == 0
+    assert json.loads((out / "manifest.json").read_text())["options"]["dtype"] == "torch.bfloat16"
+    (tmp_path / "m.onnx").touch()
+    status, _, text = run(monkeypatch, capsys, *given, tmp_path / "m.onnx")
+    assert status == 1 and "leave out --precision" in text
+
+
 def test_confidence_manifest_and_tables(tmp_path, checkpoint):
     files = [picture(tmp_path / "a.png", (64, 128)), picture(tmp_path / "b.png", (64, 80))]
     out = tmp_path / "out"
