@@ -262,6 +262,12 @@ def test_before_and_after_in_a_browser(out: Path, tmp_path: Path) -> None:
             page.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=key)
         assert page.evaluate("panoda.split") == 6 and page.evaluate("panoda.viewers[1].getYaw()") == yaw
         assert picked(page, *left)["title"] == "After"
+        page.evaluate("document.querySelector('[data-show=split]').click()")
+        assert page.evaluate("panoda.split") == 50
+        start, end = ({"x": width * share, "y": height * 0.8} for share in (0.5, 0.3))
+        for kind, places in (("touchStart", [start]), ("touchMove", [end]), ("touchEnd", [])):
+            page.send("Input.dispatchTouchEvent", type=kind, touchPoints=places)
+        assert page.evaluate("panoda.split") == pytest.approx(30, abs=0.5)
         page.key(" ")
         assert shown(page) == ["Before", "Labels"] and picked(page, *right)["title"] == "Before"
         page.key(" ")
@@ -279,8 +285,9 @@ def test_the_report_opens_its_pictures(tmp_path: Path) -> None:
     outputs = write_outputs(tmp_path / "outputs")
     report(outputs=outputs, params=PARAMS, provenance=PROVENANCE, out=tmp_path / "reports")
     label = np.asarray(Image.open(outputs / "evaluate/pictures/target_test-01-round1.png"))
-    with opened((tmp_path / "reports/index.html").as_uri(), tmp_path / "profile") as page:
+    with opened((tmp_path / "reports/index.html").as_uri(), tmp_path / "profile", size=(390, 844)) as page:
         page.until("document.readyState === 'complete'")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390  # as wide as the phone
         assert page.evaluate("document.querySelector('iframe')") is None  # nothing starts by itself
         page.evaluate("document.querySelectorAll('.sample .controls button')[1].click()")
         page.until("frames.length && frames[0].panoda && frames[0].panoda.ready")

@@ -174,6 +174,8 @@
     document.querySelector(".cut").hidden = show === "right";
     $("line").hidden = show !== "split";
   }
+  /* Split once more: a line that was left under the panel comes back. */
+  const choose = (show) => (show === "split" && state.show === "split" ? setSplit(50) : setShow(show));
   function setSplit(percent) {
     state.split = Math.min(98, Math.max(2, percent));
     $("line").setAttribute("aria-valuenow", Math.round(state.split));
@@ -240,7 +242,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
     if (["BUTTON", "INPUT", "SUMMARY"].includes(event.target.tagName) && event.key === " ") return;
-    const actions = { " ": () => setShow(state.show === "left" ? "right" : "left"), s: () => setShow("split"),
+    const actions = { " ": () => setShow(state.show === "left" ? "right" : "left"), s: () => choose("split"),
       l: () => setLayer("labels"), c: () => setLayer("confidence"), f: fullScreen,
       ",": () => open(state.image - 1), ".": () => open(state.image + 1) };
     if (actions[event.key]) { actions[event.key](); event.preventDefault(); }
@@ -249,7 +251,7 @@
   $("opacity").oninput = () => setOpacity(Number($("opacity").value));
   $("full").onclick = fullScreen;
   $("fold").onclick = () => $("fold").setAttribute("aria-expanded", !$("panel").classList.toggle("folded"));
-  for (const button of document.querySelectorAll("[data-show]")) button.onclick = () => setShow(button.dataset.show);
+  for (const button of document.querySelectorAll("[data-show]")) button.onclick = () => choose(button.dataset.show);
   for (const button of document.querySelectorAll("[data-layer]")) button.onclick = () => setLayer(button.dataset.layer);
   for (const button of document.querySelectorAll("[data-all]")) button.onclick = () => {
     state.off = new Set(button.dataset.all ? [] : data.classes.keys());
