@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import struct
@@ -171,6 +172,13 @@ def colour(page: Page, side: int) -> list[int]:
     return page.evaluate(f"[...{texture}.getImageData(5, 40, 1, 1).data]")
 
 
+def pixel(page: Page, x: float, y: float) -> list[int]:
+    """What is seen there, once it is drawn."""
+    page.evaluate("new Promise((done) => setTimeout(done, 500))")
+    image = page.send("Page.captureScreenshot")["data"]
+    return list(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").getpixel((round(x), round(y))))
+
+
 def shown(page: Page) -> list[str]:
     """What is pressed: side, layer."""
     pressed = "[...document.querySelectorAll('#panel [aria-pressed=true]')].map((b) => b.textContent)"
@@ -216,8 +224,14 @@ def test_in_a_browser_from_a_file(out: Path, tmp_path: Path) -> None:
         assert colour(page, 1)[:3] == road and plain[:3] != road
         page.evaluate("document.querySelector('#classes input').click()")
         assert colour(page, 1) == pytest.approx(plain, abs=2)
+        # ... which reaches the screen.
+        place = (width * 0.55, height * 0.5)
+        page.evaluate("document.querySelector('[data-all=\"1\"]').click()")
+        assert pixel(page, *place) == data(out)["classes"][picked(page, *place)["id"]]["colour"]
+        page.evaluate("document.querySelector('[data-all=\"\"]').click()")
+        without = pixel(page, *place)
         page.key("c")
-        assert shown(page) == ["Split", "Confidence"]
+        assert shown(page) == ["Split", "Confidence"] and pixel(page, *place) == without
         page.key(" ")
         assert shown(page) == ["Photo", "Confidence"]
         page.key(" ")

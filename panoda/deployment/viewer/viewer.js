@@ -78,12 +78,22 @@
       context.imageSmoothingEnabled = false;
       context.drawImage(over, 0, 0, texture.width, texture.height);
     }
-    if (state.ready) redraw(sides[k].viewer);
+    redraw(sides[k]);
   }
-  /* pannellum uploads the canvas whenever it draws; asked to update, it draws. */
-  function redraw(viewer) {
-    viewer.setUpdate(true);
-    requestAnimationFrame(() => requestAnimationFrame(() => viewer.setUpdate(false)));
+  /* Asked to update, pannellum draws, and uploads the canvas whenever it draws: `uploadOnce` lets it do so after a change
+     alone, which keeps large pictures smooth while one looks around. */
+  function redraw(side) {
+    side.changed = true;
+    if (!state.ready) return;
+    side.viewer.setUpdate(true);
+    requestAnimationFrame(() => requestAnimationFrame(() => side.viewer.setUpdate(false)));
+  }
+  function uploadOnce(side) {
+    const gl = side.viewer.getRenderer().getCanvas().getContext("experimental-webgl"), upload = gl.texImage2D.bind(gl);
+    gl.texImage2D = (...values) => {
+      if (side.changed) upload(...values);
+      side.changed = false;
+    };
   }
   function paint() {
     for (const k of [0, 1]) { paintMap(k); compose(k); }
@@ -124,7 +134,8 @@
     await Promise.all(state.viewers.map((viewer) => viewer.isLoaded() || new Promise((done) => viewer.on("load", done))));
     if (turn !== opening) return;
     state.ready = true;
-    state.viewers.forEach(redraw);
+    sides.forEach(uploadOnce);
+    sides.forEach(redraw);
   }
   (function follow() {
     if (state.ready && state.show !== "right") {
