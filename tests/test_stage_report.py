@@ -88,7 +88,7 @@ def test_panoramas_open_in_the_viewer(pages, tmp_path):
     spheres = [json.loads(a["data-sphere"]) for a in page.all("article") if "data-sphere" in a]
     assert spheres == [{"fov": 360, "latTop": 35, "latBottom": -35}] * 4
     shown = [a for a in page.all("figure") if "data-confidence" in a]
-    assert {a["data-what"] for a in shown} == {"source_only", "warmup", "round1"}
+    assert {a["data-what"] for a in shown} == {"source_only", "warmup", "round1"} and len(shown) == 4 * 3
     assert len(text) - len(outside_the_viewer(text)) < 120_000
     outputs = write_outputs(tmp_path / "outputs", target="missing")
     plain = html.render(collect(outputs), params=PARAMS, provenance=PROVENANCE)

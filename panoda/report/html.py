@@ -227,16 +227,14 @@ def _pictures(results: Results) -> dict[str, Any]:
     for picture in results.pictures:
         whats = [w for w in ("input", "truth", *results.models) if w in picture.files]
         titles = {w: tables.model_label(w) for w in whats} | {"input": "Input", "truth": "Truth"}
-        tiles = [_tile(picture, w) | {"what": w, "title": titles[w]} for w in whats]
+        place = _place(results.sets[picture.set_name].get("sphere"))
+        tiles = [_tile(picture, w, viewed=place is not None) | {"what": w, "title": titles[w]} for w in whats]
         size = sum(len(tile["uri"]) + len(tile["confidence"]) for tile in tiles)
         if spent + size > PICTURE_BUDGET:
             left_out += 1
             continue
         spent += size
-        sphere = results.sets[picture.set_name].get("sphere")
-        entries.append(
-            {"set": picture.set_name, "number": picture.number, "tiles": tiles, "sphere": _place(sphere)}
-        )
+        entries.append({"set": picture.set_name, "number": picture.number, "tiles": tiles, "sphere": place})
     target = [e for e in entries if e["set"] == "target_test"]
     shown = (target or entries)[:OPEN_PICTURES]
     return {"shown": shown, "folded": [e for e in entries if e not in shown], "left_out": left_out}
@@ -253,16 +251,20 @@ def _place(sphere: Mapping[str, float] | None) -> dict[str, float] | None:
     }
 
 
-def _tile(picture: Picture, what: str) -> dict[str, Any]:
-    """Data URI and (width, height) of a photograph or label map, and its confidence ("" where there is none)."""
+def _tile(picture: Picture, what: str, *, viewed: bool) -> dict[str, Any]:
+    """Data URI and (width, height) of a photograph or label map, and its confidence.
+
+    Args:
+        viewed: It can be opened in the viewer, which alone shows confidences; elsewhere they are "".
+    """
     with Image.open(picture.files[what]) as image:
         size = _fitted(image)
         if what == "input":
             return {"uri": _photograph(image), "size": size, "confidence": ""}
         palette = np.asarray(image.getpalette(), dtype=np.uint8)
         uri = indexed_uri(np.asarray(image.resize(size, Image.Resampling.NEAREST)), palette)
-    confidence = ""
-    if path := picture.files.get(f"{what}_confidence"):
+    confidence, path = "", picture.files.get(f"{what}_confidence")
+    if viewed and path is not None:
         with Image.open(path) as image:
             half = (max(1, size[0] // 2), max(1, size[1] // 2))
             values = np.asarray(image.resize(half, Image.Resampling.BOX))
