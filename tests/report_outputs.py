@@ -178,6 +178,7 @@ def _sets(target: str) -> dict:
         "labelled": True,
         "projection": "pinhole",
         "full_circle": False,
+        "sphere": None,
         "digest": "a1" * 32,
     }
     erp = {
@@ -185,6 +186,7 @@ def _sets(target: str) -> dict:
         "labelled": target == "labelled",
         "projection": "erp",
         "full_circle": True,
+        "sphere": {"fov_x_deg": 360.0, "lat_top_deg": 35.0, "lat_bottom_deg": -35.0},
         "digest": "b2" * 32,
     }
     sets = {"source_val": common | source, "target_test": common | erp}
@@ -232,6 +234,7 @@ def _pictures(stem: Path, about: dict, models: list[str], rng) -> None:
             y, x = rng.integers(0, label.shape[0]), rng.integers(0, label.shape[1])
             pred[y : y + rng.integers(4, 18), x : x + rng.integers(6, 50)] = rng.choice([0, 1, 2, 8, 13])
         _save(pred, f"{stem}-{model}.png")
+        Image.fromarray(255 - 10 * pred).save(f"{stem}-{model}_confidence.png")
 
 
 def _street(size: tuple[int, int], rng) -> np.ndarray:

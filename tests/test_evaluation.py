@@ -73,6 +73,7 @@ def test_hand_computed_matrix_over_the_whole_set():
     assert result.predicted_pixels.tolist() == [3, 3, 2] and result.images == 2
     assert result.mean_confidence == pytest.approx(math.exp(4) / (math.exp(4) + 2))
     assert list(result.predictions) == [1] and result.predictions[1].tolist() == [[2, 2, 1, 0]]
+    assert result.confidences[1].tolist() == [[round(255 * result.mean_confidence)] * 4]
 
 
 def test_absent_class_is_nan_and_left_out_of_the_mean():

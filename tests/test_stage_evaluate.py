@@ -172,9 +172,12 @@ def test_pictures_pair_up_and_show_train_ids(inputs, tmp_path):
     out = tmp_path / "evaluate"
     _, logger = run(inputs, out)
     names = {p.name for p in (out / "pictures").iterdir()}
-    assert len(names) == 2 * 2 * 4
-    for what in ("input", "truth", "source_only", "round1"):
+    assert len(names) == 2 * 2 * 6
+    for what in ("input", "truth", *(m + n for m in ("source_only", "round1") for n in ("", "_confidence"))):
         assert f"target_test-01-{what}.png" in names
+    sets = json.loads((out / "sets.json").read_text())
+    assert sets["target_test"]["sphere"] == {"fov_x_deg": 360, "lat_top_deg": 35, "lat_bottom_deg": -35}
+    assert sets["source_val"]["sphere"] is None
     ids = np.asarray(Image.open(out / "pictures" / "target_test-00-round1.png"))
     assert ids.shape == (32, 64) and ids.max() < 13
     assert logger.images["pictures/target_test/00"].shape == (4 * 32, 64, 3)

@@ -66,6 +66,7 @@ def test_page_is_self_contained_and_well_formed(pages):
     text = pages()
     page = Page(text)
     assert len(text) < 15e6
+    text = outside_the_viewer(text)
     for tag, attrs in page.tags:
         for key in ("src", "href", "xlink:href", "srcset", "data", "action"):
             assert attrs.get(key, "#").startswith(("#", "data:")), (tag, key)
@@ -73,6 +74,25 @@ def test_page_is_self_contained_and_well_formed(pages):
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
     assert {a["href"][1:] for a in page.all("a")} <= set(ids)
+
+
+def outside_the_viewer(text):
+    """The page without the one that it opens on demand; pannellum could fetch, which the page forbids."""
+    assert "Content-Security-Policy\" content=\"default-src 'none'" in text
+    return re.sub(r'<script type="application/json" id="viewer">.*?</script>', "", text, flags=re.DOTALL)
+
+
+def test_panoramas_open_in_the_viewer(pages, tmp_path):
+    text = pages()
+    page = Page(text)
+    spheres = [json.loads(a["data-sphere"]) for a in page.all("article") if "data-sphere" in a]
+    assert spheres == [{"fov": 360, "latTop": 35, "latBottom": -35}] * 4
+    shown = [a for a in page.all("figure") if "data-confidence" in a]
+    assert {a["data-what"] for a in shown} == {"source_only", "warmup", "round1"} and len(shown) == 4 * 3
+    assert len(text) - len(outside_the_viewer(text)) < 120_000
+    outputs = write_outputs(tmp_path / "outputs", target="missing")
+    plain = html.render(collect(outputs), params=PARAMS, provenance=PROVENANCE)
+    assert "Look around" not in Page(plain).text and 'id="viewer"' not in plain
 
 
 def test_pictures_and_figures_have_a_text_alternative(pages):

@@ -177,6 +177,8 @@ def read_predictions(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
         OSError: it cannot be read.
     """
     manifest = read_manifest(out)
+    if manifest is None and (out / MANIFEST).is_file():
+        raise ValueError(f"{out / MANIFEST}: cannot be read, or is of another version; predict again")
     images = []
     for record in manifest["images"] if manifest else []:
         if "frames" in record:

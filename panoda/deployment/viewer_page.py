@@ -1,17 +1,12 @@
 """One HTML file to look around in predictions: photograph, labels, confidence, on the sphere, without a network.
 
-The viewer is pannellum (``viewer/pannellum.js``, 2.5.7, MIT, licence beside it and in the page).
+Two folders of predictions of the same photographs are compared: before and after. The page itself is in ``viewer/``.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import math
-import re
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +17,7 @@ from PIL import Image
 from panoda.data.formats.images import read_rgb
 from panoda.data.formats.pixels import UNREADABLE
 from panoda.deployment.records import read_predictions
+from panoda.deployment.viewer import DATA, indexed_uri, jpeg_uri, json_in_page, viewer_text
 from panoda.geometry.area import Area
 from panoda.geometry.erp import grid_sample_any
 from panoda.geometry.pinhole import rays_to_pinhole
@@ -29,22 +25,25 @@ from panoda.labels import IGNORE_INDEX
 from panoda.system.errors import DataError
 from panoda.system.files import explained_error, staged_file
 
-PARTS = Path(__file__).with_name("viewer")
-FILES = ("viewer.html", "viewer.css", "viewer.js", "pannellum.css", "pannellum.js", "pannellum.LICENSE")
-PAGE = "view.html"
+PAGE, COMPARISON = "view.html", "compare.html"
 WIDTH = 2048
 """Pixels across of a picture in the page; every graphics card takes 4096."""
 LARGEST = 4096
 UNKNOWN_FOV_DEG = 60.0
 """Photographs of an unknown lens are shown so wide."""
 THUMBNAIL = (160, 80)
+PLACE = ("height", "width", "projection", "fov_x_deg", "lat_top_deg", "lat_bottom_deg", "centre_lon_deg")
+"""What two predictions of a photograph must have in common to be compared."""
 
 
-def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = print) -> Path:
-    """Write ``view.html`` into a folder of predictions.
+def write_viewer(
+    out: Path, *, before: Path | None = None, width: int = WIDTH, say: Callable[[str], None] = print
+) -> Path:
+    """Write ``view.html`` into a folder of predictions, or ``compare.html`` where there is one of before, too.
 
     Args:
         out: What ``panoda predict`` wrote; the photographs must still lie where they were.
+        before: Other predictions of the same photographs, which are matched by their path.
         width: Largest width of a picture in pixels.
         say: Told which images are left out, and why.
 
@@ -52,44 +51,68 @@ def write_viewer(out: Path, *, width: int = WIDTH, say: Callable[[str], None] = 
         The page.
 
     Raises:
-        ValueError: no predictions there, or none whose photograph can be read.
+        ValueError: no predictions there, none whose photograph can be read, or two that cannot be compared.
     """
     if not 256 <= width <= LARGEST:
         raise ValueError(f"width is {width}: expected 256 to {LARGEST} pixels")
-    manifest = read_predictions(out, say)
+    folders = {"Labels": out} if before is None else {"Before": before, "After": out}
+    manifests = [read_predictions(folder, say) for folder in folders.values()]
     images = []
-    for record in manifest["images"]:
+    for records in _matched(list(folders.values()), manifests, say):
         try:
-            images.append(_image(out, record, width))
+            images.append(_image(dict(zip(folders.items(), records, strict=True)), width))
         except (DataError, OSError) as error:
             say(f"left out: {explained_error(error) if isinstance(error, OSError) else error}")
     if not images:
-        raise ValueError(f"{out}: none of the photographs can be read any more")
-    model = manifest["model"]
-    classes = [
-        {"name": name, "colour": colour}
-        for name, colour in zip(model["class_names"], model["palette"], strict=True)
-    ]
-    for image in images:
-        image["shares"] = [image["shares"][entry["name"]] for entry in classes]
-    # A tag in a file name would end the script that the page keeps its data in.
-    data = json.dumps({"classes": classes, "images": images}).replace("<", "\\u003c")
-    parts = {name: (PARTS / name).read_text(encoding="utf-8") for name in FILES} | {"data": data}
-    text = re.sub(r"@@([\w.]+)@@", lambda found: parts[found[1]], parts["viewer.html"])
-    with staged_file(out / PAGE) as aside:
-        aside.write_text(text, encoding="utf-8")
-    return out / PAGE
+        raise ValueError(f"{out}: none of the photographs can be shown any more")
+    model = manifests[-1]["model"]
+    names = zip(model["class_names"], model["palette"], strict=True)
+    classes = [{"name": name, "colour": colour} for name, colour in names]
+    data = json_in_page({"classes": classes, "images": images})
+    page = out / (PAGE if before is None else COMPARISON)
+    with staged_file(page) as aside:
+        aside.write_text(viewer_text().replace(DATA, data), encoding="utf-8")
+    return page
 
 
-def _image(out: Path, record: Mapping[str, Any], width: int) -> dict[str, Any]:
-    """What the page needs of one image."""
+def _matched(
+    folders: Sequence[Path], manifests: Sequence[Mapping[str, Any]], say: Callable[[str], None]
+) -> list[list[dict[str, Any]]]:
+    """For every photograph that all folders have, its record in each of them."""
+    spaces = [manifest["model"]["class_names"] for manifest in manifests]
+    if spaces[0] != spaces[-1]:
+        names = " and ".join(f"{manifest['model']['label_space']}" for manifest in manifests)
+        raise ValueError(f"{folders[0]} and {folders[-1]}: labels of different classes ({names})")
+    records = [{record["image"]: record for record in manifest["images"]} for manifest in manifests]
+    shared = [image for image in records[-1] if image in records[0]]
+    for folder, own in zip(folders, records, strict=True):
+        only = [Path(image).name for image in own if image not in shared]
+        if only:
+            some = ", ".join(only[:3]) + (", ..." if len(only) > 3 else "")
+            say(f"left out: {len(only)} {'image' if len(only) == 1 else 'images'} in {folder} alone ({some})")
+    if not shared:
+        raise ValueError(
+            f"{folders[0]} and {folders[-1]}: no photograph in common; images are matched by their path"
+        )
+    return [[own[image] for own in records] for image in shared]
+
+
+def _image(predictions: Mapping[tuple[str, Path], Mapping[str, Any]], width: int) -> dict[str, Any]:
+    """What the page needs of one image, of which (title, folder) -> record are the predictions."""
+    record = next(iter(predictions.values()))
+    if any(other[key] != record[key] for other in predictions.values() for key in PLACE):
+        raise DataError(f"{record['image']}: its two predictions take it for different things")
     photo = read_rgb(Path(record["image"]))
     if (photo.height, photo.width) != (record["height"], record["width"]):
         raise DataError(f"{record['image']}: its size has changed since it was predicted; predict it again")
     taken = record["taken_for"]
-    label, confidence = (_grey(out / record["files"][kind]) for kind in ("label", "confidence"))
+    files = [
+        (out / one["files"]["label"], out / one["files"]["confidence"])
+        for (_, out), one in predictions.items()
+    ]
+    layers = [(_grey(label), _grey(confidence)) for label, confidence in files]
     if record["projection"] == "pinhole":
-        photo, label, confidence, area = _on_the_sphere(record, photo, label, confidence, width)
+        photo, layers, area = _on_the_sphere(record, photo, layers, width)
         if record["fov_x_deg"] is None:
             taken += f"; shown {UNKNOWN_FOV_DEG:g} degrees wide"
     else:
@@ -97,6 +120,8 @@ def _image(out: Path, record: Mapping[str, Any], width: int) -> dict[str, Any]:
         centre = math.radians(record["centre_lon_deg"])
         edges = (math.radians(record["lat_top_deg"]), math.radians(record["lat_bottom_deg"]))
         area = Area(centre - fov / 2, fov, *edges)
+    if len(predictions) > 1:
+        taken += "".join(f"\n{title}: {out}" for title, out in predictions)
     factor = min(1.0, width / photo.width, width / photo.height)
     size = (max(1, round(photo.width * factor)), max(1, round(photo.height * factor)))
     half = (max(1, size[0] // 2), max(1, size[1] // 2))
@@ -106,25 +131,31 @@ def _image(out: Path, record: Mapping[str, Any], width: int) -> dict[str, Any]:
     return {
         "name": record["name"],
         "takenFor": taken,
-        "width": size[0],
-        "height": size[1],
         "fov": math.degrees(area.fov_x),
         "latTop": math.degrees(area.lat_top),
         "latBottom": math.degrees(area.lat_bottom),
         "centreLon": math.degrees(area.lon_left + area.fov_x / 2),
-        "photo": _jpeg(photo, 85),
-        "thumbnail": _jpeg(thumbnail, 70),
-        "label": _packed(label.resize(size, Image.Resampling.NEAREST)),
-        "confidence": _packed(confidence.resize(half, Image.Resampling.BOX)),
-        "confidenceSize": half,
-        "shares": record["pixel_shares"],
+        "photo": jpeg_uri(photo, 85),
+        "thumbnail": jpeg_uri(thumbnail, 70),
+        "maps": [
+            {
+                "title": title,
+                "label": indexed_uri(np.asarray(label.resize(size, Image.Resampling.NEAREST))),
+                "confidence": indexed_uri(np.asarray(confidence.resize(half, Image.Resampling.BOX))),
+            }
+            for (title, _), (label, confidence) in zip(predictions, layers, strict=True)
+        ],
     }
 
 
+Layers = list[tuple[Image.Image, Image.Image]]
+"""Label and confidence of every prediction of an image."""
+
+
 def _on_the_sphere(
-    record: Mapping[str, Any], photo: Image.Image, label: Image.Image, confidence: Image.Image, width: int
-) -> tuple[Image.Image, Image.Image, Image.Image, Area]:
-    """A photograph, its label and confidence as parts of a sphere, straight ahead."""
+    record: Mapping[str, Any], photo: Image.Image, layers: Layers, width: int
+) -> tuple[Image.Image, Layers, Area]:
+    """A photograph and its layers as parts of a sphere, straight ahead."""
     fov = math.radians(record["fov_x_deg"] or UNKNOWN_FOV_DEG)
     half = math.atan(math.tan(fov / 2) * photo.height / photo.width)
     area = Area(-fov / 2, fov, half, -half)
@@ -138,12 +169,8 @@ def _on_the_sphere(
         found = grid_sample_any(values[None], grid, mode=mode).masked_fill(~inside, fill)[0]
         return Image.fromarray((found[0] if len(found) == 1 else found.permute(1, 2, 0)).numpy())
 
-    return (
-        laid(photo, "bilinear", 31),
-        laid(label, "nearest", IGNORE_INDEX),
-        laid(confidence, "bilinear", 0),
-        area,
-    )
+    moved = [(laid(label, "nearest", IGNORE_INDEX), laid(sure, "bilinear", 0)) for label, sure in layers]
+    return laid(photo, "bilinear", 31), moved, area
 
 
 def _grey(path: Path) -> Image.Image:
@@ -153,14 +180,3 @@ def _grey(path: Path) -> Image.Image:
             return Image.fromarray(np.asarray(image))
     except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error}); predict its image again") from error
-
-
-def _jpeg(image: Image.Image, quality: int) -> str:
-    stream = io.BytesIO()
-    image.save(stream, format="JPEG", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _packed(image: Image.Image) -> str:
-    """Values row by row, deflated, as base64."""
-    return base64.b64encode(zlib.compress(image.tobytes(), 9)).decode()

@@ -68,6 +68,7 @@ class Evaluation:
         predicted_pixels: (K,) int64, pixels predicted as each class outside the ignore band, labelled or not.
         confidence_sum: Sum of the largest class probability over those pixels, in ``CONFIDENCE_STEPS``.
         predictions: (H, W) uint8 predictions of the images asked for, by index.
+        confidences: (H, W) uint8 largest class probability of the same images in 255ths.
     """
 
     confusion: ConfusionMatrix
@@ -81,6 +82,7 @@ class Evaluation:
     confidence_sum: int = 0
     images: int = 0
     predictions: dict[int, Tensor] = field(default_factory=dict)
+    confidences: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def mean_confidence(self) -> float:
@@ -97,6 +99,7 @@ class Evaluation:
         """Everything counted, by name, to be stored and added again."""
         found = {f"matrix/{name}": matrix.counts for name, matrix in self._matrices()}
         found |= {f"prediction/{index}": label for index, label in self.predictions.items()}
+        found |= {f"confidence/{index}": values for index, values in self.confidences.items()}
         if self.areas is not None:
             found["areas"] = self.areas
         found["predicted_pixels"] = self.predicted_pixels
@@ -109,8 +112,11 @@ class Evaluation:
         for name, matrix in self._matrices():
             matrix.counts.add_(tensors[f"matrix/{name}"])
         for name, tensor in tensors.items():
-            if name.startswith("prediction/"):
-                self.predictions[int(name.removeprefix("prediction/"))] = tensor
+            kind, _, index = name.partition("/")
+            if kind == "prediction":
+                self.predictions[int(index)] = tensor
+            elif kind == "confidence":
+                self.confidences[int(index)] = tensor
         if self.areas is not None:
             self.areas += tensors["areas"]
         self.predicted_pixels += tensors["predicted_pixels"]

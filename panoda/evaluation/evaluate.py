@@ -52,7 +52,7 @@ def evaluate_model(
         latitude_bands: Bands of equal angle (ERP only).
         azimuth_sectors: Sectors of equal width (full-circle ERP only).
         groups: Group of every image of the split, to count each group apart, too; None = do not.
-        keep: Indices of images whose prediction is returned, if they are among ``images``.
+        keep: Indices of images whose prediction and confidence are returned, if they are among ``images``.
         images: The images to count; None = all.
 
     Raises:
@@ -96,6 +96,7 @@ def evaluate_model(
         for row, index in enumerate(indices):
             if index in keep:
                 result.predictions[index] = pred[row].to(torch.uint8).cpu()
+                result.confidences[index] = (255 * confidence[row]).round().to(torch.uint8).cpu()
     return result
 
 

@@ -60,6 +60,7 @@ class EvaluationSet:
             "labelled": self.labelled,
             "projection": self.split.projection,
             "full_circle": bool(self.split.full_circle),
+            "sphere": self._sphere(),
             "label_space": self.space.name,
             "raw_label_space": self.native,
             "class_names": self.space.names,
@@ -69,6 +70,14 @@ class EvaluationSet:
             "digest": self.split.digest,
             "note": note,
         }
+
+    def _sphere(self) -> dict[str, float] | None:
+        """The part of the sphere that panoramas show, in degrees; None for pinhole images."""
+        split = self.split
+        if split.projection != "erp":
+            return None
+        top, bottom = float(split.lat_top_deg), float(split.lat_bottom_deg)
+        return {"fov_x_deg": float(split.fov_x_deg), "lat_top_deg": top, "lat_bottom_deg": bottom}
 
 
 def open_sets(

@@ -304,7 +304,7 @@ STAGES: dict[str, Stage] = {
             sections=tuple(name for name in Params.model_fields if name not in ("runtime", "tracking")),
             inputs={"outputs": "outputs"},
             out="reports",
-            code=("panoda/labels", "panoda/system", "panoda/report"),
+            code=("panoda/labels", "panoda/system", "panoda/deployment/viewer", "panoda/report"),
             on_gpu=False,
         ),
     )

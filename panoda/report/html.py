@@ -5,12 +5,11 @@ Figures are inline SVG that take the page's colours, pictures are data URIs; not
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +17,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
+from panoda.deployment.viewer import indexed_uri, jpeg_uri, json_in_page, viewer_text
 from panoda.report import figures, tables, words
 from panoda.report.collect import Picture, Results
 from panoda.report.style import model_colours, to_svg
@@ -26,6 +26,8 @@ MAX_WIDTH = 1440
 """Pictures wider than this many pixels are scaled down."""
 PICTURE_BUDGET = 10_000_000
 """Bytes of encoded pictures after which further ones are left out."""
+CONFIDENCE_STEP = 5
+"""Confidences are rounded to so many 255ths, and of half the size: they are looked at, not computed with."""
 OPEN_PICTURES = 3
 """Pictures shown at once; the others fold away."""
 
@@ -80,6 +82,7 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         recipe=tables.recipe_table(params).to_dict("records"),
         pictures=_pictures(results),
         legend=_legend(results),
+        viewer=_viewer(results) if any(about.get("sphere") for about in results.sets.values()) else None,
         per_class=list(_per_class(results)),
         predictions=_predictions(results),
         directions=_directions(results),
@@ -223,24 +226,50 @@ def _pictures(results: Results) -> dict[str, Any]:
     spent = left_out = 0
     for picture in results.pictures:
         whats = [w for w in ("input", "truth", *results.models) if w in picture.files]
-        images = [(w, *_data_uri(picture, w)) for w in whats]
-        size = sum(len(uri) for _, uri, _ in images)
+        titles = {w: tables.model_label(w) for w in whats} | {"input": "Input", "truth": "Truth"}
+        place = _place(results.sets[picture.set_name].get("sphere"))
+        tiles = [_tile(picture, w, viewed=place is not None) | {"what": w, "title": titles[w]} for w in whats]
+        size = sum(len(tile["uri"]) + len(tile["confidence"]) for tile in tiles)
         if spent + size > PICTURE_BUDGET:
             left_out += 1
             continue
         spent += size
-        titles = {w: tables.model_label(w) for w in whats} | {"input": "Input", "truth": "Truth"}
-        tiles = [{"what": w, "title": titles[w], "uri": uri, "size": wh} for w, uri, wh in images]
-        entries.append({"set": picture.set_name, "number": picture.number, "tiles": tiles})
+        entries.append({"set": picture.set_name, "number": picture.number, "tiles": tiles, "sphere": place})
     target = [e for e in entries if e["set"] == "target_test"]
     shown = (target or entries)[:OPEN_PICTURES]
     return {"shown": shown, "folded": [e for e in entries if e not in shown], "left_out": left_out}
 
 
-def _data_uri(picture: Picture, what: str) -> tuple[str, tuple[int, int]]:
-    """Data URI and (width, height): photographs as JPEG, label maps as palette PNG."""
+def _place(sphere: Mapping[str, float] | None) -> dict[str, float] | None:
+    """Where a picture lies on the sphere, as the viewer calls it; None for pinhole images."""
+    if sphere is None:
+        return None
+    return {
+        "fov": sphere["fov_x_deg"],
+        "latTop": sphere["lat_top_deg"],
+        "latBottom": sphere["lat_bottom_deg"],
+    }
+
+
+def _tile(picture: Picture, what: str, *, viewed: bool) -> dict[str, Any]:
+    """Data URI and (width, height) of a photograph or label map, and its confidence.
+
+    Args:
+        viewed: It can be opened in the viewer, which alone shows confidences; elsewhere they are "".
+    """
     with Image.open(picture.files[what]) as image:
-        return _encoded(image, photograph=what == "input")
+        size = _fitted(image)
+        if what == "input":
+            return {"uri": _photograph(image), "size": size, "confidence": ""}
+        palette = np.asarray(image.getpalette(), dtype=np.uint8)
+        uri = indexed_uri(np.asarray(image.resize(size, Image.Resampling.NEAREST)), palette)
+    confidence, path = "", picture.files.get(f"{what}_confidence")
+    if viewed and path is not None:
+        with Image.open(path) as image:
+            half = (max(1, size[0] // 2), max(1, size[1] // 2))
+            values = np.asarray(image.resize(half, Image.Resampling.BOX))
+        confidence = indexed_uri(values // CONFIDENCE_STEP * CONFIDENCE_STEP)
+    return {"uri": uri, "size": size, "confidence": confidence}
 
 
 def _sheet(path: Path | None) -> dict[str, Any] | None:
@@ -248,21 +277,24 @@ def _sheet(path: Path | None) -> dict[str, Any] | None:
     if path is None:
         return None
     with Image.open(path) as image:
-        uri, size = _encoded(image, photograph=True)
-    return {"uri": uri, "size": size}
+        return {"uri": _photograph(image), "size": _fitted(image)}
 
 
-def _encoded(image: Image.Image, *, photograph: bool) -> tuple[str, tuple[int, int]]:
-    buffer, size = io.BytesIO(), image.size
-    if image.width > MAX_WIDTH:
-        size = (MAX_WIDTH, round(image.height * MAX_WIDTH / image.width))
-    if photograph:
-        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=88)
-        kind = "jpeg"
-    else:
-        image.resize(size, Image.Resampling.NEAREST).save(buffer, "PNG", optimize=True)
-        kind = "png"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", size
+def _fitted(image: Image.Image) -> tuple[int, int]:
+    """(width, height) in the page."""
+    width = min(MAX_WIDTH, image.width)
+    return width, round(image.height * width / image.width)
+
+
+def _photograph(image: Image.Image) -> str:
+    return jpeg_uri(image.convert("RGB").resize(_fitted(image), Image.Resampling.LANCZOS), 88)
+
+
+def _viewer(results: Results) -> Markup:
+    """The page to look around in and its classes, as JSON for report.js, which fills and opens it."""
+    space = results.space
+    classes = [{"name": n, "colour": c} for n, c in zip(space.names, space.palette, strict=True)]
+    return Markup(json_in_page({"page": viewer_text(), "classes": classes}))
 
 
 def _legend(results: Results) -> list[dict[str, str]]:

@@ -135,6 +135,8 @@ class _Writer:
         """Write what belongs to one model and set; returns the flat metrics without the model's name."""
         for number, index in enumerate(current.pictures):
             self._label(current, number, model, result.predictions[index].numpy())
+            confidence = Image.fromarray(result.confidences[index].numpy())
+            confidence.save(self._picture(current, number, f"{model}_confidence"))
         nested = _nested_metrics(current, result)
         self.metrics.setdefault(model, {})[current.name] = nested
         counts, iou = result.confusion.matrix.cpu(), result.confusion.iou()
