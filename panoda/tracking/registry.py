@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from panoda.tracking.store import TrackingError, connect, first_line
 
@@ -108,7 +108,7 @@ def _link_metrics(
 
     found = []
     for key in client.get_run(run_id).data.metrics:
-        about: dict[str, str] = {}
+        about: dict[str, Any] = {}
         if datasets is not None:
             name = (*key.split("/"), "")[1]
             if name not in datasets:
