@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
-from panoda.report.words import domain_name, selection_sentences, task_sentence
+from panoda.report.words import domain_name, headline, selection_sentences, task_sentence
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,19 @@ def test_selection_of_a_supervised_run(select, shared, said):
 
     text = " ".join(selection_sentences({"pretrain": {"select": select}}, Results()))  # type: ignore[arg-type]
     assert said in text and "Warm-up had no steps" in text and "target train split" not in text
+
+
+@pytest.mark.parametrize(
+    ("after", "text"),
+    [
+        (30.0, "raised mIoU on target test from 20.0 % to 30.0 % (+10.0 points)."),
+        (19.0, "lowered mIoU on target test from 20.0 % to 19.0 % (\u22121.0 points)."),
+        (20.04, "left mIoU on target test at 20.0 %."),
+    ],
+)
+def test_the_headline_says_which_way(after, text):
+    class Results:
+        adapted, copies, models = True, {}, ["source_only", "round1"]
+
+    table = pd.DataFrame({"target_test/miou": [20.0, after]})
+    assert headline(Results(), table) == f"Adaptation {text}"  # type: ignore[arg-type]

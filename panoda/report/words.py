@@ -89,10 +89,12 @@ def headline(results: Results, table: pd.DataFrame) -> str:
         return text + (f" and {number(source[0])} % on source val." if source is not None else ".")
     gap = target[1] - target[0]
     stage = "Warm-up" if results.models[-1] == "warmup" else "Adaptation"
-    text = (
-        f"{stage} {'raised' if gap > 0 else 'lowered'} mIoU on target test from {number(target[0])} % to "
-        f"{number(target[1])} % ({signed(gap)} points)"
-    )
+    text = f"{stage} left mIoU on target test at {number(target[1])} %"
+    if number(target[0]) != number(target[1]):
+        text = (
+            f"{stage} {'raised' if gap > 0 else 'lowered'} mIoU on target test from {number(target[0])} % to "
+            f"{number(target[1])} % ({signed(gap)} points)"
+        )
     if source is not None:
         text += f", while source val went from {number(source[0])} % to {number(source[1])} %"
     return text + "."
@@ -126,7 +128,7 @@ def caution(params: Mapping[str, Any], results: Results, table: pd.DataFrame) ->
     if not results.adapted:
         return f"{text}; another seed gives another score."
     text += f". Gaps under {_SINGLE_SEED:.0f} points can come from the seed alone"
-    return text + (", and this one is." if abs(target[1] - target[0]) < _SINGLE_SEED else ".")
+    return text + (", and this one is so small." if abs(target[1] - target[0]) < _SINGLE_SEED else ".")
 
 
 def _ends(table: pd.DataFrame, column: str) -> tuple[float, float] | None:
