@@ -15,7 +15,7 @@ from PIL import Image
 from panoda.annotation.cvat import CvatWriter
 from panoda.annotation.label_studio import LabelStudioWriter
 from panoda.annotation.task import BEFORE, FILE, IMAGES, Photograph, Task, Tile, Tool, ids_png, read_ids
-from panoda.data.formats.images import read_upright
+from panoda.data.formats.images import read_upright, save_jpeg
 from panoda.deployment.model import Prediction
 from panoda.deployment.records import read_predictions
 from panoda.geometry.views import Views
@@ -190,7 +190,7 @@ def _export(
             side=len(view.label),
         )
         ids_png(view.label, task.space).save(folder / BEFORE / f"{tile.name}.png")
-        Image.fromarray(view.image).save(folder / IMAGES / f"{tile.name}.jpg", quality=95)
+        save_jpeg(Image.fromarray(view.image), folder / IMAGES / f"{tile.name}.jpg", quality=95)
         add(tile.name, f"{tile.name}.jpg", view.label)
         tiles.append(tile)
     return photograph.model_copy(update={"tiles": tuple(tiles)})

@@ -21,7 +21,7 @@ from PIL import Image
 
 from panoda.data.formats.declaration import read_declaration
 from panoda.data.formats.encoding import encoding_of, space_of
-from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name
+from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name, save_jpeg
 from panoda.data.formats.videos import ALL, Frames
 from panoda.deployment.model import Model, Picture, Prediction, load
 from panoda.deployment.records import Records, describe, describe_model
@@ -287,7 +287,7 @@ def _write(
     with staged_file(out / files["confidence"]) as aside:
         Image.fromarray(found.confidence_255).save(aside, format="PNG", compress_level=1)
     with staged_file(out / files["overlay"]) as aside:
-        found.overlay().save(aside, format="JPEG", quality=90)
+        save_jpeg(found.overlay(), aside, quality=90)
     return describe(found, path, name, files), found.view
 
 

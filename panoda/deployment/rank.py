@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from panoda.data.formats.images import save_jpeg
 from panoda.data.prepare.contact_sheet import CELL_HEIGHT, CELL_WIDTH, COLUMNS, draw_sheet
 from panoda.deployment.measures import solid_angles
 from panoda.deployment.model import Model, Picture, load
@@ -207,7 +208,7 @@ def rank_files(
         with staged_file(out / LIST) as aside:
             aside.write_text("".join(f"{path}\n" for path in result.chosen["image"]), encoding="utf-8")
         with staged_file(out / SHEET) as aside:
-            _sheet(model, result.chosen, height, geometry, dtype).save(aside, format="JPEG", quality=90)
+            save_jpeg(_sheet(model, result.chosen, height, geometry, dtype), aside, quality=90)
     return result
 
 
