@@ -465,6 +465,15 @@ def test_a_later_call_adds_to_the_folder(tmp_path, checkpoint):
     assert pd.read_csv(result.summary).image.tolist() == [str(one), str(two)]
 
 
+def test_a_call_from_elsewhere_finds_the_same_image(tmp_path, checkpoint, monkeypatch):
+    one = picture(tmp_path / "in" / "one.png", (40, 80))
+    predict_files(checkpoint, [one], tmp_path / "out")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    result = predict_files(checkpoint, [Path("../in/one.png"), one], Path("../out"))
+    assert result.kept == len(result.labels) == 1
+
+
 def test_a_stopped_call_keeps_what_it_has(tmp_path, checkpoint, monkeypatch):
     files = [picture(tmp_path / f"{number}.png", (40, 80)) for number in range(8)]
     label, seen = Model.label, []

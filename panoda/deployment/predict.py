@@ -33,7 +33,7 @@ from panoda.inference.sliding import Sliding
 from panoda.inference.whole import Smoothing
 from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
 from panoda.system.errors import DataError
-from panoda.system.files import explain_disk_full, explained_error, staged_file
+from panoda.system.files import explain_disk_full, explained_error, one_name, staged_file
 from panoda.system.progress import progress_bar
 
 JOBS = 2
@@ -113,8 +113,7 @@ def predict_files(
         ValueError: no images, or no model.
         OSError: disk full, or ``out`` cannot be written.
     """
-    # Absolute: the manifest is read from other folders, too, and one image has one name.
-    images = list(dict.fromkeys(image.expanduser().absolute() for image in images))
+    images = list(dict.fromkeys(map(one_name, images)))
     if not images:
         raise ValueError("no images given; name at least one image file")
     if jobs < 1:

@@ -26,7 +26,7 @@ from panoda.deployment.view import AUTO, Geometry, View
 from panoda.inference.prediction import MIN_SIDE, predict_features, resize_image
 from panoda.inference.whole import WINDOW
 from panoda.models.core.segmenter import Segmenter
-from panoda.system.files import explain_disk_full, staged_file
+from panoda.system.files import explain_disk_full, one_name, staged_file
 from panoda.system.progress import track
 
 DUPLICATE = 0.05
@@ -165,9 +165,7 @@ def rank_files(
         ValueError: no images, no model that has features, or options that make no sense.
         OSError: disk full, or ``out`` cannot be written.
     """
-    images, labelled = (
-        list(dict.fromkeys(path.expanduser().absolute() for path in paths)) for paths in (images, labelled)
-    )
+    images, labelled = (list(dict.fromkeys(map(one_name, paths))) for paths in (images, labelled))
     if not images:
         raise ValueError("no images given; name at least one image file")
     if height is not None and height < MIN_SIDE:

@@ -140,6 +140,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def one_name(path: Path) -> Path:
+    """A path as it is kept: absolute and without ``..``, so that a file has one name in calls from any folder.
+
+    Links keep their names, but for those before a ``..``, which leads above what they point to.
+    """
+    found = path.expanduser().absolute()
+    return found.parent.resolve() / found.name if ".." in found.parts else found
+
+
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success it replaces ``path``, on error it is removed.
