@@ -91,8 +91,10 @@ class Prediction:
                 rows near the poles of a panorama and the corners of a photograph are small.
 
         Raises:
-            ValueError: solid angles of a photograph whose lens nothing tells.
+            ValueError: solid angles of a photograph whose lens nothing tells, or another ``by``.
         """
+        if by not in ("pixel", "solid_angle"):
+            raise ValueError(f"shares by {by!r}: expected 'pixel' or 'solid_angle'")
         if by == "pixel":
             return pixel_shares(self.label, self.space)
         found = solid_angle_shares(self.label, self.space, self.view)
