@@ -19,9 +19,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from panoda.data.formats.browse import PREDICTED_FOLDERS
 from panoda.data.formats.declaration import read_declaration
 from panoda.data.formats.encoding import encoding_of, space_of
-from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name, save_jpeg
+from panoda.data.formats.images import (
+    IMAGE_SUFFIXES,
+    UNSTITCHED,
+    VIDEO_SUFFIXES,
+    is_image_name,
+    is_video_name,
+    save_jpeg,
+)
 from panoda.data.formats.videos import ALL, Frames
 from panoda.deployment.model import Model, Picture, Prediction, load
 from panoda.deployment.records import Records, describe, describe_model
@@ -44,9 +52,6 @@ PIXELS_WAITING = 2**25
 """Pixels of the images that wait on either side, where one is not more."""
 MANIFEST_SECONDS = 5.0
 """What a killed process has predicted since the manifest was last written is predicted again."""
-FOLDERS = ("labels", "confidence", "overlays")
-UNSTITCHED = frozenset({".insv", ".insp", ".360"})
-"""Lower-case suffixes of what cameras write before it is stitched."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def predict_files(
             say(f"{path}: {view}{how_else(view)}")
 
     with explain_disk_full(out):
-        for folder in FOLDERS:
+        for folder in PREDICTED_FOLDERS:
             # An out that cannot be written is told before the first prediction.
             (out / folder).mkdir(parents=True, exist_ok=True)
         records = Records(out, describe_model(model), options)

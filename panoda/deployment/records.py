@@ -14,13 +14,13 @@ from typing import Any
 
 import pandas as pd
 
+from panoda.data.formats.browse import MANIFEST, PREDICTIONS
 from panoda.deployment.model import Model, Prediction
 from panoda.labels import LabelSpace
 from panoda.system.files import sha256_file, staged_file, write_json
 
-MANIFEST = "manifest.json"
 SUMMARY = ("summary.csv", "summary.parquet")
-FORMAT = "panoda-predictions-1"
+FORMAT = f"{PREDICTIONS}1"
 COLUMNS = (
     "image",
     "name",

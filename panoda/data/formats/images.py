@@ -16,6 +16,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 """Lower-case suffixes of files that are taken for images."""
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 """Lower-case suffixes of files that prediction takes for videos."""
+UNSTITCHED = frozenset({".insv", ".insp", ".360"})
+"""Lower-case suffixes of what cameras write before it is stitched."""
 
 _IDS = ("L", "P", "1", "I")
 _STRIP_PIXELS = 2**20
