@@ -592,6 +592,12 @@ def test_names_of_earlier_images_stay_taken_when_options_change(tmp_path, checkp
     assert predict_files(checkpoint, [first], out, height=64).labels == [out / "labels/a.png"]
 
 
+def test_long_names_are_cut(tmp_path, checkpoint):
+    files = [picture(tmp_path / f"{'ü' * 120}{end}.png", (40, 80)) for end in "ab"]
+    result = predict_files(checkpoint, files, tmp_path / "out")
+    assert [path.name for path in result.labels] == [f"{'ü' * 75}.png", f"{'ü' * 75}-2.png"]
+
+
 def test_a_projection_that_does_not_exist_is_refused(tmp_path, checkpoint):
     with pytest.raises(ValueError, match="'equirectangular'; expected one of auto, erp, band, pinhole"):
         load(checkpoint).predict(picture(tmp_path / "a.png", (64, 128)), projection="equirectangular")
