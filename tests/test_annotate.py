@@ -499,6 +499,12 @@ def test_what_is_no_task_or_no_prediction(tmp_path, labelled, checkpoint, monkey
     export_task(labelled, tmp_path / "task", tool="cvat")
     with pytest.raises(ValueError, match="name what the tool exported"):
         import_task(tmp_path / "task", tmp_path / "out")
+    for tool in TOOLS:
+        export_task(labelled, tmp_path / "task", tool=tool)  # another one of the same photographs
+    (tmp_path / "task/export.zip").write_bytes(b"days of work")
+    with pytest.raises(ValueError, match="holds export.zip, which would be lost"):
+        export_task(labelled, tmp_path / "task", tool="cvat")
+    assert (tmp_path / "task/export.zip").read_bytes() == b"days of work"
     with pytest.raises(ValueError, match="no predictions of images here"):
         export_task(tmp_path, tmp_path / "out", tool="cvat")
     with pytest.raises(ValueError, match="holds other files"):

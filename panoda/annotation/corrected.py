@@ -64,7 +64,7 @@ def import_task(folder: Path, out: Path, *, exported: Path | None = None) -> Imp
             f"{source or folder / EXPORTS[0]}: no such file; name what the tool exported, or put it there as "
             f"{', '.join(EXPORTS)}"
         )
-    check_replaceable(out, made=[DATASET], inputs=[folder, source])
+    check_replaceable(out, made=[DATASET], inputs=[folder, source], only=(DATASET, IMAGES, LABELS, SPACE))
     changed: dict[str, float] = {}
     left_out, failures, suffixes = list[str](), list[str](), set[str]()
     with ExitStack() as stack:

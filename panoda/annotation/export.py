@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from panoda.annotation.cvat import CvatWriter
-from panoda.annotation.label_studio import LabelStudioWriter
+from panoda.annotation.cvat import ANNOTATIONS, LABELS, CvatWriter
+from panoda.annotation.label_studio import INTERFACE, TASKS, LabelStudioWriter
 from panoda.annotation.task import BEFORE, FILE, IMAGES, Photograph, Task, Tile, Tool, ids_png, read_ids
 from panoda.data.formats.images import read_upright, save_jpeg
 from panoda.deployment.model import Prediction
@@ -26,6 +26,8 @@ from panoda.system.progress import track
 
 AS_THEY_ARE = (".jpg", ".jpeg", ".png")
 """Files that every tool shows, if they are stored upright."""
+MADE = (FILE, IMAGES, BEFORE, ANNOTATIONS, LABELS, TASKS, INTERFACE)
+"""All that lies in a task; what a tool exported may have been put there, too, and is not to be lost."""
 TILE = "-view"
 """Between the name of a photograph and the number of its tile."""
 
@@ -70,7 +72,7 @@ def export_task(
         OSError: disk full, or ``out`` cannot be written.
     """
     manifest = read_predictions(predictions, say)
-    check_replaceable(out, made=[FILE], inputs=[predictions])
+    check_replaceable(out, made=[FILE], inputs=[predictions], only=MADE)
     records, failures = _chosen(manifest["images"], chosen)
     model, first = manifest["model"], records[0]
     kind = _kind(first)
