@@ -305,6 +305,10 @@ def test_what_the_command_says(tmp_path, checkpoint, monkeypatch, capsys):
         (["--checkpoint", tmp_path / "foreign.onnx", "--out", out], "foreign.onnx: not a model that"),
         (["--checkpoint", checkpoint, "--out", one], "a.png/labels: not a directory; a file lies where"),
         ([tmp_path / "empty", "--checkpoint", checkpoint, "--out", out], "empty: no images in this folder"),
+        (
+            ["--checkpoint", "segformer-b1", "--out", out],
+            "segformer-b1: no such file, and no published weights",
+        ),
     ):
         assert message in said(monkeypatch, capsys, one, *arguments)
     assert not out.exists()
