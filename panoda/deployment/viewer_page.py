@@ -179,4 +179,6 @@ def _grey(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return Image.fromarray(np.asarray(image))
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({error}); predict its image again") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); remove it, and predict its image again"
+        ) from error
