@@ -389,8 +389,15 @@ def test_a_photograph_that_is_gone_is_named(tmp_path, labelled) -> None:
     back = import_task(tmp_path / "task", tmp_path / "corrected")
     assert list(back.changed) == ["b.c"] and "a.png" in back.failures[0]
     assert [path.name for path in (tmp_path / "corrected/labels").iterdir()] == ["b.c.png"]
-    photo(tmp_path / "in/a.png", 1, (48, 96))
-    assert "its size has changed" in import_task(tmp_path / "task", tmp_path / "corrected").failures[0]
+    photo(tmp_path / "in/a.png", 1)
+    assert not import_task(tmp_path / "task", tmp_path / "corrected").failures  # a copy
+    for other in ({"seed": 1, "size": (48, 96)}, {"seed": 3}):
+        photo(tmp_path / "in/a.png", **other)
+        for failures in (
+            import_task(tmp_path / "task", tmp_path / "corrected").failures,
+            export_task(labelled, tmp_path / "other", tool="cvat").failures,
+        ):
+            assert len(failures) == 1 and "a.png: has changed since it was predicted" in failures[0]
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -492,11 +499,21 @@ def test_what_is_no_task_or_no_prediction(tmp_path, labelled, checkpoint, monkey
     export_task(labelled, tmp_path / "task", tool="cvat")
     with pytest.raises(ValueError, match="name what the tool exported"):
         import_task(tmp_path / "task", tmp_path / "out")
+    for tool in TOOLS:
+        export_task(labelled, tmp_path / "task", tool=tool)  # another one of the same photographs
+    (tmp_path / "task/export.zip").write_bytes(b"days of work")
+    with pytest.raises(ValueError, match="holds export.zip, which would be lost"):
+        export_task(labelled, tmp_path / "task", tool="cvat")
+    assert (tmp_path / "task/export.zip").read_bytes() == b"days of work"
     with pytest.raises(ValueError, match="no predictions of images here"):
         export_task(tmp_path, tmp_path / "out", tool="cvat")
     with pytest.raises(ValueError, match="holds other files"):
         export_task(labelled, tmp_path / "in", tool="cvat")
     manifest = json.loads((labelled / MANIFEST).read_text())
+    manifest["images"][1] |= {"name": f"{manifest['images'][0]['name']}-view02"}
+    (labelled / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="-view02: so is a tile of .* named"):
+        export_task(labelled, tmp_path / "out", tool="cvat", views=Views())
     manifest["images"][0] |= {"projection": "pinhole", "lat_top_deg": None, "taken_for": "photograph"}
     (labelled / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"b.c.JPG is a full circle .*, and .*a.png a photograph"):

@@ -27,7 +27,7 @@ def days(tmp_path: Path) -> Path:
     panos = tree(tmp_path / "panos", "day1/a.jpg", "day1/B.JPG", "notes.txt")
     tree(tmp_path / "elsewhere", "x.jpg", "deep/y.jpg")
     (panos / "day2").symlink_to(tmp_path / "elsewhere")
-    tree(panos, "day1/c.heic", "day1/d.JFIF", "day1/._a.jpg", ".thumbs/e.jpg")
+    tree(panos, "day1/c.heic", "day1/d.JFIF", "day1/e.INSV", "f.360", "day1/._a.jpg", ".thumbs/e.jpg")
     (panos / "day1/gone.png").symlink_to("nowhere.png")
     (panos / "day3").symlink_to(tmp_path / "unmounted")
     (panos / "day1/self.png").symlink_to("self.png")
@@ -47,6 +47,7 @@ LEFT = {
     browse.SPECIAL: ["pipe.png"],
     browse.HIDDEN: [".thumbs/e.jpg", "day1/._a.jpg"],
     browse.SUFFIX: ["day1/c.heic", "day1/d.JFIF"],
+    browse.FISHEYE: ["day1/e.INSV", "f.360"],
 }
 
 
@@ -134,3 +135,28 @@ def test_what_the_patterns_of_a_folder_leave_out(tmp_path, caplog):
         ["a.jpg", "B.JPG", "day/c.jpg", "day/deep/d.jpg", "f.png", ".hidden/e.jpg"]
     )
     assert not caplog.text
+
+
+def test_what_prediction_wrote_is_not_taken(tmp_path, caplog, capsys):
+    folder = tree(tmp_path / "in", "a.jpg", "old/overlays/a.jpg", "old/labels/a.png", "mine/labels/b.png")
+    (folder / "old/manifest.json").write_text('{"failures": [], "format": "panoda-predictions-1"}')
+    (folder / "mine/manifest.json").write_text("{}")
+    names = ["a.jpg", "mine/labels/b.png"]
+    for given in (folder, folder / "**/*.*"):
+        found = expand([str(given)], tmp_path / "out")
+        assert [path.relative_to(folder).as_posix() for path in found] == names
+        line = f"left out: written by `panoda predict` (2): {folder}/old/labels/a.png, {folder}/old/overlays/a.jpg"
+        assert capsys.readouterr().err == f"{line}\n"
+    assert listed(FolderDataset(kind="folder", path=str(folder)), tmp_path / "raw") == names
+    assert caplog.messages == [line]
+    assert list(expand([str(folder / "old/labels")], tmp_path / "out"))  # named by hand
+
+
+def test_a_pattern_names_what_it_leaves_out(tmp_path, capsys):
+    folder = tree(tmp_path / "in", "a.jpg", "b.heic", "c.insv", "d.txt", "e.mp4", "sub/f.jpg")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    found = expand([str(folder / "*")], tmp_path / "out")
+    assert [path.name for path in found] == ["a.jpg", "e.mp4", "gone.png"]  # whose reason is told later
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition("/")[2] for line in lines] == ["b.heic", "c.insv"]
+    assert "stitched with the camera's program" in lines[1]

@@ -1,9 +1,30 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from panoda.system.files import read_text, read_yaml, sha256_file, staged_directory, staged_file, write_json
+from panoda.system.files import (
+    one_name,
+    read_text,
+    read_yaml,
+    sha256_file,
+    staged_directory,
+    staged_file,
+    write_json,
+)
+
+
+def test_a_file_has_one_name_from_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "far/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/deep")
+    (tmp_path / "far/a.jpg").touch()
+    (tmp_path / "photos/b.jpg").symlink_to("../far/a.jpg")
+    monkeypatch.chdir(tmp_path / "photos")
+    wanted = tmp_path / "photos/b.jpg"  # a link keeps its name
+    assert one_name(Path("b.jpg")) == one_name(Path("../photos/b.jpg")) == one_name(wanted) == wanted
+    assert one_name(Path("../link/../a.jpg")) == tmp_path / "far/a.jpg"
 
 
 def test_an_error_leaves_the_old_file(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from torchvision.io import ImageReadMode, decode_image, read_file
 
 from panoda.data.formats.dataset import Encoding
 from panoda.data.formats.decode import decode_label
-from panoda.data.formats.images import read_rgb
+from panoda.data.formats.images import read_rgb, save_jpeg
 from panoda.data.formats.pixels import MAX_PIXELS, SWITCH
 from panoda.system.errors import DataError
 
@@ -317,3 +318,18 @@ def test_second_decoder_keeps_sixteen_bits(tmp_path):
     """What the tests above rest on."""
     path = png(tmp_path / "a.png", 16, 0, [struct.pack(">H", 258)], size=(1, 1))
     assert torch.equal(decode_image(read_file(str(path))), torch.tensor([[[258]]], dtype=torch.uint16))
+
+
+def test_a_jpeg_that_does_not_fit_is_an_error(tmp_path):
+    image = Image.fromarray(values("uint8", 3))
+    save_jpeg(image, tmp_path / "whole.jpg", quality=90)
+    size = (tmp_path / "whole.jpg").stat().st_size
+    assert read_rgb(tmp_path / "whole.jpg").size == image.size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Half of it can be written, as on a disk that is nearly full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            save_jpeg(image, tmp_path / "cut.jpg", quality=90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

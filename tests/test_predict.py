@@ -305,6 +305,10 @@ def test_what_the_command_says(tmp_path, checkpoint, monkeypatch, capsys):
         (["--checkpoint", tmp_path / "foreign.onnx", "--out", out], "foreign.onnx: not a model that"),
         (["--checkpoint", checkpoint, "--out", one], "a.png/labels: not a directory; a file lies where"),
         ([tmp_path / "empty", "--checkpoint", checkpoint, "--out", out], "empty: no images in this folder"),
+        (
+            ["--checkpoint", "segformer-b1", "--out", out],
+            "segformer-b1: no such file, and no published weights",
+        ),
     ):
         assert message in said(monkeypatch, capsys, one, *arguments)
     assert not out.exists()
@@ -465,6 +469,15 @@ def test_a_later_call_adds_to_the_folder(tmp_path, checkpoint):
     assert pd.read_csv(result.summary).image.tolist() == [str(one), str(two)]
 
 
+def test_a_call_from_elsewhere_finds_the_same_image(tmp_path, checkpoint, monkeypatch):
+    one = picture(tmp_path / "in" / "one.png", (40, 80))
+    predict_files(checkpoint, [one], tmp_path / "out")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    result = predict_files(checkpoint, [Path("../in/one.png"), one], Path("../out"))
+    assert result.kept == len(result.labels) == 1
+
+
 def test_a_stopped_call_keeps_what_it_has(tmp_path, checkpoint, monkeypatch):
     files = [picture(tmp_path / f"{number}.png", (40, 80)) for number in range(8)]
     label, seen = Model.label, []
@@ -581,6 +594,12 @@ def test_names_of_earlier_images_stay_taken_when_options_change(tmp_path, checkp
     result = predict_files(checkpoint, [second], out, height=64)
     assert [p.name for p in result.labels] == ["a-2.png"] and (out / "labels/a.png").read_bytes() == before
     assert predict_files(checkpoint, [first], out, height=64).labels == [out / "labels/a.png"]
+
+
+def test_long_names_are_cut(tmp_path, checkpoint):
+    files = [picture(tmp_path / f"{'ü' * 120}{end}.png", (40, 80)) for end in "ab"]
+    result = predict_files(checkpoint, files, tmp_path / "out")
+    assert [path.name for path in result.labels] == [f"{'ü' * 75}.png", f"{'ü' * 75}-2.png"]
 
 
 def test_a_projection_that_does_not_exist_is_refused(tmp_path, checkpoint):

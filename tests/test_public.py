@@ -36,6 +36,10 @@ def test_a_model_labels_files_and_arrays_alike(tmp_path: Path, checkpoint: Path)
     assert result.overlay().size == (96, 48) and result.view.wrap
     for same in (pixels, Image.fromarray(pixels), str(tmp_path / "photo.png")):
         assert np.array_equal(model.predict(same, height=32).label, result.label)
+    with pytest.raises(ValueError, match="shares by 'pixels': expected 'pixel' or 'solid_angle'"):
+        result.shares("pixels")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="clip.mp4: a video; `panoda predict`"):
+        model.predict("clip.mp4")
     with pytest.raises(ValueError, match=r"expected an RGB image \(H, W, 3\) of uint8, found \(48, 96\)"):
         model.predict(pixels[..., 0])
 

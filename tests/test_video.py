@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from collections.abc import Iterable, Mapping
@@ -385,10 +386,9 @@ def test_bad_files_are_named_and_the_rest_is_done(
     written = sorted(p.name for p in (tmp_path / "out").rglob("*") if p.is_file() and p.parent.name != "out")
     assert written == ["a.jpg", "a.png", "a.png", "good.csv", "good.mkv", "good.mp4", "good.parquet"]
     assert "no frame in 4:9, it has 4" in said(monkeypatch, capsys, good, *options, "--frames", "4:9")
-    for name, message in (("front.mp4", "--frames"), ("cut.mkv", "take these with --frames")):
-        seen = said(monkeypatch, capsys, folder / name, *options)
-        assert message in seen
-        assert run(monkeypatch, capsys, folder / name, *options, "--frames", ":10")[0] == 0
+    for name in ("front.mp4", "cut.mkv"):
+        advice = re.search(r"--frames (:\d+)", said(monkeypatch, capsys, folder / name, *options))
+        assert advice and run(monkeypatch, capsys, folder / name, *options, "--frames", advice[1])[0] == 0
     for extra, message in (
         (("--fps", 0), "a rate of 0 frames a second: expected 0.001 or more"),
         (("--frames", "7"), "expected FIRST:STOP"),

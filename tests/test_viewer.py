@@ -143,6 +143,18 @@ def test_what_cannot_be_shown(tmp_path: Path, checkpoint: Path) -> None:  # noqa
     said: list[str] = []
     write_viewer(tmp_path / "out", say=said.append)
     assert len(said) == 1 and "gone.png" in said[0] and len(data(tmp_path / "out")["images"]) == 1
+    Image.fromarray(np.zeros((40, 80, 3), np.uint8)).save(gone)  # another photograph of the same size
+    write_viewer(tmp_path / "out", say=said.append)
+    assert "gone.png: has changed since it was predicted" in said[1]
+    gone.unlink()
+    label = tmp_path / "out/labels/there.png"
+    label.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="none of the photographs"):
+        write_viewer(tmp_path / "out", say=said.append)
+    assert "there.png: cannot be read" in said[-1] and "remove it, and predict its image again" in said[-1]
+    label.unlink()
+    predict_files(checkpoint, [there], tmp_path / "out", geometry=Geometry("erp"))
+    assert len(data(write_viewer(tmp_path / "out").parent)["images"]) == 1
     there.unlink()
     done = subprocess.run(
         [sys.executable, "-m", "panoda", "view", str(tmp_path / "out")],

@@ -64,7 +64,7 @@ def import_task(folder: Path, out: Path, *, exported: Path | None = None) -> Imp
             f"{source or folder / EXPORTS[0]}: no such file; name what the tool exported, or put it there as "
             f"{', '.join(EXPORTS)}"
         )
-    check_replaceable(out, made=[DATASET], inputs=[folder, source])
+    check_replaceable(out, made=[DATASET], inputs=[folder, source], only=(DATASET, IMAGES, LABELS, SPACE))
     changed: dict[str, float] = {}
     left_out, failures, suffixes = list[str](), list[str](), set[str]()
     with ExitStack() as stack:
@@ -121,8 +121,8 @@ def _import(photograph: Photograph, folder: Path, out: Path, task: Task, found: 
     else:
         label = found[photograph.name](size)
     image = read_rgb(path)
-    if (image.height, image.width) != size:
-        raise DataError(f"{path}: its size has changed since it was predicted; predict and export it again")
+    if (image.height, image.width) != size or photograph.bytes not in (None, path.stat().st_size):
+        raise DataError(f"{path}: has changed since it was predicted; predict and export it again")
     shutil.copyfile(path, out / IMAGES / f"{photograph.name}{path.suffix.lower()}")
     ids_png(label, task.space).save(out / LABELS / f"{photograph.name}.png")
     return float(np.mean(label != before)), path.suffix.lower()

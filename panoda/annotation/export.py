@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from panoda.annotation.cvat import CvatWriter
-from panoda.annotation.label_studio import LabelStudioWriter
+from panoda.annotation.cvat import ANNOTATIONS, LABELS, CvatWriter
+from panoda.annotation.label_studio import INTERFACE, TASKS, LabelStudioWriter
 from panoda.annotation.task import BEFORE, FILE, IMAGES, Photograph, Task, Tile, Tool, ids_png, read_ids
-from panoda.data.formats.images import read_upright
+from panoda.data.formats.images import read_upright, save_jpeg
 from panoda.deployment.model import Prediction
-from panoda.deployment.records import read_predictions
+from panoda.deployment.records import check_unchanged, read_predictions
 from panoda.geometry.views import Views
 from panoda.labels import IGNORE_INDEX
 from panoda.system.errors import DataError
@@ -26,6 +26,10 @@ from panoda.system.progress import track
 
 AS_THEY_ARE = (".jpg", ".jpeg", ".png")
 """Files that every tool shows, if they are stored upright."""
+MADE = (FILE, IMAGES, BEFORE, ANNOTATIONS, LABELS, TASKS, INTERFACE)
+"""All that lies in a task; what a tool exported may have been put there, too, and is not to be lost."""
+TILE = "-view"
+"""Between the name of a photograph and the number of its tile."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def export_task(
         OSError: disk full, or ``out`` cannot be written.
     """
     manifest = read_predictions(predictions, say)
-    check_replaceable(out, made=[FILE], inputs=[predictions])
+    check_replaceable(out, made=[FILE], inputs=[predictions], only=MADE)
     records, failures = _chosen(manifest["images"], chosen)
     model, first = manifest["model"], records[0]
     kind = _kind(first)
@@ -82,6 +86,13 @@ def export_task(
         raise ValueError(f"{first['image']}: a photograph is a perspective view itself; leave out --views")
     if kind[1] is None:
         raise ValueError(f"{first['image']}: its lens is unknown; predict again with --fov DEGREES")
+    names = {record["name"] for record in records}
+    for name in names if views is not None else ():
+        base, tile, number = name.rpartition(TILE)
+        if tile and number.isdecimal() and base in names:
+            raise ValueError(
+                f"{name}: so is a tile of {base} named; rename that photograph, and predict it again"
+            )
     task = Task(
         tool=tool,
         label_space=model["label_space"],
@@ -154,12 +165,12 @@ def _export(
     """Write the pictures and labels of one image."""
     path, name, size = Path(record["image"]), record["name"], (record["height"], record["width"])
     image, orientation = read_upright(path)
-    if (image.height, image.width) != size:
-        raise DataError(f"{path}: its size has changed since it was predicted; predict it again")
+    check_unchanged(record, image.height, image.width)
     label = read_ids(predictions / record["files"]["label"], *size)
     photograph = Photograph(
         name=name,
         image=str(path),
+        bytes=record["file"]["bytes"],
         height=size[0],
         width=size[1],
         centre_lon_deg=record["centre_lon_deg"],
@@ -183,14 +194,14 @@ def _export(
         if (view.label == IGNORE_INDEX).all():
             continue  # beside a panorama that is no full circle
         tile = Tile(
-            name=f"{name}-view{number:02d}",
+            name=f"{name}{TILE}{number:02d}",
             azimuth_deg=view.azimuth_deg,
             elevation_deg=view.elevation_deg,
             fov_deg=view.fov_deg,
             side=len(view.label),
         )
         ids_png(view.label, task.space).save(folder / BEFORE / f"{tile.name}.png")
-        Image.fromarray(view.image).save(folder / IMAGES / f"{tile.name}.jpg", quality=95)
+        save_jpeg(Image.fromarray(view.image), folder / IMAGES / f"{tile.name}.jpg", quality=95)
         add(tile.name, f"{tile.name}.jpg", view.label)
         tiles.append(tile)
     return photograph.model_copy(update={"tiles": tuple(tiles)})

@@ -46,6 +46,8 @@ class Photograph(Section):
     """Of its files, without suffix."""
     image: str
     """The file that was predicted."""
+    bytes: int | None = None
+    """Size of that file; None in a task of before."""
     height: int
     """Pixels, upright."""
     width: int

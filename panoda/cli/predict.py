@@ -253,28 +253,29 @@ def expand(arguments: list[str], out: Path) -> Iterator[Path]:
 
 def _files(text: str, out: Path) -> Iterator[Path]:
     """The files of a path or pattern; for a folder the images in it, without those that prediction wrote there."""
-    from panoda.data.formats.browse import images_below
-    from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name
-    from panoda.deployment.predict import FOLDERS
+    from panoda.data.formats.browse import PREDICTED_FOLDERS, images_among, images_below
+    from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     path = Path(text).expanduser()
-    if not path.exists() and glob.has_magic(text):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        found = [file for file in found if file.is_file() and (is_image_name(file) or is_video_name(file))]
-        if not found:
-            raise ValueError(f"{text}: no images match this pattern, and no videos")
-        yield from found
-    elif not path.is_dir():
+    pattern = not path.exists() and glob.has_magic(text)
+    if not pattern and not path.is_dir():
         yield path
+        return
+    own = [(out / name).resolve() for name in PREDICTED_FOLDERS]
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    if pattern:
+        files = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        files = [file for file in files if not file.is_dir() and file.parent.resolve() not in own]
+        found, left = images_among(files, suffixes=suffixes)
     else:
-        own = [(out / name).resolve() for name in FOLDERS]
-        suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        inside, left = images_below(path, lambda name: (path / name).resolve() not in own, suffixes=suffixes)
-        for line in left.lines():
-            typer.echo(line, err=True)
-        if not inside:
-            ends = ", ".join(sorted(suffixes))
-            raise ValueError(
-                f"{path}: no images in this folder, and no videos; expected files that end in {ends}"
-            )
-        yield from inside
+        found, left = images_below(path, lambda name: (path / name).resolve() not in own, suffixes=suffixes)
+    for line in left.lines():
+        typer.echo(line, err=True)
+    if not found and pattern:
+        raise ValueError(f"{text}: no images match this pattern, and no videos")
+    if not found:
+        ends = ", ".join(sorted(suffixes))
+        raise ValueError(
+            f"{path}: no images in this folder, and no videos; expected files that end in {ends}"
+        )
+    yield from found

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from panoda.data.formats.gpano import FileFacts
-from panoda.data.formats.images import pixels_of, read_rgb
+from panoda.data.formats.images import is_video_name, pixels_of, read_rgb
 from panoda.deployment.exported import is_exported, load_exported
 from panoda.deployment.measures import pixel_shares, solid_angle_shares, view_factors
 from panoda.deployment.view import Asked, Geometry, View, pixels_per_radian, view_of, width_at
@@ -91,8 +91,10 @@ class Prediction:
                 rows near the poles of a panorama and the corners of a photograph are small.
 
         Raises:
-            ValueError: solid angles of a photograph whose lens nothing tells.
+            ValueError: solid angles of a photograph whose lens nothing tells, or another ``by``.
         """
+        if by not in ("pixel", "solid_angle"):
+            raise ValueError(f"shares by {by!r}: expected 'pixel' or 'solid_angle'")
         if by == "pixel":
             return pixel_shares(self.label, self.space)
         found = solid_angle_shares(self.label, self.space, self.view)
@@ -235,6 +237,8 @@ class Model:
     def open(self, image: str | Path | np.ndarray | Image.Image, geometry: Geometry) -> Picture:
         """Read an image and say what it is taken for; arguments and errors as in ``predict``."""
         path = Path(image).expanduser() if isinstance(image, str | Path) else None
+        if path is not None and is_video_name(path):
+            raise DataError(f"{path}: a video; `panoda predict` labels its frames")
         image = read_rgb(path) if path is not None else image
         rgb = (
             pixels_of(image) if isinstance(image, Image.Image) and image.mode == "RGB" else np.asarray(image)
@@ -322,12 +326,20 @@ def load(path: str | Path, *, device: str | torch.device = "auto") -> Model:
 
 
 def find_model(path: str | Path) -> Path:
-    """The file itself, or the one that ``panoda weights get`` made under that name."""
+    """The file itself, or the one that ``panoda weights get`` made under that name.
+
+    Raises:
+        MissingCheckpointError: neither is there.
+    """
     file, kept = Path(path).expanduser(), WEIGHTS / f"{path}.safetensors"
     if not file.exists() and kept.is_file():
         return kept
     if not file.exists() and str(path) in SEGFORMERS:
         raise MissingCheckpointError(f"{kept}: no such file; run `panoda weights get {path}`")
+    if not file.exists():
+        raise MissingCheckpointError(
+            f"{path}: no such file, and no published weights of that name (`panoda weights list`); check the name"
+        )
     return file
 
 

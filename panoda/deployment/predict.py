@@ -19,9 +19,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from panoda.data.formats.browse import PREDICTED_FOLDERS
 from panoda.data.formats.declaration import read_declaration
 from panoda.data.formats.encoding import encoding_of, space_of
-from panoda.data.formats.images import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_name, is_video_name
+from panoda.data.formats.images import (
+    IMAGE_SUFFIXES,
+    UNSTITCHED,
+    VIDEO_SUFFIXES,
+    is_image_name,
+    is_video_name,
+    save_jpeg,
+)
 from panoda.data.formats.videos import ALL, Frames
 from panoda.deployment.model import Model, Picture, Prediction, load
 from panoda.deployment.records import Records, describe, describe_model
@@ -33,7 +41,7 @@ from panoda.inference.sliding import Sliding
 from panoda.inference.whole import Smoothing
 from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
 from panoda.system.errors import DataError
-from panoda.system.files import explain_disk_full, explained_error, staged_file
+from panoda.system.files import explain_disk_full, explained_error, one_name, staged_file
 from panoda.system.progress import progress_bar
 
 JOBS = 2
@@ -44,9 +52,6 @@ PIXELS_WAITING = 2**25
 """Pixels of the images that wait on either side, where one is not more."""
 MANIFEST_SECONDS = 5.0
 """What a killed process has predicted since the manifest was last written is predicted again."""
-FOLDERS = ("labels", "confidence", "overlays")
-UNSTITCHED = frozenset({".insv", ".insp", ".360"})
-"""Lower-case suffixes of what cameras write before it is stitched."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,7 @@ def predict_files(
         ValueError: no images, or no model.
         OSError: disk full, or ``out`` cannot be written.
     """
-    # Absolute: the manifest is read from other folders, too, and one image has one name.
-    images = list(dict.fromkeys(image.expanduser().absolute() for image in images))
+    images = list(dict.fromkeys(map(one_name, images)))
     if not images:
         raise ValueError("no images given; name at least one image file")
     if jobs < 1:
@@ -135,7 +139,7 @@ def predict_files(
             say(f"{path}: {view}{how_else(view)}")
 
     with explain_disk_full(out):
-        for folder in FOLDERS:
+        for folder in PREDICTED_FOLDERS:
             # An out that cannot be written is told before the first prediction.
             (out / folder).mkdir(parents=True, exist_ok=True)
         records = Records(out, describe_model(model), options)
@@ -287,7 +291,7 @@ def _write(
     with staged_file(out / files["confidence"]) as aside:
         Image.fromarray(found.confidence_255).save(aside, format="PNG", compress_level=1)
     with staged_file(out / files["overlay"]) as aside:
-        found.overlay().save(aside, format="JPEG", quality=90)
+        save_jpeg(found.overlay(), aside, quality=90)
     return describe(found, path, name, files), found.view
 
 

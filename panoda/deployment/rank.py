@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from panoda.data.formats.images import save_jpeg
 from panoda.data.prepare.contact_sheet import CELL_HEIGHT, CELL_WIDTH, COLUMNS, draw_sheet
 from panoda.deployment.measures import solid_angles
 from panoda.deployment.model import Model, Picture, load
@@ -25,7 +26,7 @@ from panoda.deployment.view import AUTO, Geometry, View
 from panoda.inference.prediction import MIN_SIDE, predict_features, resize_image
 from panoda.inference.whole import WINDOW
 from panoda.models.core.segmenter import Segmenter
-from panoda.system.files import explain_disk_full, staged_file
+from panoda.system.files import explain_disk_full, one_name, staged_file
 from panoda.system.progress import track
 
 DUPLICATE = 0.05
@@ -164,9 +165,7 @@ def rank_files(
         ValueError: no images, no model that has features, or options that make no sense.
         OSError: disk full, or ``out`` cannot be written.
     """
-    images, labelled = (
-        list(dict.fromkeys(path.expanduser().absolute() for path in paths)) for paths in (images, labelled)
-    )
+    images, labelled = (list(dict.fromkeys(map(one_name, paths))) for paths in (images, labelled))
     if not images:
         raise ValueError("no images given; name at least one image file")
     if height is not None and height < MIN_SIDE:
@@ -207,7 +206,7 @@ def rank_files(
         with staged_file(out / LIST) as aside:
             aside.write_text("".join(f"{path}\n" for path in result.chosen["image"]), encoding="utf-8")
         with staged_file(out / SHEET) as aside:
-            _sheet(model, result.chosen, height, geometry, dtype).save(aside, format="JPEG", quality=90)
+            save_jpeg(_sheet(model, result.chosen, height, geometry, dtype), aside, quality=90)
     return result
 
 

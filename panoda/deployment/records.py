@@ -14,13 +14,16 @@ from typing import Any
 
 import pandas as pd
 
+from panoda.data.formats.browse import MANIFEST, PREDICTIONS
 from panoda.deployment.model import Model, Prediction
 from panoda.labels import LabelSpace
+from panoda.system.errors import DataError
 from panoda.system.files import sha256_file, staged_file, write_json
 
-MANIFEST = "manifest.json"
 SUMMARY = ("summary.csv", "summary.parquet")
-FORMAT = "panoda-predictions-1"
+FORMAT = f"{PREDICTIONS}1"
+NAME_BYTES = 150
+"""Names of results are cut to this length; file systems take 255."""
 COLUMNS = (
     "image",
     "name",
@@ -59,6 +62,17 @@ def describe_file(path: Path) -> dict[str, Any]:
     """What tells whether an image file has changed."""
     about = path.stat()
     return {"bytes": about.st_size, "modified_ns": about.st_mtime_ns}
+
+
+def check_unchanged(record: Mapping[str, Any], height: int, width: int) -> None:
+    """DataError where an image of this size is not the one of the record any more, by its pixels or its bytes.
+
+    Its time is not looked at: a copy is the same image.
+    """
+    path = Path(record["image"])
+    same = (height, width) == (record["height"], record["width"])
+    if not same or describe_file(path)["bytes"] != record["file"]["bytes"]:
+        raise DataError(f"{path}: has changed since it was predicted; predict it again")
 
 
 def describe(found: Prediction, path: Path, name: str, files: Mapping[str, str]) -> dict[str, Any]:
@@ -143,9 +157,11 @@ class Records:
         for path in paths:
             if path in names:
                 continue
-            name, number = path.stem, 2
+            # While they are written, files have longer names still.
+            stem = path.stem.encode()[:NAME_BYTES].decode(errors="ignore")
+            name, number = stem, 2
             while name in taken:
-                name, number = f"{path.stem}-{number}", number + 1
+                name, number = f"{stem}-{number}", number + 1
             taken.add(name)
             names[path] = name
         return names

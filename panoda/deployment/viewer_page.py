@@ -16,7 +16,7 @@ from PIL import Image
 
 from panoda.data.formats.images import read_rgb
 from panoda.data.formats.pixels import UNREADABLE
-from panoda.deployment.records import read_predictions
+from panoda.deployment.records import check_unchanged, read_predictions
 from panoda.deployment.viewer import DATA, indexed_uri, jpeg_uri, json_in_page, viewer_text
 from panoda.geometry.area import Area
 from panoda.geometry.erp import grid_sample_any
@@ -103,8 +103,8 @@ def _image(predictions: Mapping[tuple[str, Path], Mapping[str, Any]], width: int
     if any(other[key] != record[key] for other in predictions.values() for key in PLACE):
         raise DataError(f"{record['image']}: its two predictions take it for different things")
     photo = read_rgb(Path(record["image"]))
-    if (photo.height, photo.width) != (record["height"], record["width"]):
-        raise DataError(f"{record['image']}: its size has changed since it was predicted; predict it again")
+    for one in predictions.values():
+        check_unchanged(one, photo.height, photo.width)
     taken = record["taken_for"]
     files = [
         (out / one["files"]["label"], out / one["files"]["confidence"])
@@ -179,4 +179,6 @@ def _grey(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return Image.fromarray(np.asarray(image))
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({error}); predict its image again") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); remove it, and predict its image again"
+        ) from error

@@ -140,6 +140,15 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def one_name(path: Path) -> Path:
+    """A path as it is kept: absolute and without ``..``, so that a file has one name in calls from any folder.
+
+    Links keep their names, but for those before a ``..``, which leads above what they point to.
+    """
+    found = path.expanduser().absolute()
+    return found.parent.resolve() / found.name if ".." in found.parts else found
+
+
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``; on success it replaces ``path``, on error it is removed.
@@ -157,13 +166,16 @@ def staged_file(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def check_replaceable(out: Path, *, made: Sequence[str], inputs: Sequence[Path] = ()) -> None:
+def check_replaceable(
+    out: Path, *, made: Sequence[str], inputs: Sequence[Path] = (), only: Sequence[str] = ()
+) -> None:
     """Refuse a result folder whose replacement would delete something else.
 
     Args:
         out: Result folder that is to be replaced.
         made: Files of which one lies in every earlier result.
         inputs: Files and folders that are read; ``out`` may be neither of them, nor lie in them, nor hold them.
+        only: All that may lie in an earlier result, besides hidden files; none = anything may.
 
     Raises:
         ValueError: names the folder, what is in its way, and what to do.
@@ -180,6 +192,12 @@ def check_replaceable(out: Path, *, made: Sequence[str], inputs: Sequence[Path] 
     if out.is_dir() and any(out.iterdir()) and not any((out / name).is_file() for name in made):
         raise ValueError(
             f"--out {out}: holds other files, which the result would replace; choose an empty or new folder"
+        )
+    inside = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    others = [name for name in inside if name not in only and not name.startswith(".")]
+    if only and others:
+        raise ValueError(
+            f"--out {out}: holds {', '.join(others)}, which would be lost; move it away, or choose a new folder"
         )
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from panoda.data.formats.images import IMAGE_SUFFIXES
+from panoda.data.formats.images import IMAGE_SUFFIXES, UNSTITCHED
 
-LIKE_IMAGES = IMAGE_SUFFIXES | frozenset(
-    ".arw .avif .cr2 .cr3 .dng .exr .gif .hdr .heic .heif .insp .j2k .jfif .jp2 .jpe .jpf .jpx .jxl .nef "
-    ".orf .pbm .pcx .pgm .pnm .ppm .psd .qoi .raf .rw2 .sgi .tga".split()
+LIKE_IMAGES = (
+    IMAGE_SUFFIXES
+    | UNSTITCHED
+    | frozenset(
+        ".arw .avif .cr2 .cr3 .dng .exr .gif .hdr .heic .heif .j2k .jfif .jp2 .jpe .jpf .jpx .jxl .nef "
+        ".orf .pbm .pcx .pgm .pnm .ppm .psd .qoi .raf .rw2 .sgi .tga".split()
+    )
 )
 """Lower-case suffixes of image files, those that are not read included."""
 
@@ -28,7 +32,14 @@ SPECIAL = "neither files nor folders"
 NAME = "names that are not UTF-8"
 HIDDEN = "hidden, or in a hidden folder"
 SUFFIX = f"images of a kind that is not read (expected {', '.join(sorted(IMAGE_SUFFIXES))})"
+FISHEYE = "fisheye pictures, to be stitched with the camera's program first"
 UNMATCHED = "images that no pattern or list names"
+WRITTEN = "written by `panoda predict`"
+
+PREDICTED_FOLDERS = ("labels", "confidence", "overlays")
+"""Where ``panoda predict`` writes pictures, beside ``MANIFEST``."""
+MANIFEST, PREDICTIONS = "manifest.json", "panoda-predictions-"
+"""The file that says so, and how the name of its format begins."""
 
 SHOWN = 3
 """Examples of one cause in a message."""
@@ -116,23 +127,65 @@ def walk(folder: Path, enter: Enter = lambda path: True) -> Iterator[tuple[str, 
 def images_below(
     folder: Path, enter: Enter = lambda path: True, *, suffixes: frozenset[str] = IMAGE_SUFFIXES
 ) -> tuple[list[Path], LeftOut]:
-    """All images below a folder (or files of other suffixes), sorted, and what else looks like one."""
-    left = LeftOut(folder)
-    found = []
+    """All images below a folder (or files of other suffixes), sorted, and what else looks like one.
+
+    What ``panoda predict`` wrote there is not taken.
+    """
+    left, found = LeftOut(folder), list[str]()
     for path, cause in _image_like(folder, enter, suffixes):
         if cause:
             left.add(cause, path)
         else:
-            found.append(folder / path)
-    return sorted(found), left
+            found.append(path)
+    written = predicted_among(folder, found)
+    left.add(WRITTEN, *(path for path in found if path in written))
+    return sorted(folder / path for path in found if path not in written), left
+
+
+def images_among(
+    paths: Sequence[Path], *, suffixes: frozenset[str] = IMAGE_SUFFIXES
+) -> tuple[list[Path], LeftOut]:
+    """The images among files (or those of other suffixes), and what else looks like one, as ``images_below``."""
+    left, found = LeftOut(Path()), []
+    written = predicted_among(Path(), map(str, paths))
+    for path in paths:
+        cause = WRITTEN if str(path) in written else _cause(path.name, suffixes)
+        if cause:
+            left.add(cause, str(path))
+        elif cause == "":
+            found.append(path)
+    return found, left
+
+
+def predicted_among(folder: Path, paths: Iterable[str]) -> set[str]:
+    """Those of some paths relative to a folder that ``panoda predict`` wrote."""
+    parents: dict[str, list[str]] = {}
+    for path in paths:
+        parents.setdefault(os.path.dirname(path), []).append(path)
+    # A folder that was named itself is wanted.
+    written = [inside for parent, inside in parents.items() if parent and _is_predicted(folder / parent)]
+    return {path for inside in written for path in inside}
+
+
+def _is_predicted(folder: Path) -> bool:
+    """Whether a folder is one that ``panoda predict`` writes pictures into."""
+    if folder.name not in PREDICTED_FOLDERS:
+        return False
+    try:
+        return PREDICTIONS.encode() in (folder.parent / MANIFEST).read_bytes()
+    except OSError:
+        return False
 
 
 def left_out(folder: Path, taken: Callable[[str], bool]) -> LeftOut:
     """What looks like an image below a folder and is not ``taken``, by its path relative to it."""
-    left = LeftOut(folder)
+    left, rest = LeftOut(folder), list[str]()
     for path, cause in _image_like(folder):
         if cause not in ("", HIDDEN, SUFFIX) or not taken(path):
-            left.add(cause or UNMATCHED, path)
+            left.add(cause, path) if cause else rest.append(path)
+    written = predicted_among(folder, rest)
+    left.add(WRITTEN, *(path for path in rest if path in written))
+    left.add(UNMATCHED, *(path for path in rest if path not in written))
     return left
 
 
@@ -147,14 +200,23 @@ def _image_like(
 ) -> Iterator[tuple[str, str]]:
     """(path, "") of images; (path, cause) of what looks like one, or may hold some, and cannot be taken."""
     for path, cause in walk(folder, enter):
-        suffix = PurePosixPath(path).suffix.lower()
-        like_image = suffix in LIKE_IMAGES or suffix in suffixes
-        if cause in (DANGLING, LOOP, AGAIN, UNREADABLE, NAME) or (cause and like_image):
+        looks = _cause(path, suffixes)
+        if cause in (DANGLING, LOOP, AGAIN, UNREADABLE, NAME) or (cause and looks is not None):
             yield path, cause
-        elif like_image and any(part.startswith(".") for part in path.split("/")):
-            yield path, HIDDEN
-        elif like_image:
-            yield path, "" if suffix in suffixes else SUFFIX
+        elif looks is not None:
+            yield path, looks
+
+
+def _cause(path: str, suffixes: frozenset[str]) -> str | None:
+    """Why what looks like an image is not taken, by its name; empty for one that is, None for other files."""
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix not in LIKE_IMAGES and suffix not in suffixes:
+        return None
+    if any(part.startswith(".") for part in path.split("/")):
+        return HIDDEN
+    if suffix in suffixes:
+        return ""
+    return FISHEYE if suffix in UNSTITCHED else SUFFIX
 
 
 def _kind(entry: os.DirEntry[str]) -> str:

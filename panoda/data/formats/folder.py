@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from panoda.config import FolderDataset
-from panoda.data.formats.browse import left_out, warn_left_out
+from panoda.data.formats.browse import left_out, predicted_among, warn_left_out
 from panoda.data.formats.dataset import RawItem
 from panoda.data.formats.images import IMAGE_SUFFIXES
 from panoda.data.formats.listing import ListedItem, existing_folder, read_listing, write_listing
@@ -66,6 +66,7 @@ def _find(folder: Path, patterns: list[str], split: str) -> list[str]:
         found = {path for pattern in patterns for path in glob(folder, pattern)}
     except DataError as error:
         raise DataError(f"split {split}: {error}") from error
+    found -= predicted_among(folder, found)
     if not found:
         raise DataError(
             f"{folder}: split {split} is empty: no image matches {', '.join(patterns)} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 """Lower-case suffixes of files that are taken for images."""
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
 """Lower-case suffixes of files that prediction takes for videos."""
+UNSTITCHED = frozenset({".insv", ".insp", ".360"})
+"""Lower-case suffixes of what cameras write before it is stitched."""
 
 _IDS = ("L", "P", "1", "I")
 _STRIP_PIXELS = 2**20
@@ -56,6 +59,19 @@ def pixels_of(image: Image.Image) -> np.ndarray:
         bottom = min(top + step, image.height)
         pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
     return pixels
+
+
+def save_jpeg(image: Image.Image, path: Path, *, quality: int) -> None:
+    """Write an RGB image as JPEG; a file that was cut short is an error.
+
+    Pillow hands the bytes of a JPEG to the system itself, and does not look how many of them a nearly full disk took.
+
+    Raises:
+        OSError: disk full, or ``path`` cannot be written.
+    """
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=quality)
+    path.write_bytes(stream.getvalue())
 
 
 def to_ids(image: Image.Image, path: Path) -> np.ndarray:

@@ -157,11 +157,13 @@ class Video:
                     taken += 1
                     yield Frame(number, seconds, _upright(self.path, frame))
             else:
-                self._check_end(0 if size is None else number + 1)
+                seen = 0 if size is None else number + 1
+                if asked.stop is None or seen < asked.stop:
+                    self._check_end(seen)
         except av.FFmpegError as error:
+            before = f", or take the frames before with --frames :{number}" if number else ""
             raise DataError(
-                f"{self.path}: broken or cut off after about {number} frames ({error.strerror}); copy it again, or "
-                "take the frames before with --frames"
+                f"{self.path}: broken or cut off after about {number} frames ({error.strerror}); copy it again{before}"
             ) from error
         if taken == 0:
             raise DataError(f"{self.path}: no frame in {asked}, it has {number + 1}; choose another range")
