@@ -97,8 +97,8 @@ def test_declaration_and_label_spaces_by_content_wherever_they_lie(home):
 
 
 def test_a_tokenizer_by_content(home):
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    tree["ssl"] = {"method": "beit", "tokenizer": {"weights": "mine.safetensors"}}
+    tree = yaml.safe_load(open_scenario("city_beit", folder=ROOT / "scenarios").text())
+    tree["ssl"]["tokenizer"]["weights"] = "mine.safetensors"
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     seen = []
     for content in ("a", "b"):
