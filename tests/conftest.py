@@ -7,6 +7,7 @@ SLOW = (
         "bench",
         "benchmark",
         "benchmark_few_labels",
+        "benchmark_self_supervised",
         "distributed",
         "export",
         "fan_out",

@@ -122,7 +122,7 @@ def test_stages_and_promotion_register_the_last_adaptation(
 
 
 def test_loaded_by_name(
-    store: str, photo: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    store: str, photo: Path, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import mlflow
     import pandas as pd
@@ -140,6 +140,9 @@ def test_loaded_by_name(
         model.predict(pd.DataFrame({"image": [base64.b64encode(b"no image").decode()]}))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert np.array_equal(panoda.load(NAME, device="cpu").predict(photo).label, expected)
+    with pytest.raises(ValueError, match="there is no MLflow store .*; run in the project's folder"):
+        fetch_model(NAME, f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
     with pytest.raises(ValueError, match="registered are: .*panoda-test"):
         panoda.load("models:/panoda-other@adapted")
 

@@ -345,6 +345,7 @@ def test_pretrain_refuses_what_another_encoder_learned(
 # --- resuming ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -368,6 +369,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     assert "encoder/encoder.safetensors" in digests(tmp_path / "whole/out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "accumulate"), [(1, 2), (2, 1)])
 def test_processes_and_micro_batches_change_nothing(
     learned: tuple[Path, Pictures],

@@ -15,15 +15,18 @@ from panoda.models import create_model
 from panoda.models.core.checkpoint import make_card, save_model
 from panoda.pipeline.table import flatten
 from panoda.stages.evaluate import evaluate
-from panoda.system.context import RunContext
+from panoda.system.context import MetricLogger, RunContext
 
 
-class Recorder:
+class Recorder(MetricLogger):
     def __init__(self):
-        self.metrics, self.images, self.figures = [], {}, []
+        self.params, self.metrics, self.images, self.figures = {}, [], {}, []
 
     def log_metrics(self, metrics, step):
         self.metrics.append((step, dict(metrics)))
+
+    def log_params(self, params):
+        self.params = params
 
     def log_image(self, key, image, step):
         self.images[key] = image

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from panoda.tracking.store import TrackingError, connect, first_line
+from panoda.tracking.store import SQLITE, TrackingError, connect, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -176,6 +176,11 @@ def fetch_model(uri: str, store: str) -> Path:
     Raises:
         TrackingError: the store cannot be used, or has no such model.
     """
+    file = Path(store.removeprefix(SQLITE))
+    if store.startswith(SQLITE) and not file.is_file():
+        raise TrackingError(
+            f"{uri}: there is no MLflow store {file}; run in the project's folder, or set MLFLOW_TRACKING_URI"
+        )
     client = connect(store)
     import mlflow
 
