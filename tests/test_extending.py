@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from project_copy import ProjectCopy
-from test_pipeline import tiny
 
 from panoda.models.core.decoders import decoder_names
 
@@ -29,9 +28,9 @@ STAGE = re.compile(r"`panoda/stages/palette.py`.*?```python\n(.*?)   ```.*?```py
 @pytest.mark.pipeline
 @pytest.mark.slow
 def test_a_method_a_decoder_and_a_stage_as_the_page_adds_them(tmp_path: Path) -> None:
-    """All three in a copy of the project, through `dvc repro`."""
+    """All three in a copy of the project, through `dvc repro` from nothing to the report."""
     assert "linear_decoder" not in decoder_names()
-    project = ProjectCopy(tmp_path / "project", tiny(tmp_path, tmp_path / "images"), doubles=False)
+    project = ProjectCopy(tmp_path / "project", "city_small", doubles=False)
     for name, room in (("min_entropy", "methods"), ("linear_decoder", "models/decoders")):
         shutil.copy(ROOT / "tests" / f"{name}.py", project.folder / "panoda" / room)
     function, entry = STAGE.findall(PAGE.read_text(encoding="utf-8"))[0]
@@ -50,6 +49,8 @@ def test_a_method_a_decoder_and_a_stage_as_the_page_adds_them(tmp_path: Path) ->
     history = (project.folder / "outputs/adapt/history.csv").read_text()
     assert "loss/entropy" in history
     assert (project.folder / "outputs/palette/palette.png").is_file()
+    assert (project.folder / "reports/index.html").stat().st_size > 100_000
+    assert "target test" in project.run("panoda", "summary").stdout
     assert project.repro() == set()
     method = project.folder / "panoda/methods/min_entropy.py"
     method.write_text(method.read_text() + "# changed\n")
