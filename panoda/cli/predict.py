@@ -36,6 +36,15 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
+RunFolder = Annotated[Path | None, typer.Option(help="Run folder whose model to use.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="Model to use: a file, a published name (panoda weights list), or models:/NAME@adapted."
+    ),
+]
+
+
 def predict_command(
     images: Annotated[
         list[str],
@@ -46,13 +55,8 @@ def predict_command(
     out: Annotated[
         Path, typer.Option(help="Folder for labels/, confidence/, overlays/, manifest.json and summary.csv.")
     ],
-    run: Annotated[Path | None, typer.Option(help="Run folder whose model to use.")] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Model to use: a file, a published name (panoda weights list), or models:/NAME@adapted."
-        ),
-    ] = None,
+    run: RunFolder = None,
+    checkpoint: Checkpoint = None,
     projection: Annotated[
         Projection,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from panoda.cli.predict import Projection, expand, model_file
+from panoda.cli.predict import Checkpoint, Projection, RunFolder, expand, model_file
 
 
 def rank_command(
@@ -34,13 +34,8 @@ def rank_command(
             help="Images closer than this share of the largest distance between two are near duplicates.",
         ),
     ] = 0.05,
-    run: Annotated[Path | None, typer.Option(help="Run folder whose model to use.")] = None,
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Model to use: a file, a published name (panoda weights list), or models:/NAME@adapted."
-        ),
-    ] = None,
+    run: RunFolder = None,
+    checkpoint: Checkpoint = None,
     projection: Annotated[
         Projection, typer.Option(help="What the images are, as in `panoda predict`.")
     ] = Projection.auto,
