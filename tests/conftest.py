@@ -1,4 +1,6 @@
-"""Which tests are slow, and the order of the tests: long files begin, so that no core waits for one at the end."""
+"""A model that many files use, which tests are slow, and their order: long files begin, so no core waits at the end."""
+
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +34,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _name(item: pytest.Item) -> str:
     return item.path.stem.removeprefix("test_")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of 13 classes with random weights."""
+    import torch
+
+    from panoda.models import create_model
+    from panoda.models.core.checkpoint import make_card, save_model
+
+    torch.manual_seed(0)
+    model = create_model("trans4pass_nano", num_classes=13)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(path, model, make_card(model, label_space="cs13", stage="pretrain", seed=0))
+    return path

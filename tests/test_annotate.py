@@ -99,15 +99,6 @@ def photo(path: Path, seed: int, size: tuple[int, int] = (HEIGHT, WIDTH), **opti
     return path
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = create_model("trans4pass_nano", num_classes=13)
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(path, model, make_card(model, label_space="cs13", stage="pretrain", seed=0))
-    return path
-
-
 @pytest.fixture
 def labelled(tmp_path, checkpoint) -> Path:
     """Predictions of two panoramas, with labels in blocks."""

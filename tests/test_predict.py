@@ -31,15 +31,6 @@ from panoda.system.machine import peak_memory, reset_peak_memory
 SPACE = get_label_space("cs13")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = create_model("trans4pass_nano", num_classes=13)
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(path, model, make_card(model, label_space="cs13", stage="pretrain", seed=0))
-    return path
-
-
 def picture(path: Path, size: tuple[int, int], mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = size

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_data import prepared
-from test_predict import checkpoint  # noqa: F401
 
 import panoda
 from panoda.cli.predict import model_file
@@ -24,7 +23,7 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
         panoda.lode  # noqa: B018
 
 
-def test_a_model_labels_files_and_arrays_alike(tmp_path: Path, checkpoint: Path) -> None:  # noqa: F811
+def test_a_model_labels_files_and_arrays_alike(tmp_path: Path, checkpoint: Path) -> None:
     model = panoda.load(checkpoint, device="cpu")
     pixels = np.random.default_rng(0).integers(0, 255, (48, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -62,7 +61,7 @@ def test_predict_takes_the_last_round_by_number(tmp_path: Path, monkeypatch: pyt
 def test_the_example_of_the_readme(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
 ) -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     example = text.split("```python\n")[1].split("```")[0]

@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from panoda.cli.app import main
 from panoda.deployment.rank import choose, rank_files
-from panoda.models import create_model
-from panoda.models.core.checkpoint import make_card, save_model
 
 
 def circle(*degrees: float) -> np.ndarray:
@@ -62,15 +59,6 @@ def test_near_duplicates_are_never_chosen() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             choose(features, np.ones(4), **options)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    model = create_model("trans4pass_nano", num_classes=13)
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(path, model, make_card(model, label_space="cs13", stage="pretrain", seed=0))
-    return path
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (64, 128)) -> Path:

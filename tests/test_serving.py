@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_predict import checkpoint, picture  # noqa: F401
+from test_predict import picture
 
 pytest.importorskip("mlflow")
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:  # noqa: F811
+def store(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> str:
     root = tmp_path_factory.mktemp("registry")
     uri = tracking_uri("sqlite:///mlflow.db", root)
     warnings: list[str] = []
@@ -57,7 +57,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, photo: Path) -> np.ndarray:  # noqa: F811
+def expected(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, photo: Path) -> np.ndarray:
     result = predict_files(checkpoint, [photo], tmp_path_factory.mktemp("out"))
     return np.asarray(Image.open(result.labels[0]))
 
@@ -98,7 +98,7 @@ def test_an_evaluation_is_shown_with_the_model_and_the_data_sets(store: str) -> 
 def test_stages_and_promotion_register_the_last_adaptation(
     store: str,
     tmp_path: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
 ) -> None:
     pytest.importorskip("prefect")
     from flows.execution import register_adapted
@@ -147,7 +147,7 @@ def test_loaded_by_name(
         panoda.load("models:/panoda-other@adapted")
 
 
-def test_the_requirements_are_all_that_labelling_imports(photo: Path, checkpoint: Path) -> None:  # noqa: F811
+def test_the_requirements_are_all_that_labelling_imports(photo: Path, checkpoint: Path) -> None:
     code = f"""
 import sys, panoda
 panoda.load({str(checkpoint)!r}).predict({str(photo)!r})

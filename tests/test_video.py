@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_predict import checkpoint, picture, run, said  # noqa: F401
+from test_predict import picture, run, said
 
 from panoda.data.formats.gpano import Area
 from panoda.data.formats.spherical import V1, Sphere, add_sphere, read_sphere, sphere_xml
@@ -104,7 +104,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labelled(
     tmp_path_factory: pytest.TempPathFactory,
     clip: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
 ) -> tuple[Path, PredictResult]:
     out = tmp_path_factory.mktemp("labelled")
     return out, predict_files(checkpoint, [clip], out, height=48)
@@ -113,7 +113,7 @@ def labelled(
 def test_a_frame_has_the_labels_of_the_same_picture(
     tmp_path: Path,
     clip: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
     labelled: tuple[Path, PredictResult],
 ) -> None:
     out, result = labelled
@@ -161,7 +161,7 @@ def test_a_frame_has_the_labels_of_the_same_picture(
 def test_frames_by_rate_and_range(
     tmp_path: Path,
     clip: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
     asked: Frames,
     numbers: list[int],
     rate: int,
@@ -180,7 +180,7 @@ def test_frames_by_rate_and_range(
 def test_spherical_metadata_say_what_it_is_and_stay(
     tmp_path: Path,
     clip: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
 ) -> None:
     xml = sphere_xml(Area(360, 90, -90), 64, 128).replace(b"unknown", b"camera 1")
     files = {name: tmp_path / f"{name}.mp4" for name in ("one", "two", "both", "cropped")}
@@ -271,7 +271,7 @@ def test_boxes_that_make_no_sense_are_no_metadata(tmp_path: Path, clip: Path) ->
 def test_smoothing_is_a_mean_over_time(
     tmp_path: Path,
     clip: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
     labelled: tuple[Path, PredictResult],
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -298,7 +298,7 @@ def test_smoothing_is_a_mean_over_time(
 def test_what_is_done_is_left_alone(
     tmp_path: Path,
     clip: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     photo, out = picture(tmp_path / "a.png", (64, 128)), tmp_path / "out"
@@ -338,7 +338,7 @@ def test_what_is_done_is_left_alone(
 
 def test_bad_files_are_named_and_the_rest_is_done(
     tmp_path: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -420,7 +420,7 @@ def changing(path: Path, frames: list[np.ndarray]) -> None:
 def test_without_pyav_the_images_are_done(
     tmp_path: Path,
     clip: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
@@ -434,7 +434,7 @@ def test_without_pyav_the_images_are_done(
 
 def test_turned_frames_stand_upright(
     tmp_path: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
 ) -> None:
     frames = pictures(2, (64, 96))
     turned = film(
@@ -449,7 +449,7 @@ def test_turned_frames_stand_upright(
 
 def test_odd_sizes_ids_and_json(
     tmp_path: Path,
-    checkpoint: Path,  # noqa: F811
+    checkpoint: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

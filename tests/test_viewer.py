@@ -20,7 +20,7 @@ from chromium import BROWSER, Page, opened
 from PIL import Image
 from report_outputs import PARAMS, PROVENANCE, write_outputs
 from test_gpano import packet, save
-from test_predict import checkpoint, picture  # noqa: F401
+from test_predict import picture
 
 from panoda.deployment.predict import predict_files
 from panoda.deployment.view import Geometry
@@ -55,7 +55,7 @@ def columns(folder: Path, classes: Sequence[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:  # noqa: F811
+def out(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
     folder = tmp_path_factory.mktemp("view")
     circle = picture(folder / f"{NAMES[0]}.png", (128, 256))
     part = save(folder / "part.jpg", 128, 256, xmp=packet(PLACED))
@@ -104,7 +104,7 @@ def test_the_page_can_read_the_bytes_of_its_pictures() -> None:
     assert rows == b"".join(b"\0" + row.tobytes() for row in values)  # not filtered
 
 
-def test_two_predictions_are_matched_by_the_photograph(out: Path, tmp_path: Path, checkpoint: Path) -> None:  # noqa: F811
+def test_two_predictions_are_matched_by_the_photograph(out: Path, tmp_path: Path, checkpoint: Path) -> None:
     after = tmp_path / "after"
     more = picture(tmp_path / "more.png", (40, 80))
     predict_files(checkpoint, [out.parent / "photo.png", more], after)
@@ -134,7 +134,7 @@ def test_two_predictions_are_matched_by_the_photograph(out: Path, tmp_path: Path
         write_viewer(out, before=after)
 
 
-def test_what_cannot_be_shown(tmp_path: Path, checkpoint: Path) -> None:  # noqa: F811
+def test_what_cannot_be_shown(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="no predictions of images here"):
         write_viewer(tmp_path)
     gone, there = (picture(tmp_path / f"{name}.png", (40, 80)) for name in ("gone", "there"))
