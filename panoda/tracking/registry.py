@@ -101,8 +101,8 @@ def _link_metrics(
     """Show the run's last value of each metric, except the machine's, as the model's, too.
 
     Args:
-        datasets: Digests by name: those metrics alone that end in, or go on after, the name of one
-            (``miou/target_test``), linked to it.
+        datasets: Digests by name. With them only metrics of one of these sets (``miou/target_test``,
+            ``iou/target_test/road``), linked to it.
     """
     from mlflow.entities import Metric
 
