@@ -1,4 +1,7 @@
-"""The Prefect server of a flow: the one that the user named, that of ``make server``, or a temporary one."""
+"""The Prefect server of a flow: the one that the user named, that of ``make server``, or a temporary one.
+
+The stages of one ``dvc repro`` share a temporary one, which saves each of them the seconds of a start.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,18 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import httpx
+import psutil
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.temporary_server import temporary_server
+from panoda.system.files import write_json
 from panoda.tracking import preload
 
 log = logging.getLogger("panoda")
 SERVER_NOTE = Path(".prefect/server.json")
+SHARED_NOTE = Path(".prefect/shared_server.json")
 ANSWER_SECONDS = 5.0
 
 
@@ -43,19 +49,41 @@ def server(module: str) -> Iterator[None]:
             httpx.URL(named).copy_with(userinfo=b"") if "@" in named else named,
             reason,
         )
+    dvc = running_dvc()
+    shared = running_server(SHARED_NOTE, owner=dvc.pid) if dvc else None
+    if shared:
+        with temporary_settings({PREFECT_API_URL: shared}):
+            yield
+        return
     # The server's process takes seconds to start; ours would only wait for it.
     loading = threading.Thread(target=_prefetch, args=(module,), daemon=True)
     loading.start()
-    with temporary_server():
+    with temporary_server(dvc) as started:
         # Not side by side with the flow: of packages that two threads import, one may see a half.
         loading.join()
+        if dvc:
+            write_json(SHARED_NOTE, {"api_url": started, "owner": dvc.pid})
         yield
 
 
-def running_server(note: Path = SERVER_NOTE) -> str | None:
-    """API address of the server that ``make server`` started in this project, if it answers."""
+def running_dvc() -> psutil.Process | None:
+    """The DVC that runs this stage, if one does."""
+    for process in psutil.Process().parents():
+        try:
+            if "dvc" in [Path(word).name for word in process.cmdline()[:3]]:
+                return process
+        except psutil.Error:  # another user's
+            continue
+    return None
+
+
+def running_server(note: Path = SERVER_NOTE, owner: int | None = None) -> str | None:
+    """API address of the server that a note in this project is of, if it answers and ends with process ``owner``."""
     try:
-        url = str(json.loads(note.read_text(encoding="utf-8"))["api_url"])
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        if noted.get("owner") != owner:
+            return None
+        url = str(noted["api_url"])
         with urlopen(f"{url}/health", timeout=2) as answer:
             return url if answer.status == 200 else None
     except (OSError, URLError, ValueError, KeyError):

@@ -1,7 +1,7 @@
-"""A Prefect server for the length of one flow, in a process of its own that never outlives its starter.
+"""A Prefect server in a process of its own that never outlives its owner: the flow, or the DVC that runs it.
 
 Prefect can start one itself, but then the flow's process imports the whole server as well (seconds), and the
-server stays behind when the flow is killed. This one ends when its standard input closes.
+server stays behind when the flow is killed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import psutil
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, get_current_settings, temporary_settings
 
 PAUSE = 0.05
 FLUSH_SECONDS = 5.0
+OWNER_SECONDS = 0.5
 SETTINGS = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_API_BLOCKS_REGISTER_ON_START": "false",
@@ -35,8 +37,11 @@ _OF_ANOTHER_SERVER = ("PREFECT_SERVER_", "PREFECT_API_DATABASE_")
 
 
 @contextmanager
-def temporary_server() -> Iterator[str]:
-    """Start a server on a free port of 127.0.0.1, point Prefect at it, and stop it afterwards.
+def temporary_server(owner: psutil.Process | None = None) -> Iterator[str]:
+    """Start a server on a free port of 127.0.0.1, and point Prefect at it.
+
+    Args:
+        owner: The server ends with this process; None = with the block.
 
     Yields:
         The API's address.
@@ -50,28 +55,37 @@ def temporary_server() -> Iterator[str]:
     with log.open("wb") as sink, socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listener.fileno())],
-            stdin=subprocess.PIPE,
+            [
+                sys.executable,
+                "-m",
+                __name__,
+                f"{listener.fileno()}",
+                f"{owner.pid if owner else os.getpid()}",
+            ],
+            stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
             pass_fds=[listener.fileno()],
             env={k: v for k, v in os.environ.items() if not k.startswith(_OF_ANOTHER_SERVER)} | SETTINGS,
             start_new_session=True,  # ctrl-C reaches the flow first, which still has something to report
         )
+    kept = False
     try:
         _wait(process, url, log)
+        kept = owner is not None
         with temporary_settings({PREFECT_API_URL: url}):
             try:
                 yield url
             finally:
                 _send_what_waits()
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        if not kept:
+            process.terminate()
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _send_what_waits() -> None:
@@ -99,20 +113,28 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     raise OSError(f"the temporary Prefect server did not answer within {seconds} s; see {log}")
 
 
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+def _end_with(owner: psutil.Process) -> None:
+    while _lives(owner):
+        time.sleep(OWNER_SECONDS)
     os._exit(0)
 
 
-def serve(listener: socket.socket) -> None:
-    """Run the server on a socket that listens, until standard input closes."""
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def serve(listener: socket.socket, owner: psutil.Process) -> None:
+    """Run the server on a socket that listens, until ``owner`` ends."""
     import uvicorn
     from prefect.server.api.server import create_app
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(owner,), daemon=True).start()
     server = uvicorn.Server(uvicorn.Config(create_app(ephemeral=True), log_level="error"))
     server.run(sockets=[listener])
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), psutil.Process(int(sys.argv[2])))

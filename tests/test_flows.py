@@ -343,7 +343,7 @@ def test_a_named_server_that_flows_cannot_use_is_said_in_a_few_words() -> None:
 def test_a_stage_goes_on_without_the_named_server_and_says_so(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(prefect_server, "temporary_server", lambda: nullcontext("its own"))
+    monkeypatch.setattr(prefect_server, "temporary_server", lambda owner: nullcontext("its own"))
     monkeypatch.setattr(prefect_server, "preload", lambda: None)
     monkeypatch.setattr(logging.getLogger("panoda"), "propagate", True)
     with (
@@ -468,8 +468,37 @@ def test_the_temporary_server_ends_with_a_killed_starter(tmp_path: Path) -> None
         note.write_text(json.dumps({"api_url": starter.stdout.readline().strip()}))
         assert running_server(note)
         starter.kill()
+    _wait_until_gone(note)
+
+
+def test_the_stages_that_one_dvc_runs_share_a_server_that_ends_with_it(tmp_path: Path) -> None:
+    stage = (
+        "import os; from prefect.settings import PREFECT_API_URL; from flows.prefect_server import server\n"
+        "with server('json'): print(PREFECT_API_URL.value())"
+    )
+    dvc = tmp_path / "dvc"
+    dvc.write_text(
+        f"import subprocess, sys\nfor _ in 1, 2: subprocess.run([sys.executable, '-c', {stage!r}])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    ran = subprocess.run(
+        [sys.executable, str(dvc)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / ".prefect")},
+        check=True,
+    )
+    first, second = ran.stdout.split()
+    assert first == second and first.startswith("http://127.0.0.1:")
+    note = tmp_path / "server.json"
+    note.write_text(json.dumps({"api_url": first}))
+    _wait_until_gone(note)
+
+
+def _wait_until_gone(note: Path) -> None:
     for _ in range(100):
         if running_server(note) is None:
-            break
+            return
         time.sleep(0.1)
-    assert running_server(note) is None
+    pytest.fail("the server still answers")
