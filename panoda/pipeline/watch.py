@@ -4,6 +4,7 @@ DVC itself does not know ``~``, does not see what lies behind links to folders, 
 every byte, and takes the path of a YAML file in params.yaml for a text. So `dvc repro` runs this first, every
 time. Stage download runs again when a file of the data set's folder is new, gone, of another size or written
 to; it, stage preprocess and stage ssl_pretrain, when the content of a file that they are told to read is another.
+It checks section data alone, because torch would have to load for the methods' parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from panoda.config import AnyDataset, CityDataset, load_params
+from pydantic import ValidationError
+
+from panoda.config import AnyDataset, CityDataset, DataParams, load_params, read_tree
 from panoda.data.formats.browse import walk
 from panoda.data.formats.declared import files_of
 from panoda.pipeline.named_files import label_space_files, tokenizer_file
@@ -67,16 +70,22 @@ def contents(files: Mapping[str, Path]) -> dict[str, str]:
 
 def write_all(folder: Path = FOLDER) -> None:
     """Write ``<role>.json`` for stage download, ``<role>.named.json`` for preprocess, ``ssl_pretrain.json``."""
-    params = load_params()
+    tree = read_tree(Path("params.yaml"))
+    try:
+        data = DataParams.model_validate(tree.get("data"))
+        tokenizer, named = tokenizer_file(tree.get("ssl") or {}), label_space_files(tree["label_space"])
+    except (ValidationError, KeyError, AttributeError, TypeError):
+        load_params()  # says all that is wrong
+        raise
     with staged_directory(folder) as staged:
-        write_json(staged / "ssl_pretrain.json", contents(tokenizer_file(params)))
-        for role, domain in params.data.domains.items():
+        write_json(staged / "ssl_pretrain.json", contents(tokenizer))
+        for role, domain in data.domains.items():
             try:
                 own = contents(files_of(domain.dataset))
             except DataError as error:  # stage download says it, too
                 own = {"declaration": str(error)}
             write_json(staged / f"{role}.json", look(domain.dataset) | own)
-            write_json(staged / f"{role}.named.json", own | contents(label_space_files(params)))
+            write_json(staged / f"{role}.named.json", own | contents(named))
 
 
 def moved(lock: Path = Path("dvc.lock")) -> str:
