@@ -3,7 +3,8 @@
 ``python -m benchmarks.self_supervised`` writes one JSON per (seed, decoder, start) into a work folder (finished ones
 are not redone) and prints a table: mIoU on the target's test images of the source-only and of the adapted model, and
 after how many steps the source model is as good on source val as the random start's was in the end. Settings are
-those of scenarios city_mae and city_beit; target labels are read by the evaluation alone.
+those of scenarios city_mae and city_beit; target labels are read by the evaluation alone. The supervised start has
+learned to tell objects of other worlds of the city apart (``panoda classify finetune city``), from random weights.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ import pandas as pd
 import torch
 
 from benchmarks.adaptation import HERE, WORLDS_PER_SEED, data, markdown_table
+from panoda.classification.city_objects import city_objects
+from panoda.classification.params import CITY, FinetuneParams
+from panoda.classification.training import judge
 from panoda.config import Params, parse_params
 from panoda.config.scenarios import load_scenario
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.validation import validate_split
 from panoda.models.core.checkpoint import load_model
+from panoda.models.weights.importing import import_file
+from panoda.models.weights.pretrained import save_weights
 from panoda.stages.adapt import adapt
 from panoda.stages.pretrain import pretrain
 from panoda.stages.ssl_pretrain import ssl_pretrain
+from panoda.stages.weights import ENCODER
 from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, write_json
 
@@ -37,8 +44,15 @@ STARTS: dict[str, dict[str, Any] | None] = {
     "mae_target": {"scenario": "city_mae", "images": TARGET},
     "mae_both": {"scenario": "city_mae", "images": BOTH},
     "beit_both": {"scenario": "city_beit", "images": BOTH},
+    "supervised": None,
 }
-"""Start -> the scenario whose section ssl it takes, and the images that it learns from."""
+"""Start -> the scenario whose section ssl it takes, and the images that it learns from; None = no ssl."""
+CLASSIFIER: dict[str, Any] = {
+    **{"data": CITY, "random": True, "img_size": 64, "epochs": 15, "warmup_epochs": 1, "batch_size": 64},
+    **{"base_lr": 0.002, "layer_decay": 1.0, "mixup": 0, "cutmix": 0, "crop_scale": (0.5, 1.0)},
+    **{"random_erasing": 0, "rand_augment": None, "validate_epochs": 15},
+}
+"""How the supervised start learns (docs/log.md has its accuracy)."""
 DECODERS: dict[str, dict[str, Any]] = {
     "setr_pup": {},
     "upernet": {"decoder": "upernet", "auxiliary_weights": [0.4]},
@@ -73,7 +87,7 @@ def run(seed: int, decoder: str, start: str, root: Path, overrides: list[str]) -
     params = settings(seed, decoder, start, overrides)
     source, target = work / "source", work / "target"
     began = time.perf_counter()
-    learned = None if STARTS[start] is None else _learned(work, start, params)
+    learned = None if start == "random" else _learned(work, start, params)
     with staged_directory(here) as folder:
         metrics = pretrain(
             source_train=source / "train",
@@ -83,7 +97,7 @@ def run(seed: int, decoder: str, start: str, root: Path, overrides: list[str]) -
             params=params.pretrain,
             seed=seed,
             context=RunContext(progress=True),
-            ssl_weights=None if learned is None else learned / "encoder",
+            ssl_weights=learned,
         )
         adapt(
             checkpoint=folder / "pretrain/model.safetensors",
@@ -108,9 +122,16 @@ def run(seed: int, decoder: str, start: str, root: Path, overrides: list[str]) -
 
 
 def _learned(work: Path, start: str, params: Params) -> Path:
-    """Result of stage ssl_pretrain, which all decoders of a seed share."""
+    """Folder of the encoder that a start begins with, which all decoders of a seed share."""
     out = work / "ssl" / start
-    if not out.exists():
+    if not out.exists() and start == "supervised":
+        name = params.model.encoder
+        asked = FinetuneParams(encoder=name.removeprefix("vit:"), seed=params.seed, **CLASSIFIER)
+        with staged_directory(out) as folder:
+            judge(city_objects(), folder / "classifier", asked, context=RunContext(progress=True))
+            found = import_file(folder / "classifier/model.safetensors", source=start, encoder=name)
+            save_weights(folder / "encoder" / ENCODER, found.tensors, found.card)
+    elif not out.exists():
         ssl_pretrain(
             out=out,
             model=params.model,
@@ -120,7 +141,7 @@ def _learned(work: Path, start: str, params: Params) -> Path:
             source_train=work / "source/train",
             target_train=work / "target/train",
         )
-    return out
+    return out / "encoder"
 
 
 def _target(stage: Path, target: Path) -> float:
