@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor, nn
 
 from panoda.data.loading import colours as loading
 from panoda.inference.prediction import predict_logits
 from panoda.inference.whole import predict_image
-from panoda.models.core.colours import colour_statistics, in_source_colours
+from panoda.models.core.checkpoint import ModelCard
+from panoda.models.core.colours import colour_statistics, in_source_colours, lab_to_rgb, rgb_to_lab
 
-OWN = ((0.5, 0.4, 0.3), (0.1, 0.15, 0.2))
+OWN = ((55.0, 5.0, -4.0), (6.0, 7.0, 8.0))
 
 
 class Looks(nn.Module):
@@ -38,9 +41,18 @@ def test_images_take_on_the_models_mean_and_deviation():
     images = noise()
     found = in_source_colours(Looks(), images, everywhere(images))
     assert found.dtype == torch.uint8
-    mean, std, _ = colour_statistics(found.float() / 255, everywhere(images))
+    mean, std, _ = colour_statistics(rgb_to_lab(found.float() / 255), everywhere(images))
     for own, value in zip(OWN, (mean, std), strict=True):
-        torch.testing.assert_close(value[0].flatten(), torch.tensor(own), atol=3e-3, rtol=0)
+        torch.testing.assert_close(value[0].flatten(), torch.tensor(own), atol=0.3, rtol=0)
+
+
+def test_cielab_is_that_of_scikit_image():
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) ** 2
+    last = lambda x: x.permute(0, 2, 3, 1).numpy()  # noqa: E731
+    lab = rgb_to_lab(images)
+    np.testing.assert_allclose(last(lab), rgb2lab(last(images.double())), atol=0.02)
+    np.testing.assert_allclose(last(lab_to_rgb(lab)), lab2rgb(last(lab.double())), atol=1e-3)
+    torch.testing.assert_close(lab_to_rgb(lab), images, atol=1e-3, rtol=0)
 
 
 def test_ignored_pixels_do_not_count():
@@ -94,8 +106,19 @@ def test_colours_of_a_mixture_count_by_weight(monkeypatch):
 
     one, two = part(100, 3), part(40, 200)
     mean, std = loading.mean_colours(one)
-    assert mean == pytest.approx((125 / 255,) * 3, abs=1e-5) and std[0] == pytest.approx(25 / 255, rel=0.01)
+    light = lambda level: float(rgb2lab(np.full((1, 1, 3), level / 255))[0, 0, 0])  # noqa: E731
+    half = (light(150) - light(100)) / 2
+    assert mean == pytest.approx((light(100) + half, 0, 0), abs=0.02) and std[0] == pytest.approx(
+        half, rel=0.01
+    )
     monkeypatch.setattr(loading, "Mixture", SimpleNamespace)
     mixture = SimpleNamespace(parts={"a": one, "b": two}, sampling=((3, 3.0), (200, 1.0)))
     mean, _ = loading.mean_colours(mixture)
-    assert mean == pytest.approx(((3 * 125 + 65) / 4 / 255,) * 3, abs=1e-5)
+    other = (light(90) + light(40)) / 2
+    assert mean[0] == pytest.approx((3 * (light(100) + half) + other) / 4, abs=0.02)
+
+
+def test_colours_in_rgb_of_an_older_file_are_not_known():
+    told = {"name": "m", "arguments": {}, "label_space": "x", "class_names": ("a",), "stage": "s", "seed": 0}
+    assert ModelCard(**told, colours=((0.5, 0.4, 0.3), (0.1, 0.1, 0.1))).colours is None
+    assert ModelCard(**told, colours=OWN).colours == OWN

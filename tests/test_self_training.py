@@ -129,3 +129,19 @@ def test_a_source_free_step_reads_stored_labels_below_the_threshold() -> None:
         )
         task = SourceFreeTask(Colours(), None, params=params, device=torch.device("cpu"))  # type: ignore[arg-type]
         assert task.losses(0, batch)["loss/total"].item() == pytest.approx(expected, rel=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_source_model_has_its_share_of_the_source_free_result(share: float) -> None:
+    common = {"iterations": 1, "batch_size": 2, "optim": OptimParams(lr=0.1), "ema_momentum": 0.0}
+    source = nn.BatchNorm1d(2)
+    params = SourceFreeParams(**common, source_share=share)
+    task = SourceFreeTask(source, None, params=params, device=torch.device("cpu"))  # type: ignore[arg-type]
+    for tensor in (source.weight.data, source.running_mean):
+        tensor += 4.0
+    for step in range(2):
+        task.after_step(step)
+    for _ in range(2):
+        result = task.result()
+        torch.testing.assert_close(result.weight.data, torch.full((2,), 5.0 - 4.0 * share))
+        torch.testing.assert_close(result.running_mean, torch.full((2,), 4.0 - 4.0 * share))

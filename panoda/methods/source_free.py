@@ -3,12 +3,15 @@
 The stored pseudo-labels of stage pseudo_labels, with a threshold for each class, are the anchor that keeps rare classes
 alive; where a mean teacher (Tarvainen and Valpola 2017) is sure, its label takes their place. Half the classes of
 one target image are pasted onto another (class-mix: Olsson et al. 2021), at a random azimuth, and the colours of
-the mixed image change at random: CE(mixed). The teacher is the result.
+the mixed image change at random: CE(mixed). The result is the teacher, or a mean of its weights and the source
+model's, which forgets less (Wortsman et al. 2022).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -42,6 +45,8 @@ class SourceFreeParams(MethodParams):
     source_colours: NonNegative = 0.0
     """Weight of what the teacher says of the image in the colours that the source model learned from, beside 1
     for the image as it is; 0 = off."""
+    source_share: Probability = 0.0
+    """Share of the source model's weights in the result; the rest are the teacher's."""
     class_mix: Probability = 0.5
     """Probability of pasting half the classes of another target image onto a target image."""
     augment_target: AugmentParams = AugmentParams()
@@ -62,6 +67,7 @@ class SourceFreeTask(TeacherKept):
         """Train ``model`` on target batches with stored pseudo-labels, without colour augmentation."""
         self.trained, self.target, self.params, self.device = model, target, params, device
         self.teacher = Teacher(model, momentum=params.ema_momentum)
+        self.start = copy.deepcopy(model).requires_grad_(False) if params.source_share > 0 else None
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Target batches."""
@@ -83,6 +89,24 @@ class SourceFreeTask(TeacherKept):
         loss = cross_entropy(self.trained(normalise(mixed)), mixed_label)
         kept = (label != IGNORE_INDEX).float().mean()
         return {"loss/total": loss, "loss/target_ce": loss, "teacher/kept_share": kept}
+
+    def result(self) -> Segmenter:
+        """The teacher, with the source model's share."""
+        return super().result() if self.start is None else self._averaged
+
+    @cached_property
+    def _averaged(self) -> Segmenter:
+        """The source model, moved towards the teacher."""
+        assert self.start is not None
+        teacher = self.teacher.module.state_dict()
+        for name, value in self.start.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(teacher[name], 1 - self.params.source_share)
+        return self.start
+
+    def followers(self) -> list[Segmenter]:
+        """The teacher and the source model."""
+        return super().followers() + ([] if self.start is None else [self.start])
 
     def _chosen(self, label: Tensor) -> Tensor:
         """(B, 1, 1) bool, images that get something pasted."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
@@ -51,7 +51,7 @@ class ModelCard(BaseModel):
     std: tuple[float, float, float] = IMAGENET_STD
     """Deviation of the input normalisation, RGB in 0..1."""
     colours: Colours | None = None
-    """Mean and deviation of the channels of the images it learned from; None where not known."""
+    """Mean and deviation of the CIELAB channels of the images it learned from; None where not known."""
     stage: str
     """Stage that wrote it: pretrain, warmup, adapt, ..."""
     seed: int
@@ -62,6 +62,12 @@ class ModelCard(BaseModel):
     """Versions of Python and the libraries that matter."""
     git_commit: str | None = None
     """Commit of the code, with -dirty after uncommitted changes; None outside a repository."""
+
+    @field_validator("colours")
+    @classmethod
+    def _in_lab(cls, colours: Colours | None) -> Colours | None:
+        """Files of 2026-11-29 have them in RGB: no lightness is below 1."""
+        return None if colours and colours[0][0] < 1 else colours
 
     @property
     def num_classes(self) -> int:

@@ -1,4 +1,4 @@
-"""Colours of images as mean and deviation of their channels (Reinhard et al. 2001), and a model's own.
+"""Colours of images as mean and deviation of their channels (Reinhard et al. 2001), and a model's own in CIELAB.
 
 A model remembers the colours of the images it learned from. An image that takes them on looks to it more like
 those, and what it says of both versions is often better than what it says of either.
@@ -10,9 +10,42 @@ import torch
 from torch import Tensor, nn
 
 Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and deviation of the channels, RGB in 0..1."""
+"""Mean and deviation of the channels of CIELAB (D65, 2 degrees): lightness in 0..100, a, b."""
 MIN_PIXELS = 64
 """Pixels below which colours are not trusted."""
+_WHITE = (0.95047, 1.0, 1.08883)
+_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+"""Linear RGB of sRGB to XYZ; white is ``_WHITE``."""
+
+
+def rgb_to_lab(image: Tensor) -> Tensor:
+    """CIELAB (B, 3, H, W), as scikit-image's ``rgb2lab``, of sRGB images in 0..1."""
+    linear = torch.where(image > 0.04045, ((image.clamp(min=0) + 0.055) / 1.055) ** 2.4, image / 12.92)
+    x, y, z = _times(_matrix(image), linear).unbind(dim=1)
+    x, y, z = (
+        torch.where(t > 0.008856, t.clamp(min=1e-6) ** (1 / 3), 7.787 * t + 16 / 116) for t in (x, y, z)
+    )
+    return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=1)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """SRGB images (B, 3, H, W) in 0..1 of CIELAB; what sRGB cannot show is cut off."""
+    lightness, a, b = lab.unbind(dim=1)
+    y = (lightness + 16) / 116
+    root = torch.stack((y + a / 500, y, y - b / 200), dim=1)
+    xyz = torch.where(root > 0.2068966, root.clamp(min=0) ** 3, (root - 16 / 116) / 7.787)
+    linear = _times(torch.linalg.inv(_matrix(lab)), xyz)
+    bright = 1.055 * linear.clamp(min=1e-6) ** (1 / 2.4) - 0.055
+    return torch.where(linear > 0.0031308, bright, 12.92 * linear).clamp(0, 1)
+
+
+def _matrix(like: Tensor) -> Tensor:
+    """Linear RGB to XYZ relative to white."""
+    return like.new_tensor(_XYZ) / like.new_tensor(_WHITE)[:, None]
+
+
+def _times(matrix: Tensor, image: Tensor) -> Tensor:
+    return torch.einsum("ij,bjhw->bihw", matrix, image)
 
 
 def colour_statistics(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,9 +92,11 @@ def in_source_colours(model: nn.Module, images: Tensor, valid: Tensor) -> Tensor
     Raises:
         ValueError: the model does not know them.
     """
-    own_mean, own_std = (torch.tensor(c, device=images.device).view(1, 3, 1, 1) for c in colours_of(model))
     scaled = images if images.is_floating_point() else images.float() / 255
-    mean, std, pixels = colour_statistics(scaled, valid)
-    moved = ((scaled - mean) / std.clamp(min=1e-3) * own_std + own_mean).clamp(0, 1)
+    with torch.autocast(images.device.type, enabled=False):
+        lab = rgb_to_lab(scaled.float())
+        own_mean, own_std = (lab.new_tensor(c).view(1, 3, 1, 1) for c in colours_of(model))
+        mean, std, pixels = colour_statistics(lab, valid)
+        moved = lab_to_rgb((lab - mean) / std.clamp(min=0.1) * own_std + own_mean)
     moved = torch.where(pixels >= MIN_PIXELS, moved, scaled)
     return moved if images.is_floating_point() else (moved * 255).round().to(images.dtype)
