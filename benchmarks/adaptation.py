@@ -151,7 +151,8 @@ def recipes(seed: int, looks: str, names: list[str], root: Path, overrides: list
             context=RunContext(),
         )
         seconds = {"adapt": time.perf_counter() - began, **json.loads((start / "seconds.json").read_text())}
-        score(out / "model.safetensors", work, here, name, seconds=seconds)
+        colours = params.evaluate.source_colours
+        score(out / "model.safetensors", work, here, name, seconds=seconds, source_colours=colours)
 
 
 def start_of(work: Path, here: Path, params: Params) -> Path:
@@ -208,7 +209,13 @@ def _true_labels(target_train: Path, out: Path) -> None:
 
 
 def score(
-    checkpoint: Path, work: Path, here: Path, name: str, seconds: Mapping[str, float] | None = None
+    checkpoint: Path,
+    work: Path,
+    here: Path,
+    name: str,
+    *,
+    seconds: Mapping[str, float] | None = None,
+    source_colours: float = 0.0,
 ) -> None:
     """Write ``HERE/NAME.json``, the mIoU of a model on target test and source val; nothing where it is."""
     path = here / f"{name}.json"
@@ -218,7 +225,7 @@ def score(
     result: dict[str, Any] = {"seconds": seconds or {}}
     for key, folder in (("target_test", here / "target/test"), ("source_val", work / "source/val")):
         split = PreparedSplit(folder)
-        matrices = np.stack([_matrix(model, split, i) for i in range(len(split))])
+        matrices = np.stack([_matrix(model, split, i, source_colours) for i in range(len(split))])
         iou = _iou(matrices.sum(axis=0))
         frequent = np.argsort(-np.asarray(split.class_pixels))[:FREQUENT]
         result[key] = {
@@ -231,10 +238,11 @@ def score(
     write_json(path, result)
 
 
-def _matrix(model: Segmenter, split: PreparedSplit, index: int) -> np.ndarray:
+def _matrix(model: Segmenter, split: PreparedSplit, index: int, source_colours: float) -> np.ndarray:
     """Confusion matrix (K, K) of one image."""
     sample = split[index]
-    logits = predict_logits(model, sample["image"][None], wrap=split.full_circle)
+    colours = {"source_colours": source_colours, "valid": sample["valid"][None]}
+    logits = predict_logits(model, sample["image"][None], wrap=split.full_circle, **colours)
     matrix = ConfusionMatrix(split.num_classes)
     matrix.update(logits.argmax(dim=1), sample["label"][None])
     return matrix.matrix.numpy()
