@@ -18,17 +18,18 @@ def adapt_command(
     seed: Annotated[int, typer.Option(help="Run seed.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Adapt a model to a folder of panoramas, without labels or source images."""
+    """Adapt a model to a folder of panoramas, without labels or source images; a killed run goes on."""
     # Imported here: the other commands start without torch.
+    from panoda.config import RuntimeParams
     from panoda.pipeline.models import find_model
     from panoda.pipeline.own_panoramas import adapt_to_folder
-    from panoda.system.context import RunContext, resolve_device, resolve_precision
 
     if not panoramas.is_dir():
         raise ValueError(f"{panoramas}: no such folder; name the folder that your panoramas are in")
-    place = resolve_device(device)
-    context = RunContext(device=place, dtype=resolve_precision("auto", place), progress=True)
-    metrics = adapt_to_folder(panoramas, find_model(checkpoint), out, steps=steps, seed=seed, context=context)
+    model = find_model(checkpoint)
+    metrics = adapt_to_folder(
+        panoramas, model, out, steps=steps, seed=seed, runtime=RuntimeParams(device=device)
+    )
     typer.echo(
         f"{out / 'model.safetensors'}: the teacher labels {100 * metrics['teacher/kept_share']:.0f} % of the "
         f"pixels. Label images with `panoda predict IMAGES --checkpoint {out / 'model.safetensors'} --out FOLDER`"

@@ -5,29 +5,18 @@ It is no stage: it judges encoders, of this project or not, and needs no params.
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from panoda.classification.city_objects import city_objects
 from panoda.classification.evaluate import evaluate
 from panoda.classification.params import CITY, EvaluateParams, FinetuneParams, ProbeParams
 from panoda.classification.training import judge
 from panoda.config import RuntimeParams, TrackingParams
-from panoda.data.formats.browse import images_below
-from panoda.engine.preemption import sigterm_ends
 from panoda.pipeline import runs
-from panoda.pipeline.table import flatten
-from panoda.system.context import RunContext, resolve_device, resolve_precision, resolve_workers
+from panoda.pipeline.apart import apart, listing
 from panoda.system.files import check_replaceable, write_json
 
-log = logging.getLogger("panoda")
 CODE = tuple(
     Path("panoda") / room for room in ("classification", "engine", "data", "models", "city", "system")
 )
@@ -59,82 +48,29 @@ def classify(
     """
     runtime, tracking = runtime or RuntimeParams(), tracking or TrackingParams(experiment="classify")
     name = f"classify-{params.action}"
-    with sigterm_ends():
-        if out is not None:
-            weights = Path(params.checkpoint if isinstance(params, EvaluateParams) else params.encoder)
-            read = [Path(params.data)] if params.data != CITY else []
-            read += [weights] if weights.exists() else []
-            check_replaceable(out, made=[runs.RECORD], inputs=read)
-        data = city_objects(progress=progress) if params.data == CITY else Path(params.data)
-        inputs = {"data": _listing(data), "weights": _digest(params)}
-        asked = params.model_dump(mode="json")
-        mark = runs.fingerprint(name, asked, inputs, runs.code_digest(CODE))
-        device = resolve_device(runtime.device)
-        with (
-            runs.resume_state(name, mark, say=log.warning) as state,
-            _tracked(name, asked, tracking, state) as logger,
-        ):
-            context = RunContext(
-                device=device,
-                dtype=resolve_precision(runtime.precision, device),
-                state_dir=state,
-                workers=resolve_workers(runtime.workers, device),
-                progress=progress,
-                log_every=runtime.log_every,
-                checkpoint_every=runtime.checkpoint_every,
-                keep_checkpoints=runtime.keep_checkpoints,
-                checkpoint_minutes=runtime.checkpoint_minutes,
-                compile=runtime.compile,
-                deterministic=runtime.deterministic,
-            )
-            if logger is not None:
-                context = replace(context, logger=logger)
-            place = out or runs.new_run_folder(name)
-            if isinstance(params, EvaluateParams):
-                metrics = evaluate(data, place, params, context=context)
-            else:
-                metrics = judge(data, place, params, context=context)
-            context.logger.log_metrics(metrics, 0)
-            write_json(
-                place / runs.RECORD, {"action": name, "params": asked, "inputs": inputs, **runs.provenance()}
-            )
+    if out is not None:
+        weights = Path(params.checkpoint if isinstance(params, EvaluateParams) else params.encoder)
+        read = [Path(params.data)] if params.data != CITY else []
+        read += [weights] if weights.exists() else []
+        check_replaceable(out, made=[runs.RECORD], inputs=read)
+    data = city_objects(progress=progress) if params.data == CITY else Path(params.data)
+    inputs = {"data": listing(data), "weights": _digest(params)}
+    asked = params.model_dump(mode="json")
+    options: dict[str, Any] = {"runtime": runtime, "tracking": tracking, "progress": progress}
+    with apart(name, asked, inputs, code=CODE, **options) as context:
+        place = out or runs.new_run_folder(name)
+        if isinstance(params, EvaluateParams):
+            metrics = evaluate(data, place, params, context=context)
+        else:
+            metrics = judge(data, place, params, context=context)
+        context.logger.log_metrics(metrics, 0)
+        write_json(
+            place / runs.RECORD, {"action": name, "params": asked, "inputs": inputs, **runs.provenance()}
+        )
     return place, metrics
-
-
-def _listing(folder: Path) -> str:
-    """Names and sizes of the images: hashing a million of them would take longer than it is worth."""
-    if not folder.is_dir():
-        return ""  # said with what is expected there when it is read
-    found, _ = images_below(folder)
-    lines = {path.relative_to(folder).as_posix(): str(path.stat().st_size) for path in found}
-    return runs.fingerprint("listing", {}, lines, "")
 
 
 def _digest(params: Any) -> str:
     """Of the file that the weights come from; "" for a name."""
     path = Path(getattr(params, "checkpoint", None) or params.encoder)
     return runs.digest(path) if path.is_file() else ""
-
-
-@contextmanager
-def _tracked(name: str, params: dict[str, Any], tracking: TrackingParams, state: Path) -> Iterator[Any]:
-    """An MLflow run, or the killed one's again; None where MLflow is not installed."""
-    if find_spec("mlflow") is None:
-        yield None
-        return
-    from panoda.tracking import start_run, tracking_uri
-
-    note = state / "mlflow.json"
-    start = json.loads(note.read_text(encoding="utf-8"))["start"] if note.is_file() else uuid4().hex
-    write_json(note, {"start": start})
-    with start_run(
-        tracking_uri(tracking.uri),
-        tracking.experiment,
-        stage=name,
-        name=name,
-        params=flatten(params),
-        tags={"start": start},
-        start=start,
-        warn=log.warning,
-    ) as logger:
-        yield logger

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from panoda.config import (
     AugmentParams,
@@ -14,27 +13,39 @@ from panoda.config import (
     OptimParams,
     PrepareParams,
     PseudoLabelParams,
+    RuntimeParams,
+    TrackingParams,
 )
 from panoda.deployment.view import pixels_per_radian
 from panoda.methods.source_free import SourceFreeParams
 from panoda.models.core.checkpoint import load_model
+from panoda.pipeline import runs
+from panoda.pipeline.apart import apart, listing
 from panoda.stages.adapt import adapt
 from panoda.stages.download import download
 from panoda.stages.preprocess import preprocess
 from panoda.stages.pseudo_labels import pseudo_labels
-from panoda.system.context import RunContext
 from panoda.system.files import check_replaceable
 
 BAND = 0.25
 """Share of the height left out at the top and at the bottom: sky, and what carries the camera."""
 PIXELS_PER_DEGREE = 3.0
 """Where the model was trained on no panoramas."""
+CODE = tuple(Path("panoda") / room for room in ("data", "engine", "methods", "models", "stages", "system"))
 
 
 def adapt_to_folder(
-    panoramas: Path, checkpoint: Path, out: Path, *, steps: int, seed: int, context: RunContext
+    panoramas: Path,
+    checkpoint: Path,
+    out: Path,
+    *,
+    steps: int,
+    seed: int,
+    runtime: RuntimeParams | None = None,
+    tracking: TrackingParams | None = None,
+    progress: bool = True,
 ) -> dict[str, float]:
-    """Adapt a model to the full panoramas (2:1) below a folder, source-free.
+    """Adapt a model to the full panoramas (2:1) below a folder, source-free; a killed run goes on when started again.
 
     They are prepared at the resolution of the panoramas that the model was trained on, else at 3 pixels per degree.
     A model that knows the colours it learned from labels them in these, too.
@@ -45,7 +56,9 @@ def adapt_to_folder(
         out: Result folder (replaced), as that of stage adapt.
         steps: Optimiser steps.
         seed: Run seed.
-        context: Device, precision, progress.
+        runtime: Device, precision and the like.
+        tracking: Where MLflow logs, if it is installed; None = experiment own_panoramas.
+        progress: Show progress bars.
 
     Raises:
         DataError: no images, or files that are none.
@@ -72,33 +85,45 @@ def adapt_to_folder(
         ema_momentum=0.97,
         source_colours=source_colours,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        work = Path(folder)
-        download(role="target", dataset=dataset, out=work / "raw", progress=context.progress)
-        preprocess(
-            role="target",
-            raw=work / "raw",
-            out=work / "target",
-            domain=domain,
-            label_space=card.label_space,
-            context=context,
-        )
-        train = work / "target/train"
-        pseudo_labels(
-            checkpoint=checkpoint,
-            target_train=train,
-            out=work / "pseudo_labels",
-            params=PseudoLabelParams(
-                scales=(0.75, 1.0, 1.25), prototype_sums=False, source_colours=source_colours
-            ),
-            context=replace(context, inference_batch=1),
-        )
+    asked = {"adapt": params.model_dump(mode="json"), "prepared_width": width, "seed": seed}
+    inputs = {"panoramas": listing(panoramas), "checkpoint": runs.digest(checkpoint)}
+    with apart(
+        "own_panoramas",
+        asked,
+        inputs,
+        code=CODE,
+        runtime=runtime or RuntimeParams(),
+        tracking=tracking or TrackingParams(experiment="own_panoramas"),
+        progress=progress,
+    ) as context:
+        assert context.state_dir is not None
+        work = context.state_dir / "data"
+        train, labels = work / "target/train", work / "pseudo_labels"
+        if not train.exists():
+            download(role="target", dataset=dataset, out=work / "raw", progress=progress)
+            preprocess(
+                role="target",
+                raw=work / "raw",
+                out=work / "target",
+                domain=domain,
+                label_space=card.label_space,
+                context=replace(context, state_dir=None),
+            )
+        if not labels.exists():
+            pseudo_labels(
+                checkpoint=checkpoint,
+                target_train=train,
+                out=labels,
+                params=PseudoLabelParams(
+                    scales=(0.75, 1.0, 1.25), prototype_sums=False, source_colours=source_colours
+                ),
+                context=replace(context, state_dir=None, inference_batch=1),
+            )
         return adapt(
             checkpoint=checkpoint,
             source_train=None,
             target_train=train,
-            pseudo_labels=work / "pseudo_labels",
+            pseudo_labels=labels,
             prototypes=None,
             out=out,
             params=params,
