@@ -441,7 +441,7 @@ def test_names_of_timm(data: Path, tmp_path: Path) -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, without MLflow."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("panoda.pipeline.classify.find_spec", lambda name: None)
+    monkeypatch.setattr("panoda.pipeline.apart.find_spec", lambda name: None)
     return tmp_path
 
 
