@@ -48,7 +48,8 @@ def adapt_to_folder(
     """Adapt a model to the full panoramas (2:1) below a folder, source-free; a killed run goes on when started again.
 
     They are prepared at the resolution of the panoramas that the model was trained on, else at 3 pixels per degree.
-    A model that knows the colours it learned from labels them in these, too.
+    A model that knows the colours it learned from labels them in these, too. Half of the result's weights are the
+    model's own, so that it keeps what the panoramas do not show.
 
     Args:
         panoramas: Searched for images recursively; used in place.
@@ -84,6 +85,7 @@ def adapt_to_folder(
         augment_target=augment.model_copy(update={"crop_height": width // 4}),
         ema_momentum=0.97,
         source_colours=source_colours,
+        source_share=0.5,
     )
     asked = {"adapt": params.model_dump(mode="json"), "prepared_width": width, "seed": seed}
     inputs = {"panoramas": listing(panoramas), "checkpoint": runs.digest(checkpoint)}
