@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from panoda.config import AugmentParams, OptimParams
+from panoda.data.loading.transforms import normalise
 from panoda.methods.source_free import SourceFreeParams, SourceFreeTask
 from panoda.methods.teacher_mix import TeacherMixParams, TeacherMixTask
+from panoda.models.core.colours import in_source_colours
 
 
 class Colours(nn.Module):
@@ -145,3 +147,20 @@ def test_the_source_model_has_its_share_of_the_source_free_result(share: float) 
         result = task.result()
         torch.testing.assert_close(result.weight.data, torch.full((2,), 5.0 - 4.0 * share))
         torch.testing.assert_close(result.running_mean, torch.full((2,), 4.0 - 4.0 * share))
+
+
+def test_the_source_free_student_may_see_the_colours_of_the_source() -> None:
+    model = Colours()
+    model.colours = ((55.0, 5.0, -4.0), (6.0, 7.0, 8.0))  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(60, 120, (2, 3, 32, 64), dtype=torch.uint8, generator=generator)
+    batch = _batch(image, torch.ones(2, 32, 64, dtype=torch.int64))
+    scaled = image.float() / 255
+    recoloured = in_source_colours(model, scaled, torch.ones(2, 32, 64, dtype=torch.bool))
+    for chance, seen in ((0.0, scaled), (1.0, recoloured)):
+        params = SourceFreeParams(
+            iterations=1, batch_size=2, optim=OptimParams(lr=0.1), class_mix=0.0, recolour=chance
+        )
+        task = SourceFreeTask(model, None, params=params, device=torch.device("cpu"))  # type: ignore[arg-type]
+        task.losses(0, batch)  # type: ignore[arg-type]
+        torch.testing.assert_close(model.seen[-1], normalise(seen))

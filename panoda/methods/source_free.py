@@ -3,8 +3,8 @@
 The stored pseudo-labels of stage pseudo_labels, with a threshold for each class, are the anchor that keeps rare classes
 alive; where a mean teacher (Tarvainen and Valpola 2017) is sure, its label takes their place. Half the classes of
 one target image are pasted onto another (class-mix: Olsson et al. 2021), at a random azimuth, and the colours of
-the mixed image change at random: CE(mixed). The result is the teacher, or a mean of its weights and the source
-model's, which forgets less (Wortsman et al. 2022).
+the mixed image change at random: CE(mixed). On demand some images first take on the colours of the source. The result
+is the teacher, or a mean of its weights and the source model's, which forgets less (Wortsman et al. 2022).
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class SourceFreeParams(MethodParams):
     source_colours: NonNegative = 0.0
     """Weight of what the teacher says of the image in the colours that the source model learned from, beside 1
     for the image as it is; 0 = off."""
+    recolour: Probability = 0.0
+    """Probability that the student sees an image in the colours that the source model learned from."""
     source_share: Probability = 0.0
     """Share of the source model's weights in the result; the rest are the teacher's."""
     class_mix: Probability = 0.5
@@ -77,14 +79,17 @@ class SourceFreeTask(TeacherKept):
         """The cross-entropy of mixed images, and the share of pixels with a label."""
         image = batch["image"].to(self.device, non_blocking=True).float() / 255
         stored, valid = (batch[name].to(self.device, non_blocking=True) for name in ("label", "valid"))
-        share = self.params.source_colours
-        versions = [(share, in_source_colours(self.teacher.module, image, valid))] if share > 0 else []
-        label = self.teacher.relabel(image, stored, valid, self.params.threshold, versions=versions)
+        p, recoloured = self.params, image
+        if p.source_colours > 0 or p.recolour > 0:
+            recoloured = in_source_colours(self.teacher.module, image, valid)
+        versions = [(p.source_colours, recoloured)] if p.source_colours > 0 else []
+        label = self.teacher.relabel(image, stored, valid, p.threshold, versions=versions)
+        image = torch.where(self._drawn(image, p.recolour)[:, None], recoloured, image)
         size = (image.shape[-2], image.shape[-1])
         other, other_label = place(image.roll(1, dims=0), label.roll(1, dims=0), size)
-        pasted = class_mix_mask(other_label) & self._chosen(label)
+        pasted = class_mix_mask(other_label) & self._drawn(label, p.class_mix)
         mixed, mixed_label = paste(other, other_label, image, label, pasted)
-        colours = self.params.augment_target
+        colours = p.augment_target
         mixed = photometric(mixed, valid | pasted, jitter=colours.jitter, exposure=colours.exposure)
         loss = cross_entropy(self.trained(normalise(mixed)), mixed_label)
         kept = (label != IGNORE_INDEX).float().mean()
@@ -108,10 +113,9 @@ class SourceFreeTask(TeacherKept):
         """The teacher and the source model."""
         return super().followers() + ([] if self.start is None else [self.start])
 
-    def _chosen(self, label: Tensor) -> Tensor:
-        """(B, 1, 1) bool, images that get something pasted."""
-        drawn = rows(lambda n: torch.rand(n, 1, 1, device=label.device), label.shape[0])
-        return drawn < self.params.class_mix
+    def _drawn(self, batch: Tensor, probability: float) -> Tensor:
+        """(B, 1, 1) bool: True with ``probability`` for each image."""
+        return rows(lambda n: torch.rand(n, 1, 1, device=batch.device), batch.shape[0]) < probability
 
 
 def task(setup: Setup) -> SourceFreeTask:
