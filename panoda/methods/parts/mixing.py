@@ -1,7 +1,7 @@
 """Mixing domains in image space: colour transfer, class-mix, pinholes warped onto the sphere.
 
-Sources: colour transfer after Reinhard et al. 2001 (per-channel mean and deviation, here in RGB);
-class-mix after Olsson et al. 2021 and DACS (Tranheden et al. 2021). Images are float32 in 0..1.
+Sources: colour transfer after Reinhard et al. 2001 (mean and deviation of each channel, in CIELAB, class by class in
+RGB); class-mix after Olsson et al. 2021 and DACS (Tranheden et al. 2021). Images are float32 in 0..1.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from panoda.labels import IGNORE_INDEX
 from panoda.models.core.channels import per_channel
-from panoda.models.core.colours import MIN_PIXELS, colour_statistics
+from panoda.models.core.colours import MIN_PIXELS, colour_statistics, recolour, rgb_to_lab
 from panoda.system.shares import rows
 
 _DISPLAY_GAMMA = 2.2
@@ -20,7 +20,7 @@ _DISPLAY_GAMMA = 2.2
 def colour_transfer(
     image: Tensor, valid: Tensor, reference: Tensor, reference_valid: Tensor, probability: float
 ) -> Tensor:
-    """Give each image the RGB mean and deviation of a reference image, with a probability per image.
+    """Give each image the CIELAB mean and deviation of a reference image, with a probability per image.
 
     Both are those of valid pixels; with fewer than ``MIN_PIXELS`` in either an image stays as it is.
 
@@ -37,9 +37,9 @@ def colour_transfer(
     if probability <= 0:
         return image
     index = torch.arange(image.shape[0], device=image.device) % reference.shape[0]
-    mean, std, pixels = colour_statistics(image, valid)
-    ref_mean, ref_std, ref_pixels = (s[index] for s in colour_statistics(reference, reference_valid))
-    moved = ((image - mean) / std.clamp(min=1e-3) * ref_std + ref_mean).clamp(0, 1)
+    found = colour_statistics(rgb_to_lab(reference), reference_valid)
+    ref_mean, ref_std, ref_pixels = (s[index] for s in found)
+    moved, pixels = recolour(image, valid, ref_mean, ref_std)
     chosen = _chosen(image, probability) & (pixels >= MIN_PIXELS) & (ref_pixels >= MIN_PIXELS)
     return torch.where(chosen, moved, image)
 

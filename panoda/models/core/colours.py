@@ -45,7 +45,8 @@ def _matrix(like: Tensor) -> Tensor:
 
 
 def _times(matrix: Tensor, image: Tensor) -> Tensor:
-    return torch.einsum("ij,bjhw->bihw", matrix, image)
+    with torch.autocast(image.device.type, enabled=False):  # half precision has too few colours
+        return torch.einsum("ij,bjhw->bihw", matrix, image)
 
 
 def colour_statistics(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,6 +61,17 @@ def colour_statistics(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Te
     mean = (image * weight).sum(dim=(2, 3), keepdim=True) / pixels.clamp(min=1)
     square = ((image - mean).square() * weight).sum(dim=(2, 3), keepdim=True)
     return mean, (square / (pixels - 1).clamp(min=1)).sqrt(), pixels
+
+
+def recolour(image: Tensor, valid: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in 0..1 whose valid pixels have this mean and deviation (B or 1, 3, 1, 1) in CIELAB.
+
+    Returns:
+        The images, and the number (B, 1, 1, 1) of their valid pixels.
+    """
+    lab = rgb_to_lab(image)
+    own_mean, own_std, pixels = colour_statistics(lab, valid)
+    return lab_to_rgb((lab - own_mean) / own_std.clamp(min=0.1) * std + mean), pixels
 
 
 def colours_of(model: nn.Module) -> Colours:
@@ -93,10 +105,7 @@ def in_source_colours(model: nn.Module, images: Tensor, valid: Tensor) -> Tensor
         ValueError: the model does not know them.
     """
     scaled = images if images.is_floating_point() else images.float() / 255
-    with torch.autocast(images.device.type, enabled=False):
-        lab = rgb_to_lab(scaled.float())
-        own_mean, own_std = (lab.new_tensor(c).view(1, 3, 1, 1) for c in colours_of(model))
-        mean, std, pixels = colour_statistics(lab, valid)
-        moved = lab_to_rgb((lab - mean) / std.clamp(min=0.1) * own_std + own_mean)
+    mean, std = (torch.tensor(c, device=images.device).view(1, 3, 1, 1) for c in colours_of(model))
+    moved, pixels = recolour(scaled, valid, mean, std)
     moved = torch.where(pixels >= MIN_PIXELS, moved, scaled)
     return moved if images.is_floating_point() else (moved * 255).round().to(images.dtype)
