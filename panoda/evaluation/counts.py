@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,26 +33,19 @@ class Region:
     """A latitude band or azimuth sector and what was counted in it.
 
     Attributes:
-        kind: What the limits measure.
-        index: 0 = uppermost band, or the sector looking forward.
         start_deg: Lower limit in degrees (latitude up positive, azimuth right positive).
         stop_deg: Upper limit in degrees.
+        places: Its rows (``dim`` 1) or columns (``dim`` 2).
         confusion: Counts of the region's labelled pixels.
     """
 
-    kind: Literal["latitude", "azimuth"]
-    index: int
     start_deg: float
     stop_deg: float
+    dim: int
+    places: Tensor
     confusion: ConfusionMatrix
 
-    @property
-    def centre_deg(self) -> float:
-        """Middle of the region in degrees."""
-        return (self.start_deg + self.stop_deg) / 2
 
-
-@dataclass
 class Evaluation:
     """What one model did on one split.
 
@@ -61,8 +53,7 @@ class Evaluation:
         latitude: One region per band, from the top; empty for pinhole images.
         azimuth: One region per sector; empty unless the images are full-circle panoramas.
         areas: The same matrix with pixels weighted by the sphere's area they cover, in steps of ``area_step``
-            ((K, K) int64); None for pinhole images.
-        area_step: Steradians.
+            steradians ((K, K) int64); None for pinhole images.
         groups: Group -> counts over its images, in alphabetical order; empty unless groups were asked for.
         group_images: Group -> number of images.
         predicted_pixels: (K,) int64, pixels predicted as each class outside the ignore band, labelled or not.
@@ -71,18 +62,40 @@ class Evaluation:
         confidences: (H, W) uint8 largest class probability of the same images in 255ths.
     """
 
-    confusion: ConfusionMatrix
-    latitude: list[Region]
-    azimuth: list[Region]
-    areas: Tensor | None
-    area_step: float
-    predicted_pixels: Tensor
-    groups: dict[str, ConfusionMatrix] = field(default_factory=dict)
-    group_images: dict[str, int] = field(default_factory=dict)
-    confidence_sum: int = 0
-    images: int = 0
-    predictions: dict[int, Tensor] = field(default_factory=dict)
-    confidences: dict[int, Tensor] = field(default_factory=dict)
+    def __init__(
+        self,
+        split: PreparedSplit,
+        num_classes: int,
+        *,
+        bands: int = 6,
+        sectors: int = 8,
+        groups: Sequence[str] | None = None,
+    ) -> None:
+        """Decide from the projection what there is to count; ``groups`` has one for every image of the split."""
+        self.num_classes = num_classes
+        self.confusion = ConfusionMatrix(num_classes)
+        self.latitude: list[Region] = []
+        self.azimuth: list[Region] = []
+        self.areas: Tensor | None = None
+        if split.projection == "erp":
+            top, bottom = float(split.lat_top_deg), float(split.lat_bottom_deg)
+            limits = latitude_limits(top, bottom, bands)
+            self.latitude = self._regions(limits, 1, row_bands(split.height, bands))
+            area = solid_angle_weights(
+                split.height, split.width, lat_top=math.radians(top), lat_bottom=math.radians(bottom)
+            )
+            self.area_step = float(area.max()) / AREA_STEPS
+            self._weights = (area[:, 0].double() / self.area_step).round()
+            self.areas = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        if split.full_circle:
+            self.azimuth = self._regions(azimuth_limits(sectors), 2, column_sectors(split.width, sectors))
+        self._group_of = groups
+        self.groups = {name: ConfusionMatrix(num_classes) for name in sorted(set(groups or ()))}
+        self.group_images = dict(sorted(Counter(groups or ()).items()))
+        self.predicted_pixels = torch.zeros(num_classes, dtype=torch.int64)
+        self.confidence_sum = self.images = 0
+        self.predictions: dict[int, Tensor] = {}
+        self.confidences: dict[int, Tensor] = {}
 
     @property
     def mean_confidence(self) -> float:
@@ -95,9 +108,39 @@ class Evaluation:
         """``areas`` in steradians, (K, K) float64."""
         return None if self.areas is None else self.areas.to(torch.float64) * self.area_step
 
+    def update(
+        self, indices: Sequence[int], logits: Tensor, label: Tensor, valid: Tensor, *, keep: Sequence[int]
+    ) -> None:
+        """Count a batch.
+
+        Args:
+            indices: Of its images in the split.
+            logits: (B, K, H, W).
+            label: (B, H, W) int64, 255 = not counted.
+            valid: (B, H, W) bool, False in the ignore band.
+            keep: Indices of images whose prediction is kept.
+        """
+        confidence, pred = logits.float().softmax(1).max(1)  # (B, H, W) each
+        label = label.masked_fill(~valid, IGNORE_INDEX)
+        self.confusion.update(pred, label)
+        for region in (*self.latitude, *self.azimuth):
+            dim, places = region.dim, region.places.to(pred.device)
+            region.confusion.update(pred.index_select(dim, places), label.index_select(dim, places))
+        if self.areas is not None:
+            self.areas += self._weighted(pred, label).cpu()
+        self.predicted_pixels += torch.bincount(pred[valid], minlength=self.num_classes).cpu()
+        self.confidence_sum += int((confidence[valid] * CONFIDENCE_STEPS).round().long().sum())
+        self.images += len(indices)
+        for row, index in enumerate(indices):
+            if self._group_of is not None:
+                self.groups[self._group_of[index]].update(pred[row], label[row])
+            if index in keep:
+                self.predictions[index] = pred[row].to(torch.uint8).cpu()
+                self.confidences[index] = (255 * confidence[row]).round().to(torch.uint8).cpu()
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything counted, by name, to be stored and added again."""
-        found = {f"matrix/{name}": matrix.counts for name, matrix in self._matrices()}
+        found = {f"matrix/{number}": one.matrix for number, one in enumerate(self._matrices())}
         found |= {f"prediction/{index}": label for index, label in self.predictions.items()}
         found |= {f"confidence/{index}": values for index, values in self.confidences.items()}
         if self.areas is not None:
@@ -109,8 +152,8 @@ class Evaluation:
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Add what was counted on other images of the same split: the result of ``tensors``."""
-        for name, matrix in self._matrices():
-            matrix.counts.add_(tensors[f"matrix/{name}"])
+        for number, one in enumerate(self._matrices()):
+            one.matrix += tensors[f"matrix/{number}"]
         for name, tensor in tensors.items():
             kind, _, index = name.partition("/")
             if kind == "prediction":
@@ -123,23 +166,25 @@ class Evaluation:
         self.confidence_sum += int(tensors["confidence_sum"])
         self.images += int(tensors["images"])
 
-    def _matrices(self) -> Iterator[tuple[str, ConfusionMatrix]]:
-        yield "all", self.confusion
-        for region in (*self.latitude, *self.azimuth):
-            yield f"{region.kind}/{region.index}", region.confusion
-        for number, matrix in enumerate(self.groups.values()):
-            yield f"group/{number}", matrix
+    def _matrices(self) -> list[ConfusionMatrix]:
+        regions = (region.confusion for region in (*self.latitude, *self.azimuth))
+        return [self.confusion, *regions, *self.groups.values()]
 
+    def _regions(self, limits: Sequence[tuple[float, float]], dim: int, of: Tensor) -> list[Region]:
+        """Regions by their limits; ``of`` is the region of every row or column."""
+        return [
+            Region(start, stop, dim, (of == i).nonzero().squeeze(1), ConfusionMatrix(self.num_classes))
+            for i, (start, stop) in enumerate(limits)
+        ]
 
-def weighted_iou(counts: Tensor) -> Tensor:
-    """IoU per class of a (K, K) matrix of weighted pixels (rows = label, columns = prediction).
-
-    Returns:
-        (K,) float64 in 0..1; nan where a class is not labelled, as in ``ConfusionMatrix.iou``.
-    """
-    hit, true = counts.diagonal(), counts.sum(1)
-    nan = torch.full_like(hit, float("nan"))
-    return torch.where(true > 0, hit / (true + counts.sum(0) - hit), nan)
+    def _weighted(self, pred: Tensor, label: Tensor) -> Tensor:
+        k, height = self.num_classes, label.shape[1]
+        row = torch.arange(height, device=label.device).view(1, height, 1).expand_as(label)
+        kept = label != IGNORE_INDEX
+        cell = (row[kept] * k + label[kept]) * k + pred[kept]
+        counts = torch.bincount(cell, minlength=height * k * k).view(height, k, k)
+        # Whole numbers below 2**53: exact, and CUDA multiplies no matrices of integers.
+        return torch.einsum("h,hij->ij", self._weights.to(counts.device), counts.double()).long()
 
 
 def latitude_limits(top_deg: float, bottom_deg: float, bands: int) -> list[tuple[float, float]]:
@@ -168,70 +213,3 @@ def column_sectors(width: int, sectors: int) -> Tensor:
     """(W,) int64 azimuth sector of each column of a full-circle panorama."""
     turn = (torch.arange(width, dtype=torch.float64) + 0.5) / width - 0.5
     return torch.floor(turn * sectors + 0.5).long() % sectors
-
-
-class PixelCounter:
-    """Counts one split batch by batch."""
-
-    def __init__(self, split: PreparedSplit, num_classes: int, bands: int, sectors: int):
-        """Decide from the projection what there is to count."""
-        self.num_classes = num_classes
-        self.total = ConfusionMatrix(num_classes)
-        self.latitude: list[Region] = []
-        self.azimuth: list[Region] = []
-        self.rows = row_bands(split.height, bands)
-        self.columns = column_sectors(split.width, sectors)
-        self.weights: Tensor | None = None
-        self.areas: Tensor | None = None
-        self.area_step = 0.0
-        if split.projection == "erp":
-            top, bottom = float(split.lat_top_deg), float(split.lat_bottom_deg)
-            limits = latitude_limits(top, bottom, bands)
-            self.latitude = [
-                Region("latitude", i, *ab, ConfusionMatrix(num_classes)) for i, ab in enumerate(limits)
-            ]
-            area = solid_angle_weights(
-                split.height, split.width, lat_top=math.radians(top), lat_bottom=math.radians(bottom)
-            )
-            self.area_step = float(area.max()) / AREA_STEPS
-            self.weights = (area[:, 0].double() / self.area_step).round()
-            self.areas = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        if split.full_circle:
-            self.azimuth = [
-                Region("azimuth", i, *ab, ConfusionMatrix(num_classes))
-                for i, ab in enumerate(azimuth_limits(sectors))
-            ]
-
-    def result(self, groups: Sequence[str] | None) -> Evaluation:
-        """What ``update`` counts into, and nothing of what it does not count; of no image yet."""
-        return Evaluation(
-            confusion=self.total,
-            latitude=self.latitude,
-            azimuth=self.azimuth,
-            areas=self.areas,
-            area_step=self.area_step,
-            predicted_pixels=torch.zeros(self.num_classes, dtype=torch.int64),
-            groups={name: ConfusionMatrix(self.num_classes) for name in sorted(set(groups or ()))},
-            group_images=dict(sorted(Counter(groups or ()).items())),
-        )
-
-    def update(self, pred: Tensor, label: Tensor) -> None:
-        """Count a batch of (B, H, W) predictions and labels (255 = not counted)."""
-        self.total.update(pred, label)
-        for region in self.latitude:
-            rows = (self.rows == region.index).nonzero().squeeze(1).to(pred.device)
-            region.confusion.update(pred.index_select(1, rows), label.index_select(1, rows))
-        for region in self.azimuth:
-            columns = (self.columns == region.index).nonzero().squeeze(1).to(pred.device)
-            region.confusion.update(pred.index_select(2, columns), label.index_select(2, columns))
-        if self.weights is not None and self.areas is not None:
-            self.areas += self._weigh(pred, label, self.weights).cpu()
-
-    def _weigh(self, pred: Tensor, label: Tensor, weights: Tensor) -> Tensor:
-        k, height = self.num_classes, label.shape[1]
-        row = torch.arange(height, device=label.device).view(1, height, 1).expand_as(label)
-        kept = label != IGNORE_INDEX
-        cell = (row[kept] * k + label[kept].long()) * k + pred[kept].long()
-        counts = torch.bincount(cell, minlength=height * k * k).view(height, k, k)
-        # Whole numbers below 2**53: exact, and CUDA multiplies no matrices of integers.
-        return torch.einsum("h,hij->ij", weights.to(counts.device), counts.to(torch.float64)).long()
