@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup, create_transform
@@ -129,8 +128,7 @@ def judge(
     )
     with staged_directory(out) as folder:
         save_classifier(folder / "model.safetensors", model, card)
-        history = pd.DataFrame(state.history).groupby("step", as_index=False).first().astype({"step": int})
-        history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
+        state.write_history(folder / "history.csv")
         write_json(folder / "metrics.json", last.metrics())
         last.write(folder / "classes.csv")
     return last.metrics()

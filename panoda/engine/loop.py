@@ -10,8 +10,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -46,6 +48,12 @@ class LoopState:
     best: float = -math.inf
     validated: int = 0
     spikes: LossSpikes = field(default_factory=LossSpikes)
+
+    def write_history(self, path: Path) -> None:
+        """Write the rows as CSV, one a step."""
+        rows = pd.DataFrame(self.history or [{"step": 0.0}])
+        rows = rows.groupby("step", as_index=False).first().astype({"step": int})
+        rows.to_csv(path, index=False, float_format="%.6g")
 
 
 def run_loop(

@@ -14,7 +14,7 @@ from panoda.engine.loop import LoopState
 from panoda.engine.method import Setup, get_method
 from panoda.engine.parallel import full_model, parallelise
 from panoda.engine.seeds import stream_seed
-from panoda.engine.training import prepared_size, run_training, save_training_result, section_dict
+from panoda.engine.training import prepared_size, run_training, save_training_result
 from panoda.models.core.checkpoint import load_model, make_card
 from panoda.system.context import RunContext
 
@@ -67,7 +67,7 @@ def train_further(
         label_space=space,
         stage=stage,
         seed=seed,
-        params={**old.params, stage: section_dict(params), "prepared": prepared_size(target)},
+        params={**old.params, stage: params.model_dump(mode="json"), "prepared": prepared_size(target)},
     )
     last = next((row for row in reversed(state.history) if "loss/total" in row), {})
     metrics = {name: value for name, value in last.items() if name.startswith(("loss/", "teacher/"))}

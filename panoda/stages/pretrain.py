@@ -25,7 +25,6 @@ from panoda.engine.training import (
     prepared_size,
     run_training,
     save_training_result,
-    section_dict,
 )
 from panoda.engine.validation import validate_split
 from panoda.inference.metrics import ConfusionMatrix
@@ -89,8 +88,8 @@ def pretrain(
         stage="pretrain",
         seed=seed,
         params={
-            "model": section_dict(model),
-            "pretrain": section_dict(params),
+            "model": model.model_dump(mode="json"),
+            "pretrain": params.model_dump(mode="json"),
             "weights": start,
             "prepared": prepared_size(first),
         },
