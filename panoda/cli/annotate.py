@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,18 +13,11 @@ from panoda.cli.predict import read_views
 annotate = typer.Typer(help="Correct predictions in CVAT or Label Studio.", no_args_is_help=True)
 
 
-class Format(StrEnum):
-    """Whose format to write."""
-
-    cvat = "cvat"
-    label_studio = "label-studio"
-
-
 @annotate.command("export")
 def export_command(
     labelled: Annotated[Path, typer.Argument(help="Folder that `panoda predict` wrote.")],
     out: Annotated[Path, typer.Option(help="New folder for pictures, the tool's files and task.json.")],
-    tool: Annotated[Format, typer.Option("--format", help="The tool.")],
+    tool: Annotated[Literal["cvat", "label-studio"], typer.Option("--format", help="The tool.")],
     views: Annotated[
         str | None,
         typer.Option(
@@ -50,7 +42,7 @@ def export_command(
 
     perspective = None if views is None else Views(**read_views(views).model_dump())
     result = export_task(
-        labelled, out, tool=tool.value, views=perspective, chosen=chosen, prefix=prefix, progress=True
+        labelled, out, tool=tool, views=perspective, chosen=chosen, prefix=prefix, progress=True
     )
     count = sum(len(photograph.names) for photograph in result.task.photographs)
     typer.echo(

@@ -6,9 +6,8 @@ import glob
 import json
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import yaml
@@ -18,24 +17,7 @@ from panoda.config.problems import problems
 from panoda.config.views import ViewsParams
 from panoda.pipeline.table import STAGES
 
-
-class Projection(StrEnum):
-    """What images are taken for."""
-
-    auto = "auto"
-    erp = "erp"
-    band = "band"
-    pinhole = "pinhole"
-
-
-class Precision(StrEnum):
-    """What the model computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
+Projection = Literal["auto", "erp", "band", "pinhole"]
 RunFolder = Annotated[Path | None, typer.Option(help="Run folder whose model to use.")]
 Checkpoint = Annotated[
     str | None,
@@ -63,7 +45,7 @@ def predict_command(
             help="What the images are: equirectangular, a full circle of some latitudes, or photographs; auto: as "
             "metadata, their ends, the model and their shape say."
         ),
-    ] = Projection.auto,
+    ] = "auto",
     fov: Annotated[float | None, typer.Option(help="Horizontal field of view in degrees.")] = None,
     lat: Annotated[
         tuple[float, float] | None,
@@ -128,11 +110,11 @@ def predict_command(
         typer.Option("--json", help="Print the manifest on standard output, everything else on the other."),
     ] = False,
     precision: Annotated[
-        Precision,
+        Literal["auto", "float32", "bfloat16"],
         typer.Option(
             help="auto: float32 on a CPU. bfloat16 is faster on CPUs that have it; few labels differ."
         ),
-    ] = Precision.auto,
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Segment panoramas, photographs and 360 videos: labels, confidence, overlays, tables of class shares.
@@ -151,10 +133,10 @@ def predict_command(
     from panoda.system.context import resolve_device, resolve_precision
     from panoda.system.machine import keep_freed_memory
 
-    if precision is not Precision.auto and is_exported(model):
+    if precision != "auto" and is_exported(model):
         raise ValueError(f"{model}: an exported model computes as it was exported; leave out --precision")
     keep_freed_memory()
-    geometry = Geometry(projection.value, fov, lat, wrap, upright, pitch, roll)
+    geometry = Geometry(projection, fov, lat, wrap, upright, pitch, roll)
     first, stop = _range(frames)
     perspective = None if views is None else Views(**read_views(views).model_dump())
     place = resolve_device(device)
@@ -172,7 +154,7 @@ def predict_command(
         smooth=smooth,
         jobs=jobs,
         device=place,
-        dtype=resolve_precision(precision.value, place),
+        dtype=resolve_precision(precision, place),
         progress=True,
         say=lambda line: typer.echo(line, err=as_json),
     )
