@@ -51,7 +51,7 @@ def export_command(
         out,
         format=format,
         size=None if height is None or width is None else (height, width),
-        dynamic=True if dynamic else None,
+        dynamic=dynamic,
         batch=None if batch == "dynamic" else int(batch),
         opset=opset,
         uint8=uint8,
@@ -62,7 +62,7 @@ def export_command(
 
 
 def explain(result: ExportResult) -> str:
-    """What was exported, how well it agrees, how large and how fast it is."""
+    """What was exported, how well it agrees, how large it is."""
     card = result.card
     sides = f"height and width {card.smallest} to {card.largest}"
     fixed = f"{card.height}x{card.width}"
@@ -77,12 +77,7 @@ def explain(result: ExportResult) -> str:
         lines.append(
             f"checked with {count} x {height}x{width}: {100 * check.agreement:.3f} % labels equal{apart}"
         )
-    height, width = result.size
-    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
-    lines.append(
-        f"{result.megabytes:.1f} MB; {1e3 * result.exported:.0f} ms per image of {height}x{width} on "
-        f"{threads} (PyTorch: {1e3 * result.eager:.0f} ms, median of 5)"
-    )
+    lines.append(f"{result.megabytes:.1f} MB")
     return "\n".join(lines)
 
 

@@ -34,16 +34,12 @@ class Setup:
     """What a stage hands to its method.
 
     Attributes:
-        stage: Name of the stage.
         model: What is trained, on ``context.device``; in stage ssl_pretrain what ``Method.model`` made.
         params: The stage's section: the method's own parameters.
-        seed: Run seed.
-        context: Device, precision, processes.
         labelled: Samples of the sources; None where a method is to do without. In stage ssl_pretrain the
             images, whatever domain they are of.
         target: Samples whose labels, if any, are never read; None in source training.
-        pseudo_labels: Folder of stage pseudo_labels, in stage adapt.
-        prototypes: Folder of stage prototypes, in stage adapt.
+        pseudo_labels: Folder of that stage, in stage adapt; ``prototypes`` likewise.
     """
 
     stage: str

@@ -54,8 +54,7 @@ def save_resume(
 
     Args:
         extra: Plain values (numbers, strings, lists and dicts of them).
-        keep: Points kept, this one included. Later ones are from a run that this one does not go on from
-            (they were damaged) and are removed.
+        keep: Points kept, this one included. Later ones were damaged, and are removed.
         write: False in processes that only take part in collecting the states of sharded components.
 
     Raises:
@@ -127,9 +126,9 @@ def _read(path: Path, models: list[str]) -> dict[str, Any]:
         for name in models:
             check_finite(state["components"].get(name, {}), where=name)
         return {key: state[key] for key in ("step", "components", "extra")}
-    except CheckpointError as error:
+    except (CheckpointError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise _Damaged(f"{path}: resume point is damaged ({error})") from error
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
         raise _Damaged(f"{path}: resume point is damaged ({error})") from error
 
 

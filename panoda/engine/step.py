@@ -67,7 +67,8 @@ class Stepper:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             late = self.task.after_step(step)
-            self.guard.add_late(step + 1, self.task.describe(batch), late)
+            if late:
+                self.guard.add(step + 1, self.task.describe(batch), late, watched=tuple(late))
             return {k: v.detach() for k, v in {**values, **late}.items()}
 
     def _fitting_gradients(self, step: int, batch: Any) -> dict[str, Tensor]:

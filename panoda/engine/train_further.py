@@ -42,11 +42,7 @@ def train_further(
         source: Labelled samples; None for methods that do without.
         target: Samples whose labels, if any, are never read.
         out: Result folder (replaced): model.safetensors, history.csv, metrics.json, and what the method saves.
-        params: The stage's section.
-        seed: Run seed.
-        context: Device, precision, logger, resume folder.
-        pseudo_labels: Folder of stage pseudo_labels, for methods that need it.
-        prototypes: Folder of stage prototypes, for methods that need it.
+        pseudo_labels: Folder of that stage, for methods that need it; ``prototypes`` likewise.
 
     Returns:
         The last step's losses and the method's own metrics.

@@ -34,11 +34,7 @@ def validate_split(
             logits = predict_logits(model, images, scales=(1.0,), flip=False, wrap=split.full_circle)
         matrix.update(logits.argmax(dim=1).cpu(), torch.stack([s["label"] for s in samples]))
     model.train(was_training)
-    return _total(matrix, context)
-
-
-def _total(mine: ConfusionMatrix, context: RunContext) -> ConfusionMatrix:
-    matrix = ConfusionMatrix(mine.num_classes)
-    for one in gather(mine, context):
-        matrix.merge(one)
-    return matrix
+    total = ConfusionMatrix(space.num_classes)
+    for one in gather(matrix, context):
+        total.matrix += one.matrix
+    return total

@@ -55,10 +55,6 @@ class ConfusionMatrix:
         cells = torch.where(counted, label * k + pred, k * k)
         self.matrix += _bincount(cells, k * k + 1)[:-1].view(k, k)
 
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add another matrix of the same classes."""
-        self.matrix += other.matrix.to(self.matrix.device)
-
     def iou(self) -> Tensor:
         """(K,) float64 intersection over union, on the CPU; nan where a class has no labelled pixel."""
         return iou(self.matrix)
