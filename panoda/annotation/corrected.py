@@ -14,9 +14,10 @@ import yaml
 
 from panoda.annotation.cvat import Found, read_cvat
 from panoda.annotation.label_studio import read_label_studio
-from panoda.annotation.task import BEFORE, IMAGES, Photograph, Task, ids_png, read_ids, read_task
+from panoda.annotation.task import BEFORE, IMAGES, Photograph, Task, read_ids, read_task
 from panoda.annotation.tiles import Corrected, lay_back
 from panoda.data.formats.images import read_rgb
+from panoda.deployment.model import label_png
 from panoda.labels import SPACES, LabelSpace, get_label_space
 from panoda.labels.spaces import is_space_file
 from panoda.system.errors import DataError
@@ -124,7 +125,7 @@ def _import(photograph: Photograph, folder: Path, out: Path, task: Task, found: 
     if (image.height, image.width) != size or photograph.bytes not in (None, path.stat().st_size):
         raise DataError(f"{path}: has changed since it was predicted; predict and export it again")
     shutil.copyfile(path, out / IMAGES / f"{photograph.name}{path.suffix.lower()}")
-    ids_png(label, task.space).save(out / LABELS / f"{photograph.name}.png")
+    label_png(label, task.space).save(out / LABELS / f"{photograph.name}.png")
     return float(np.mean(label != before)), path.suffix.lower()
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from panoda.annotation.cvat import ANNOTATIONS, LABELS, CvatWriter
 from panoda.annotation.label_studio import INTERFACE, TASKS, LabelStudioWriter
-from panoda.annotation.task import BEFORE, FILE, IMAGES, Photograph, Task, Tile, Tool, ids_png, read_ids
+from panoda.annotation.task import BEFORE, FILE, IMAGES, Photograph, Task, Tile, Tool, read_ids
 from panoda.data.formats.images import read_upright, save_jpeg
-from panoda.deployment.model import Prediction
+from panoda.deployment.model import Prediction, label_png
 from panoda.deployment.records import check_unchanged, read_predictions
 from panoda.geometry.views import Views
 from panoda.labels import IGNORE_INDEX
@@ -176,7 +176,7 @@ def _export(
         centre_lon_deg=record["centre_lon_deg"],
         level=None if record["levelled_by"] is None else tuple(record["levelled_by"]),
     )
-    ids_png(label, task.space).save(folder / BEFORE / f"{name}.png")
+    label_png(label, task.space).save(folder / BEFORE / f"{name}.png")
     if views is None:
         plain = orientation == 1 and path.suffix.lower() in AS_THEY_ARE
         picture = f"{name}{path.suffix.lower() if plain else '.png'}"
@@ -200,7 +200,7 @@ def _export(
             fov_deg=view.fov_deg,
             side=len(view.label),
         )
-        ids_png(view.label, task.space).save(folder / BEFORE / f"{tile.name}.png")
+        label_png(view.label, task.space).save(folder / BEFORE / f"{tile.name}.png")
         save_jpeg(Image.fromarray(view.image), folder / IMAGES / f"{tile.name}.jpg", quality=95)
         add(tile.name, f"{tile.name}.jpg", view.label)
         tiles.append(tile)

@@ -147,10 +147,3 @@ def check_size(what: object, found: tuple[int, ...], expected: tuple[int, int]) 
             f"{what}: {' x '.join(map(str, found))} pixels (height x width), expected "
             f"{expected[0]} x {expected[1]}: keep the size of the exported picture"
         )
-
-
-def ids_png(label: np.ndarray, space: LabelSpace) -> Image.Image:
-    """Train ids (H, W) as an image with the palette of their space."""
-    image = Image.fromarray(label)
-    image.putpalette(space.colour_table().tobytes())
-    return image

@@ -45,7 +45,6 @@ class Perspective:
 
     Attributes:
         azimuth_deg: Direction of its middle against the middle of the panorama, right positive.
-        elevation_deg: Above the horizon.
         fov_deg: Field of view across and down.
         image: (s, s, 3) uint8 RGB; grey where the panorama shows nothing.
         label: (s, s) uint8 train ids; 255 where it shows nothing.
@@ -158,8 +157,8 @@ class Model:
     """A checkpoint or a file exported from one, ready to label images."""
 
     def __init__(self, net: Any, card: ModelCard, file: Path | None = None) -> None:
-        """Use ``net``, which takes batches of images, as ``card`` describes it; ``file`` is where it lies."""
-        self._net, self.card, self.file = net, card, file
+        """Use ``net`` (normalised images to logits) as ``card`` describes it; ``file`` is where it lies."""
+        self.net, self.card, self.file = net, card, file
 
     @property
     def space(self) -> LabelSpace:
@@ -209,30 +208,25 @@ class Model:
         """
         geometry = Geometry(projection, fov_deg, lat_deg, wrap, upright, pitch_deg, roll_deg)
         self.check_colours(source_colours)
-        return self.label(
-            self.open(image, geometry),
-            height=height,
-            sliding=sliding,
-            views=views,
-            source_colours=source_colours,
-            dtype=dtype,
-        )
-
-    @property
-    def net(self) -> Any:
-        """The network: normalised images to logits."""
-        return self._net
+        options: dict[str, Any] = {"sliding": sliding, "views": views, "dtype": dtype}
+        return self.label(self.open(image, geometry), height=height, source_colours=source_colours, **options)
 
     def working_height(self, picture: Picture, height: int | None = None) -> int:
         """Height in pixels at which an image is predicted; ``height`` as in ``predict``."""
-        return _working_height(self._trained, picture.image.shape, asked=height, view=picture.view)
+        high, wide = picture.image.shape[:2]
+        resolution = pixels_per_radian(self._trained)
+        across = None if resolution is None else width_at(picture.view, resolution)
+        if height is None and across is not None:
+            # Pixels of the angular size seen in training, whatever part of the sphere the image shows.
+            height = round(across * high / wide)
+        return max(MIN_SIDE, min(height or int(self._trained.get("height", DEFAULT_HEIGHT)), high))
 
     def check_colours(self, source_colours: float) -> None:
         """ValueError for a negative weight, or one for a model that does not know its colours."""
         if source_colours < 0:
             raise ValueError(f"source_colours is {source_colours:g}; expected a weight of 0 or more")
         if source_colours > 0:
-            colours_of(self._net)
+            colours_of(self.net)
 
     def open(self, image: str | Path | np.ndarray | Image.Image, geometry: Geometry) -> Picture:
         """Read an image and say what it is taken for; arguments and errors as in ``predict``."""
@@ -264,7 +258,7 @@ class Model:
             )
         shape = rgb.shape[:2]
         view = view_of(path, *shape, geometry=geometry, trained=self._trained, pixels=rgb, facts=facts)
-        if getattr(self._net, "wraps", False) and not view.wrap:
+        if getattr(self.net, "wraps", False) and not view.wrap:
             view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
         return Picture(rgb, view, path)
 
@@ -287,7 +281,7 @@ class Model:
             )
         working = self.working_height(picture, height)
         label, confidence = predict_image(
-            self._net,
+            self.net,
             torch.from_numpy(rgb).permute(2, 0, 1),
             height=working,
             wrap=view.wrap,
@@ -306,6 +300,13 @@ class Model:
     def _trained(self) -> Mapping[str, Any]:
         """The images that it was trained on, as the card says."""
         return self.card.params.get("prepared") or {}
+
+
+def label_png(label: np.ndarray, space: LabelSpace) -> Image.Image:
+    """Train ids (H, W) uint8 as an image with the palette of their space."""
+    image = Image.fromarray(label)
+    image.putpalette(space.colour_table().tobytes())
+    return image
 
 
 def load(path: str | Path, *, device: str | torch.device = "auto") -> Model:
@@ -341,19 +342,3 @@ def find_model(path: str | Path) -> Path:
             f"{path}: no such file, and no published weights of that name (`panoda weights list`); check the name"
         )
     return file
-
-
-def _working_height(
-    trained: Mapping[str, Any], shape: tuple[int, ...], *, asked: int | None, view: View
-) -> int:
-    height, width = shape[:2]
-    wanted = asked
-    if wanted is None:
-        resolution = pixels_per_radian(trained)
-        across = None if resolution is None else width_at(view, resolution)
-        if across is not None:
-            # Pixels of the angular size seen in training, whatever part of the sphere the image shows.
-            wanted = round(across * height / width)
-        else:
-            wanted = int(trained.get("height", DEFAULT_HEIGHT))
-    return max(MIN_SIDE, min(wanted, height))

@@ -62,15 +62,13 @@ class Setup:
     @property
     def unlabelled(self) -> PreparedSplit:
         """The target."""
-        if self.target is None:
-            raise ValueError(f"stage {self.stage} has no target; the method is for another stage")
+        assert self.target is not None, "Method.stage names a stage that has a target"
         return self.target
 
     def folder(self, stage: Literal["pseudo_labels", "prototypes"]) -> Path:
         """Result of an earlier stage."""
         found: Path | None = getattr(self, stage)
-        if found is None:
-            raise ValueError(f"stage {self.stage} has no {stage}; the method is for another stage")
+        assert found is not None, "Method.stage is the stage that has it"
         return found
 
     @property

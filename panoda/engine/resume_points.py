@@ -87,7 +87,7 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
         Steps already done (0 when there is nothing to resume) and the extra values.
 
     Raises:
-        ValueError: every point is damaged, or they belong to other components.
+        ValueError: every point is damaged.
     """
     # Of a process that was killed while it wrote one; a point of that step may never be written again.
     for left in folder.glob(".resume-*.tmp") if folder else ():
@@ -104,7 +104,9 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
             continue
         if problems:
             log.warning("%s; going on from %s", "; ".join(problems), path.name)
-        _restore(path, state["components"], components)
+        for name, component in components.items():
+            if state["components"][name]:  # a scaler that was off has no state; the precision may change
+                component.load_state_dict(state["components"][name])
         return int(state["step"]), dict(state["extra"])
     if problems:
         raise ValueError(f"{'; '.join(problems)}; delete the folder {folder} to start clean")
@@ -130,14 +132,3 @@ def _read(path: Path, models: list[str]) -> dict[str, Any]:
         raise _Damaged(f"{path}: resume point is damaged ({error})") from error
     except zipfile.BadZipFile as error:
         raise _Damaged(f"{path}: resume point is damaged ({error})") from error
-
-
-def _restore(path: Path, saved: dict[str, Any], components: dict[str, Stateful]) -> None:
-    if set(saved) != set(components):
-        raise ValueError(
-            f"{path}: resume point holds {sorted(saved)}, this stage needs {sorted(components)}; "
-            "delete its folder to start clean"
-        )
-    for name, component in components.items():
-        if saved[name]:  # a gradient scaler that was off has no state; the precision may change in between
-            component.load_state_dict(saved[name])

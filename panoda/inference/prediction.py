@@ -69,11 +69,9 @@ def predict_logits(
         (B, K, H, W) float32.
 
     Raises:
-        ValueError: images of another shape or dtype, no scales or one that is not positive, windows that
-            leave gaps or do not suit the model, views of what is no full circle, or source_colours for a model
-            that does not know them.
+        ValueError: windows that leave gaps or do not suit the model, views of what is no full circle, or
+            source_colours for a model that does not know them.
     """
-    check_images(images, scales)
     options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
     if source_colours > 0:
         both = partial(predict_logits, model, wrap=wrap, sliding=sliding, views=views, band=band, **options)
@@ -114,7 +112,6 @@ def predict_features(
     Returns:
         logits (B, K, H, W) and features (B, D, ceil(H / s), ceil(W / s)), float32.
     """
-    check_images(images, scales)
     height, width = images.shape[-2:]
     stride = _stride(model)
     totals: list[Tensor] = []
@@ -140,14 +137,9 @@ def mix_colours(
     share: float,
     valid: Tensor | None,
 ) -> Tensor:
-    """Mean of what is predicted for images as they are and, with weight ``share``, in the model's colours.
+    """Mean of what ``predict`` gives for images as they are and, with weight ``share``, in the model's colours.
 
-    Args:
-        model: Knows its colours.
-        predict: Images (B, 3, H, W) uint8 -> logits (B, K, H, W).
-        images: As in ``predict_logits``.
-        share: Weight of the second.
-        valid: As in ``predict_logits``.
+    ``predict`` takes images (B, 3, H, W) uint8 and gives logits (B, K, H, W).
     """
     if valid is None:
         valid = torch.ones(1, *images.shape[-2:], dtype=torch.bool, device=images.device)
@@ -168,12 +160,7 @@ def mix_views(
     """Logits of perspective views, mixed with those of the whole images where these have a share.
 
     Args:
-        model: As in ``predict_logits``.
-        images: As in ``predict_logits``.
         whole: Gives the logits (B, K, H, W) of the whole images; not asked where views alone count.
-        views: Where the views are, and their share.
-        wrap: The width is a full circle.
-        band: Latitudes of the images' upper and lower edge in radians.
         options: ``scales``, ``flip``, ``dtype`` of ``predict_logits``, for every view.
 
     Returns:
@@ -238,14 +225,6 @@ def _lerp(x: Tensor, dim: int, size: int, wanted: Tensor, *, wrap: bool) -> Tens
         first, second = first.clamp(0, old - 1), second.clamp(0, old - 1)
     weight = weight if dim == -1 else weight[:, None]
     return torch.lerp(x.index_select(dim, first), x.index_select(dim, second), weight)
-
-
-def check_images(images: Tensor, scales: Sequence[float]) -> None:
-    """ValueError unless images are (B, 3, H, W) uint8 and scales positive."""
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(f"expected uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive and at least one, found {tuple(scales)}")
 
 
 @contextmanager

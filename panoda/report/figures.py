@@ -1,4 +1,4 @@
-"""Figures of results: confusion, classes, curves, directions, pseudo-labels, prototypes, overlays.
+"""Figures of results: confusion, classes, curves, directions, pseudo-labels, prototypes.
 
 Every function takes tables as the stages write them and returns a matplotlib ``Figure``; fractions are
 shown in percent. Nothing here touches pyplot, so no figure outlives its use.
@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from panoda.labels import IGNORE_INDEX, LabelSpace
 from panoda.report.style import (
     INK,
     LINE,
@@ -235,24 +234,3 @@ def prototype_figure(classes: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("cosine similarity, source to target prototype")
         axes.set_xlim(min(0.0, float(both["cosine"].min()) - 0.05), 1.09)
     return figure
-
-
-def overlay(image: np.ndarray, label: np.ndarray, space: LabelSpace, *, opacity: float = 0.55) -> np.ndarray:
-    """Blend label colours over an image.
-
-    Args:
-        label: (H, W) train ids; 255 leaves the image as it is.
-        opacity: Share of the label colour, 0..1.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: image and label differ in size.
-    """
-    if image.shape[:2] != label.shape:
-        raise ValueError(
-            f"overlay: image is {image.shape[:2]}, label is {label.shape}; they must be of one size"
-        )
-    share = np.where(label == IGNORE_INDEX, 0.0, opacity)[..., None]
-    return np.round(image * (1 - share) + space.colourise(label) * share).astype(np.uint8)

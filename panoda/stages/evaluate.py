@@ -61,10 +61,8 @@ def evaluate(
         ``<model>/miou/<set>``, ``<model>/iou/<set>/<class>`` and so on; without prefix for the last model.
 
     Raises:
-        ValueError: no model, a model with another number of classes, or sets that do not fit together.
+        ValueError: a model with another number of classes, or sets that do not fit together.
     """
-    if not models:
-        raise ValueError("evaluate: no model given; pass at least source_only")
     test, more = (None if path is None else path.absolute() for path in (target_test, more_sources))
     inputs = SetPaths(source_val.absolute(), test, more, sources)
     sets = inputs.open(params.pictures)
