@@ -69,13 +69,14 @@ def import_task(folder: Path, out: Path, *, exported: Path | None = None) -> Imp
     changed: dict[str, float] = {}
     left_out, failures, suffixes = list[str](), list[str](), set[str]()
     with ExitStack() as stack:
-        found: Found = stack.enter_context(
-            read_cvat(source, task)
-            if task.tool == "cvat"
-            else read_label_studio(
-                source, task, lambda name, size: read_ids(folder / BEFORE / f"{name}.png", *size)
+        found: Found
+        if task.tool == "cvat":
+            found = stack.enter_context(read_cvat(source, task))
+        else:
+            before = folder / BEFORE
+            found = read_label_studio(
+                source, task, lambda name, size: read_ids(before / f"{name}.png", *size)
             )
-        )
         known = {name for photograph in task.photographs for name in photograph.names}
         left_out += [f"{name}: not of this task" for name in found if name not in known]
         new = stack.enter_context(staged_directory(out))
@@ -93,9 +94,7 @@ def import_task(folder: Path, out: Path, *, exported: Path | None = None) -> Imp
                 )
             try:
                 share, suffix = _import(photograph, folder, new, task, found)
-            except DataError as error:
-                failures.append(str(error))
-            except FileNotFoundError as error:
+            except (DataError, FileNotFoundError) as error:
                 failures.append(explained_error(error))
             else:
                 changed[photograph.name] = share

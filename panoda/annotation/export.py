@@ -21,7 +21,7 @@ from panoda.deployment.records import check_unchanged, read_predictions
 from panoda.geometry.views import Views
 from panoda.labels import IGNORE_INDEX
 from panoda.system.errors import DataError
-from panoda.system.files import check_replaceable, explained_error, staged_directory
+from panoda.system.files import check_replaceable, explained_error, staged_directory, write_json
 from panoda.system.progress import track
 
 AS_THEY_ARE = (".jpg", ".jpeg", ".png")
@@ -61,7 +61,6 @@ def export_task(
     Args:
         predictions: Folder that ``panoda predict`` wrote; the photographs must still lie where they were.
         out: Folder of the task; an earlier task there is replaced.
-        tool: cvat: "Segmentation mask 1.1"; label-studio: JSON tasks with brush masks.
         views: Perspective tiles to cut panoramas into; None = whole images.
         chosen: ``chosen.csv`` of ``panoda rank``: only what is chosen there.
         prefix: label-studio: address of ``images/``; None = its local files.
@@ -115,17 +114,13 @@ def export_task(
         for record in track(records, "exporting", enabled=progress):
             try:
                 done.append(_export(record, predictions, folder, task, views, writer.add))
-            except DataError as error:
-                failures.append(str(error))
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError):
-                    raise
+            except (DataError, FileNotFoundError) as error:
                 failures.append(explained_error(error))
         if not done:
             raise ValueError(f"nothing to export: {'; '.join(failures)}")
         writer.close()
         task = task.model_copy(update={"photographs": tuple(done)})
-        task.write(folder)
+        write_json(folder / FILE, task.model_dump(mode="json"))
     return ExportResult(task, failures)
 
 

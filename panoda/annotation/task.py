@@ -18,7 +18,6 @@ from panoda.data.formats.pixels import UNREADABLE
 from panoda.deployment.view import View
 from panoda.labels import LabelSpace
 from panoda.system.errors import DataError
-from panoda.system.files import write_json
 
 FILE, IMAGES, BEFORE = "task.json", "images", "before"
 Tool = Literal["cvat", "label-studio"]
@@ -103,10 +102,6 @@ class Task(Section):
             centre_lon_deg=photograph.centre_lon_deg,
             level=photograph.level,
         )
-
-    def write(self, folder: Path) -> None:
-        """Write task.json."""
-        write_json(folder / FILE, self.model_dump(mode="json"))
 
 
 def read_task(folder: Path) -> Task:

@@ -16,9 +16,8 @@ from torch import Tensor
 from panoda.data.formats.gpano import FileFacts
 from panoda.data.formats.images import is_video_name, pixels_of, read_rgb
 from panoda.deployment.exported import is_exported, load_exported
-from panoda.deployment.measures import pixel_shares, solid_angle_shares, view_factors
+from panoda.deployment.measures import pixel_shares, solid_angle_shares, strips, view_factors
 from panoda.deployment.view import Asked, Geometry, View, pixels_per_radian, view_of, width_at
-from panoda.geometry.area import tilt
 from panoda.geometry.pinhole import pinhole_rays
 from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE
@@ -35,7 +34,6 @@ from panoda.system.errors import DataError
 DEFAULT_HEIGHT = 512
 """Working height when neither the caller nor the checkpoint says one."""
 OVERLAY_SHARE = 0.5
-_STRIP_PIXELS = 2**20
 WEIGHTS = Path("data/weights")
 
 
@@ -109,11 +107,12 @@ class Prediction:
         """The image with the classes' colours laid over it."""
         height, width = self.label.shape
         overlay = Image.new("RGB", (width, height))
-        step = max(1, _STRIP_PIXELS // width)
-        for top in range(0, height, step):
-            rows = slice(top, top + step)
+        for strip in strips(height, width):
+            rows = slice(strip.start, strip.stop)
             colours = Image.fromarray(self.space.colourise(self.label[rows]))
-            overlay.paste(Image.blend(Image.fromarray(self.image[rows]), colours, OVERLAY_SHARE), (0, top))
+            overlay.paste(
+                Image.blend(Image.fromarray(self.image[rows]), colours, OVERLAY_SHARE), (0, rows.start)
+            )
         return overlay
 
     def views(self, views: Views | None = None) -> list[Perspective]:
@@ -131,12 +130,11 @@ class Prediction:
         height, width = self.label.shape
         area = self.view.area(height, width)
         side, fov = views.side(round(width * 2 * math.pi / area.fov_x)), math.radians(views.fov_deg)
-        turn = torch.eye(3) if self.view.level is None else tilt(*map(math.radians, self.view.level))
         image = torch.from_numpy(self.image.transpose(2, 0, 1).copy())[None]
         label = torch.from_numpy(self.label)[None, None]
         found = []
         for azimuth, elevation in views.directions():
-            rays = pinhole_rays(side, side, fov_x=fov, azimuth=azimuth, elevation=elevation) @ turn
+            rays = pinhole_rays(side, side, fov_x=fov, azimuth=azimuth, elevation=elevation) @ self.view.turn
             seen = area.sample(image, rays, fill=128.0)[0].permute(1, 2, 0).numpy()
             ids = area.sample(label, rays, mode="nearest", fill=IGNORE_INDEX)[0, 0].numpy()
             where = (math.degrees(azimuth), math.degrees(elevation))

@@ -117,8 +117,10 @@ def choose(
     found = []
     for position in range(len(features)):
         gap, other = chosen.get(position, (float(distance[position]), int(nearest[position])))
-        near = (gap, other) if np.isfinite(gap) else (None, None)
-        found.append(Choice(ranks.get(position), *near, position not in chosen and gap <= limit))
+        far = not np.isfinite(gap)
+        duplicated = position not in chosen and gap <= limit
+        near, nearby = (None, None) if far else (gap, other)
+        found.append(Choice(ranks.get(position), near, nearby, duplicated))
     return found
 
 

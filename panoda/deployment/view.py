@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from panoda.config import Projection
 from panoda.data.formats.gpano import FileFacts, Pose, read_facts
-from panoda.geometry.area import Area
+from panoda.geometry.area import Area, tilt
 from panoda.geometry.erp import FULL_CIRCLE_DEG, is_full_circle
 
 Asked = Literal["auto", "erp", "band", "pinhole"]
@@ -130,6 +132,11 @@ class View:
             return math.radians(self.latitudes_deg[0]), math.radians(self.latitudes_deg[1])
         half = min(90.0, (self.fov_x_deg or 360.0) * height / width / 2)
         return math.radians(half), -math.radians(half)
+
+    @property
+    def turn(self) -> Tensor:
+        """(3, 3) rotation of rays by the pitch and roll of ``level``."""
+        return torch.eye(3) if self.level is None else tilt(*map(math.radians, self.level))
 
     def area(self, height: int, width: int) -> Area:
         """The part of the sphere that a panorama of this size shows."""

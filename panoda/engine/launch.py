@@ -218,7 +218,7 @@ class _PipeLogger(MetricLogger):
     """Hands every call on to the logger of the process that started this one."""
 
     def __init__(self, link: Connection) -> None:
-        for name in ("log_metrics", "log_image", "log_figure", "log_artifact"):
+        for name in ("log_metrics", "log_image", "log_figure"):
             setattr(self, name, lambda *values, name=name: link.send((name, *values)))
 
 

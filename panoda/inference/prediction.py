@@ -214,17 +214,18 @@ def resize_linear(x: Tensor, size: tuple[int, int], *, wrap: bool, rows: range |
 
 def _lerp(x: Tensor, dim: int, size: int, wanted: Tensor, *, wrap: bool) -> Tensor:
     """Rows or columns ``wanted`` of ``x`` at a new size."""
-    old = x.shape[dim]
-    place = (wanted.to(torch.float64) + 0.5) * old / size - 0.5
-    low = place.floor()
-    weight = (place - low).to(x.dtype)
-    first, second = low.long(), low.long() + 1
-    if wrap:
-        first, second = first % old, second % old
-    else:
-        first, second = first.clamp(0, old - 1), second.clamp(0, old - 1)
-    weight = weight if dim == -1 else weight[:, None]
+    first, second, weight = neighbours(x.shape[dim], size, wanted, wrap=wrap)
+    weight = (weight if dim == -1 else weight[:, None]).to(x.dtype)
     return torch.lerp(x.index_select(dim, first), x.index_select(dim, second), weight)
+
+
+def neighbours(old: int, new: int, wanted: Tensor, *, wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """For ``wanted`` of ``new`` places the two of ``old`` around each, and how near it is to the second (0..1)."""
+    place = (wanted.to(torch.float64) + 0.5) * old / new - 0.5
+    low = place.floor()
+    around = (low.long(), low.long() + 1)
+    first, second = (one % old if wrap else one.clamp(0, old - 1) for one in around)
+    return first, second, place - low
 
 
 @contextmanager

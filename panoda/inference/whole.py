@@ -22,6 +22,7 @@ from panoda.inference.prediction import (
     margin_of,
     mix_colours,
     mix_views,
+    neighbours,
     predict_logits,
     resize_image,
     resize_linear,
@@ -172,8 +173,10 @@ def _enlarged(logits: Tensor, size: tuple[int, int], *, wrap: bool) -> tuple[Ten
     beside = low.roll(-1, dims=1) if wrap else torch.cat((low[:, 1:], low[:, -1:]), dim=1)
     row = low != beside
     edge = row | _shifted_up(row) | (low != _shifted_up(low))
-    up, down, between_rows = _neighbours(height, size[0], wrap=False, device=logits.device)
-    left, right, between_columns = _neighbours(width, size[1], wrap=wrap, device=logits.device)
+    places = [torch.arange(side, device=logits.device) for side in size]
+    up, down, between_rows = neighbours(height, size[0], places[0], wrap=False)
+    left, right, between_columns = neighbours(width, size[1], places[1], wrap=wrap)
+    between_rows, between_columns = between_rows.float(), between_columns.float()
     label = torch.empty(size, dtype=torch.uint8)
     confidence = torch.empty(size, dtype=torch.uint8)
     step = max(1, _STRIP_PIXELS // size[1])
@@ -197,15 +200,6 @@ def _enlarged(logits: Tensor, size: tuple[int, int], *, wrap: bool) -> tuple[Ten
 def _shifted_up(x: Tensor) -> Tensor:
     """Every row replaced by the next; the last one stays."""
     return torch.cat((x[1:], x[-1:]))
-
-
-def _neighbours(old: int, new: int, *, wrap: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of ``new`` places the two of ``old`` around it, and how far it lies towards the second (0..1)."""
-    place = (torch.arange(new, device=device, dtype=torch.float64) + 0.5) * old / new - 0.5
-    first = place.floor()
-    weight = (place - first).float()
-    one, two = first.long(), first.long() + 1
-    return (one % old, two % old, weight) if wrap else (one.clamp(0, old - 1), two.clamp(0, old - 1), weight)
 
 
 def _pieces(

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,25 @@ from panoda.data.formats.browse import images_below
 from panoda.engine.preemption import sigterm_ends
 from panoda.pipeline import runs
 from panoda.pipeline.table import flatten
-from panoda.system.context import RunContext, resolve_device, resolve_precision, resolve_workers
+from panoda.system.context import (
+    MetricLogger,
+    RunContext,
+    resolve_device,
+    resolve_precision,
+    resolve_workers,
+)
 from panoda.system.files import check_replaceable, write_json
 
 log = logging.getLogger("panoda")
+TAKEN = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "checkpoint_minutes",
+    "compile",
+    "deterministic",
+)
+"""Of section runtime, as it is."""
 CODE = tuple(
     Path("panoda") / room for room in ("classification", "engine", "data", "models", "city", "system")
 )
@@ -48,7 +62,6 @@ def classify(
         out: Result folder; None makes runs/classify-ACTION-TIME-ID.
         runtime: Device, precision and the like; one process trains.
         tracking: Where MLflow logs, if it is installed; None = experiment classify.
-        progress: Show progress bars.
 
     Returns:
         The result folder, and ``top1`` and ``top5``.
@@ -77,18 +90,12 @@ def classify(
             context = RunContext(
                 device=device,
                 dtype=resolve_precision(runtime.precision, device),
+                logger=logger,
                 state_dir=state,
                 workers=resolve_workers(runtime.workers, device),
                 progress=progress,
-                log_every=runtime.log_every,
-                checkpoint_every=runtime.checkpoint_every,
-                keep_checkpoints=runtime.keep_checkpoints,
-                checkpoint_minutes=runtime.checkpoint_minutes,
-                compile=runtime.compile,
-                deterministic=runtime.deterministic,
+                **{name: getattr(runtime, name) for name in TAKEN},
             )
-            if logger is not None:
-                context = replace(context, logger=logger)
             place = out or runs.new_run_folder(name)
             if isinstance(params, EvaluateParams):
                 metrics = evaluate(data, place, params, context=context)
@@ -118,9 +125,9 @@ def _digest(params: Any) -> str:
 
 @contextmanager
 def _tracked(name: str, params: dict[str, Any], tracking: TrackingParams, state: Path) -> Iterator[Any]:
-    """An MLflow run, or the killed one's again; None where MLflow is not installed."""
+    """The logger of an MLflow run, or of the killed one's again; one that keeps nothing without MLflow."""
     if find_spec("mlflow") is None:
-        yield None
+        yield MetricLogger()
         return
     from panoda.tracking import start_run, tracking_uri
 

@@ -21,13 +21,8 @@ from panoda.engine.loop import LoopState
 from panoda.engine.method import Setup, get_method
 from panoda.engine.parallel import full_model, parallelise
 from panoda.engine.seeds import stream_seed
-from panoda.engine.training import (
-    prepared_size,
-    run_training,
-    save_training_result,
-)
+from panoda.engine.training import prepared_size, run_training, save_training_result
 from panoda.engine.validation import validate_split
-from panoda.inference.metrics import ConfusionMatrix
 from panoda.models.core.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.core.segmenter import Segmenter
 from panoda.models.weights.fitting import fit, load_fitted
@@ -56,7 +51,6 @@ def pretrain(
     """Train a segmentation model on the source domain.
 
     Args:
-        source_val: Prepared, labelled split for validation and checkpoint selection.
         weights: Result of stage weights; None starts from random weights.
         ssl_weights: Folder encoder/ of stage ssl_pretrain's result; None where it had nothing to do.
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
@@ -184,7 +178,7 @@ class _Keeper:
 
     def __call__(self, state: LoopState) -> dict[str, float]:
         net = full_model(self.net, self.context)
-        values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(net).items()}
+        values = {k: v for k, v in self._metrics(net).items() if k.startswith("miou/")}
         miou = sum(values.values()) / len(values)
         better = self.params.select == "last" or miou > state.best or not self.path.exists()
         if broadcast(better, self.context):
@@ -213,17 +207,10 @@ class _Keeper:
         return (averaged, own | report) if kept else (single, metrics | report)
 
     def _metrics(self, net: Segmenter) -> dict[str, float]:
-        names = self.card.class_names
         metrics = {}
-        for name, matrix in self._validate(net).items():
-            metrics[f"miou/{name}"] = float(matrix.miou())
-            iou = zip(names, matrix.iou(), strict=True)
+        for name, val in self.vals.items():
+            matrix = validate_split(net, val, batch_size=self.params.batch_size, context=self.context)
+            metrics[f"miou/{name}"] = matrix.miou()
+            iou = zip(self.card.class_names, matrix.iou(), strict=True)
             metrics |= {f"iou/{name}/{label}": float(v) for label, v in iou if v == v}
         return metrics
-
-    def _validate(self, net: Segmenter) -> dict[str, ConfusionMatrix]:
-        size = self.params.batch_size
-        return {
-            name: validate_split(net, val, batch_size=size, context=self.context)
-            for name, val in self.vals.items()
-        }

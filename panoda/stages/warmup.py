@@ -26,11 +26,7 @@ def warmup(
     more_sources: Path | None = None,
     sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Align target outputs with source outputs before self-training.
-
-    Returns:
-        The last step's losses.
-    """
+    """Align target outputs with source outputs before self-training, as ``train_further`` says."""
     return train_further(
         checkpoint,
         stage="warmup",

@@ -28,9 +28,6 @@ class MetricLogger:
     def log_figure(self, name: str, figure: Any) -> None:
         """Log a matplotlib figure under a file name."""
 
-    def log_artifact(self, path: Path) -> None:
-        """Log a file or folder."""
-
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, nested as in params.yaml, that are not the stage's own."""
 

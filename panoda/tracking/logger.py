@@ -72,9 +72,8 @@ class MLflowLogger(MetricLogger):
 
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         """Log an (H, W, 3) uint8 RGB picture."""
-        self._try(
-            key, lambda: self._client.log_image(self.run_id, np.ascontiguousarray(image), key=key, step=step)
-        )
+        pixels = np.ascontiguousarray(image)
+        self._try(key, lambda: self._client.log_image(self.run_id, pixels, key=key, step=step))
 
     def log_figure(self, name: str, figure: Any) -> None:
         """Log a matplotlib figure under a file name."""

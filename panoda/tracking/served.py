@@ -64,9 +64,8 @@ class ServedModel(PythonModel):
 
         with TemporaryDirectory() as folder:
             try:
-                given = (
-                    self._file(image, Path(folder)) if isinstance(image, str | bytes) else self._array(image)
-                )
+                is_file = isinstance(image, str | bytes)
+                given = self._file(image, Path(folder)) if is_file else self._array(image)
                 found = self._model.predict(given, projection=projection)  # type: ignore[arg-type]
             except ValueError as error:
                 reason = str(error).replace(f"{folder}/image: ", "")
