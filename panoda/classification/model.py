@@ -99,8 +99,7 @@ def read_encoder(encoder: str, *, heads: int = 0) -> Encoder:
     content = read_state_dict(path)
     card = None
     if is_safetensors(path):
-        with safe_open(str(path), framework="pt") as file:
-            card = card_of(file.metadata() or {}, encoder)
+        card = card_of(file_metadata(path), encoder)
     if is_segmentation(content) or (card and card.decoder):
         raise CheckpointError(
             f"{path}: a segmentation model{f' ({card.encoder}, {card.decoder})' if card else ''}; expected the weights "
@@ -117,6 +116,12 @@ def read_encoder(encoder: str, *, heads: int = 0) -> Encoder:
     tensors = {k: v for k, v in find_weights(content).tensors.items() if not k.startswith(_OF_MAE)}
     check_finite(tensors, where=encoder)
     return Encoder(OWN, vit_sizes(tensors, encoder, heads), tensors, encoder)
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
 
 
 def is_segmentation(content: Mapping[str, Any]) -> bool:

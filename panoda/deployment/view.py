@@ -173,7 +173,6 @@ def view_of(
 
     Args:
         path: Its file, or None: no metadata.
-        geometry: What the user says.
         trained: ``params["prepared"]`` of the model's card: the images it was trained on.
         pixels: (H, W, 3) uint8, to look whether its ends meet; None = its shape alone tells.
         facts: What its metadata say, where they do not stand in an image file.

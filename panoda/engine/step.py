@@ -29,8 +29,6 @@ class Stepper:
     """Takes the steps of a run.
 
     Attributes:
-        optimizer: Over ``task.trained``.
-        guard: Looks at losses and gradient norms.
         seed: Of the run; a step draws from (seed, step) alone.
         clip_norm: Gradient-norm limit; 0 = off.
         parts: Micro-batches of a batch; more after memory ran out, if ``context.on_oom`` says so.

@@ -43,9 +43,6 @@ def adapt_to_folder(
         panoramas: Searched for images recursively; used in place.
         checkpoint: A model.safetensors.
         out: Result folder (replaced), as that of stage adapt.
-        steps: Optimiser steps.
-        seed: Run seed.
-        context: Device, precision, progress.
 
     Raises:
         DataError: no images, or files that are none.

@@ -51,10 +51,7 @@ def evaluate(
         models: Name (source_only, warmup, round1, ...) -> model.safetensors, in training order, or
             the result folder of stage rounds for all its rounds; metrics without a model prefix are those of
             the last one.
-        source_val: Prepared split with labels.
         target_test: Prepared split, with or without labels; None when there is none.
-        out: Result folder; replaced as a whole.
-        context: Device, precision, logger, where finished pieces wait, who makes them.
         more_sources: Folder of further prepared sources; their val splits are sets of their own, ROLE_val.
 
     Returns:

@@ -50,7 +50,6 @@ def prototypes(
 
     Args:
         checkpoint: The model whose features are averaged.
-        target_train: Prepared split; its labels, if any, are never read.
         out: Result folder (replaced): prototypes.safetensors, classes.csv, metrics.json.
 
     Returns:

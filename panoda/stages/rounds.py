@@ -40,7 +40,6 @@ def rounds(
 
     Args:
         adapted: model.safetensors of round 1.
-        target_train: Prepared split; its labels, if any, are never read.
         out: Result folder (replaced): round2/{pseudo_labels,prototypes,adapt}/, ...
         rounds: N, counting the first.
 
