@@ -143,11 +143,10 @@ def test_solid_angle_matrix_weighs_rows_by_their_area():
     assert float(iou[0]) == pytest.approx(1 / 3, rel=1e-6) and iou[1:].isnan().all()
 
 
-@pytest.mark.parametrize(("images", "keep", "message"), [(0, (), "no image"), (2, (5,), r"\[5\]")])
-def test_errors_name_the_split(images, keep, message):
-    label = torch.zeros(images, 2, 4, dtype=torch.long)
-    with pytest.raises(ValueError, match=rf"fake/test.*{message}"):
-        run(label, label, keep=keep)
+def test_an_empty_split_is_named():
+    label = torch.zeros(0, 2, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="fake/test.*no image"):
+        run(label, label)
 
 
 def test_groups_are_counted_apart():

@@ -84,7 +84,6 @@ def read_encoder(encoder: str, *, heads: int = 0) -> Encoder:
 
     Args:
         encoder: A file in the layout of MAE's released code or of stage ssl_pretrain, or a name of timm.
-        heads: Of an encoder whose file does not say it; 0 = those of the published size of its width.
 
     Raises:
         CheckpointError: no such file, or another kind of one.
@@ -135,14 +134,9 @@ def is_segmentation(content: Mapping[str, Any]) -> bool:
 def build_encoder(
     encoder: Encoder, *, img_size: int, global_pool: str, drop_path: float, random: bool
 ) -> Any:
-    """The network without a head, with its weights.
+    """The network without a head, with its weights unless ``random``, and the arguments it was built with.
 
-    Args:
-        img_size: Side of the images; 0 = what the network is made for.
-        random: Leave its weights out.
-
-    Returns:
-        The network, and the arguments it was built with.
+    ``img_size`` is the side of the images; 0 = what the network is made for.
 
     Raises:
         CheckpointError: weights that do not fit, or cannot be fetched.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from panoda.data.formats.gpano import FileFacts
 from panoda.data.formats.images import is_video_name, pixels_of, read_rgb
@@ -265,13 +264,10 @@ class Model:
         picture: Picture,
         *,
         height: int | None = None,
-        sliding: Sliding | None = None,
         views: Views | None = None,
-        source_colours: float = 0.0,
-        dtype: torch.dtype | None = None,
-        smooth: Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
     ) -> Prediction:
-        """Label an image that is read; ``smooth`` as in ``predict_image``, the rest and errors as in ``predict``."""
+        """Label an image that is read; options of ``predict_image``, the rest and errors as in ``predict``."""
         rgb, view = picture.image, picture.view
         if views is not None and not view.wrap:
             raise DataError(
@@ -283,13 +279,10 @@ class Model:
             torch.from_numpy(rgb).permute(2, 0, 1),
             height=working,
             wrap=view.wrap,
-            sliding=sliding,
             views=views,
-            source_colours=source_colours,
             area=view.area(*rgb.shape[:2]),
             level=None if view.level is None else tuple(map(math.radians, view.level)),  # type: ignore[arg-type]
-            dtype=dtype,
-            smooth=smooth,
+            **options,
         )
         size = (working, round(rgb.shape[1] * working / rgb.shape[0]))
         return Prediction(rgb, label.numpy(), confidence.numpy(), self.space, view, size)

@@ -35,9 +35,7 @@ from panoda.deployment.model import Model, Picture, Prediction, label_png, load
 from panoda.deployment.records import Records, describe, describe_model
 from panoda.deployment.video import asked, predict_video
 from panoda.deployment.view import AUTO, Geometry, View
-from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE
-from panoda.inference.sliding import Sliding
 from panoda.inference.whole import Smoothing
 from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
 from panoda.system.errors import DataError
@@ -79,25 +77,21 @@ def predict_files(
     images: Sequence[Path],
     out: Path,
     *,
-    height: int | None = None,
     geometry: Geometry = AUTO,
-    sliding: Sliding | None = None,
-    views: Views | None = None,
-    source_colours: float = 0.0,
     ids_of: str | None = None,
     frames: Frames = ALL,
     smooth: float = 0.0,
     jobs: int = JOBS,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
     progress: bool = False,
     say: Callable[[str], None] | None = None,
+    **settings: Any,
 ) -> PredictResult:
     """Write ``labels/*.png``, ``confidence/*.png``, ``overlays/*.jpg``, the manifest and the summary into ``out``.
 
     Label PNGs hold train ids with the palette of the label space, confidence PNGs 255ths of the largest
     probability. Images that the manifest of ``out`` has already are left alone, unless they, the model or the options
-    changed. Videos come after the images (``predict_video``). Arguments that are not named here: ``Model.predict``.
+    changed. Videos come after the images (``predict_video``).
 
     Args:
         checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
@@ -108,6 +102,7 @@ def predict_files(
         smooth: Weight of ``Smoothing`` over the frames of a video; 0 = none.
         jobs: Threads for decoding, measuring and writing.
         say: Told in one line what each image was taken for.
+        settings: height, sliding, views, source_colours and dtype, as in ``Model.predict``.
 
     Raises:
         ValueError: no images, or no model.
@@ -116,16 +111,15 @@ def predict_files(
     images = list(dict.fromkeys(map(one_name, images)))
     if not images:
         raise ValueError("no images given; name at least one image file")
-    if height is not None and height < MIN_SIDE:
+    settings = {**dict.fromkeys(("height", "sliding", "views", "dtype")), "source_colours": 0.0, **settings}
+    if (height := settings["height"]) is not None and height < MIN_SIDE:
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     model = load(checkpoint, device=device)
-    model.check_colours(source_colours)
+    model.check_colours(settings["source_colours"])
     Smoothing(smooth)
     ids = None if ids_of is None else original_ids(ids_of, model.space)
-    settings: dict[str, Any] = {"height": height, "sliding": sliding, "views": views, "dtype": dtype}
-    settings["source_colours"] = source_colours
-    options = settings | {"geometry": asdict(geometry), "ids": ids, "dtype": str(dtype)}
-    options["views"] = None if views is None else asdict(views)
+    options = settings | {"geometry": asdict(geometry), "ids": ids, "dtype": str(settings["dtype"])}
+    options["views"] = None if settings["views"] is None else asdict(settings["views"])
     table = None if ids is None else id_table(ids)
 
     def tell(path: Path, view: View) -> None:

@@ -121,10 +121,11 @@ class Stepper:
         return f"stage {self.name}, step {step + 1}, {shapes or 'one batch'}{parts}, on {self.context.device}"
 
     def _advice(self, batch: Any) -> str:
-        own, parts = f"{self.name}.batch_size", f"{self.name}.accumulate (now {self.parts})"
-        advice = f"Lower {own} or the crop (crop_height, crop_width of its augmentation)"
+        advice = f"Lower {self.name}.batch_size or the crop (crop_height, crop_width of its augmentation)"
         if self.context.on_oom == "accumulate":
             left = self.context.world > 1 and finer(batch_size(batch), self.parts)
             return advice if left else f"{advice}: smaller micro-batches are not left or do not help"
-        advice += f", or raise {parts}: the batch stays and is computed in so many parts"
-        return f"{advice}; runtime.on_oom: accumulate does so by itself"
+        return (
+            f"{advice}, or raise {self.name}.accumulate (now {self.parts}): the batch stays and is computed in so "
+            "many parts; runtime.on_oom: accumulate does so by itself"
+        )

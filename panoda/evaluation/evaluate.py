@@ -41,12 +41,10 @@ def evaluate_model(
         prediction: Scales, flip and the like, as in ``predict_logits``.
 
     Raises:
-        ValueError: the split is empty, or keep names an image it does not have.
+        ValueError: the split is empty.
     """
     if len(split) == 0:
         raise ValueError(f"{split.folder}: the split holds no image; prepare at least one")
-    if missing := [i for i in keep if not 0 <= i < len(split)]:
-        raise ValueError(f"{split.folder}: pictures of images {missing} asked for, it has {len(split)}")
     device = torch.device(device)
     with torch.inference_mode(False):  # weights moved in inference mode could not be trained any more
         model = model.to(device).eval()

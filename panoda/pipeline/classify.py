@@ -72,14 +72,14 @@ def classify(
     """
     runtime, tracking = runtime or RuntimeParams(), tracking or TrackingParams(experiment="classify")
     name = f"classify-{params.action}"
+    weights = Path(params.checkpoint if isinstance(params, EvaluateParams) else params.encoder)
     with sigterm_ends():
         if out is not None:
-            weights = Path(params.checkpoint if isinstance(params, EvaluateParams) else params.encoder)
             read = [Path(params.data)] if params.data != CITY else []
             read += [weights] if weights.exists() else []
             check_replaceable(out, made=[runs.RECORD], inputs=read)
         data = city_objects(progress=progress) if params.data == CITY else Path(params.data)
-        inputs = {"data": _listing(data), "weights": _digest(params)}
+        inputs = {"data": _listing(data), "weights": runs.digest(weights) if weights.is_file() else ""}
         asked = params.model_dump(mode="json")
         mark = runs.fingerprint(name, asked, inputs, runs.code_digest(CODE))
         device = resolve_device(runtime.device)
@@ -115,12 +115,6 @@ def _listing(folder: Path) -> str:
     found, _ = images_below(folder)
     lines = {path.relative_to(folder).as_posix(): str(path.stat().st_size) for path in found}
     return runs.fingerprint("listing", {}, lines, "")
-
-
-def _digest(params: Any) -> str:
-    """Of the file that the weights come from; "" for a name."""
-    path = Path(getattr(params, "checkpoint", None) or params.encoder)
-    return runs.digest(path) if path.is_file() else ""
 
 
 @contextmanager

@@ -46,9 +46,12 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
+    from PIL import Image
 
     columns: list[Any] = [ColSpec(DataType.string, name) for name in ("label_png", "taken_for")]
     columns.append(ColSpec(Map(DataType.double), "shares"))
+    grey = io.BytesIO()
+    Image.new("RGB", (128, 64), (128, 128, 128)).save(grey, format="JPEG")
     with _global_store(uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it would infer the signature from type hints
         logged = Model.log(
@@ -65,7 +68,7 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
                 Schema(columns),
                 ParamSchema([ParamSpec("projection", DataType.string, "auto")]),
             ),
-            input_example=pd.DataFrame({"image": [_example()]}),
+            input_example=pd.DataFrame({"image": [base64.b64encode(grey.getvalue()).decode()]}),
             model_config={"max_megabytes": MAX_MEGABYTES},
         )
         with suppress(MlflowException):  # it is there
@@ -135,15 +138,6 @@ def _global_store(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ[STORE_VARIABLE] = before
-
-
-def _example() -> str:
-    """A small grey panorama as base64 JPEG."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", (128, 64), (128, 128, 128)).save(stream, format="JPEG")
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 def fetch_model(uri: str, store: str) -> Path:
