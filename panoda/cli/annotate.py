@@ -38,12 +38,9 @@ def export_command(
     """
     # Imported here: the other commands start without torch.
     from panoda.annotation.export import export_task
-    from panoda.geometry.views import Views
 
-    perspective = None if views is None else Views(**read_views(views).model_dump())
-    result = export_task(
-        labelled, out, tool=tool, views=perspective, chosen=chosen, prefix=prefix, progress=True
-    )
+    tiles = read_views(views)
+    result = export_task(labelled, out, tool=tool, views=tiles, chosen=chosen, prefix=prefix, progress=True)
     count = sum(len(photograph.names) for photograph in result.task.photographs)
     typer.echo(
         f"{count} pictures of {len(result.task.photographs)} images in {out}; next steps: docs/annotation.md"

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 import yaml
@@ -16,6 +16,9 @@ from pydantic import ValidationError
 from panoda.config.problems import problems
 from panoda.config.views import ViewsParams
 from panoda.pipeline.table import STAGES
+
+if TYPE_CHECKING:
+    from panoda.geometry.views import Views
 
 Projection = Literal["auto", "erp", "band", "pinhole"]
 RunFolder = Annotated[Path | None, typer.Option(help="Run folder whose model to use.")]
@@ -69,7 +72,7 @@ def predict_command(
         float | None,
         typer.Option(help="With --upright: degrees that the horizon is turned counter-clockwise."),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(min=32, help="Working height in pixels.")] = None,
     sliding: Annotated[
         int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
     ] = None,
@@ -129,7 +132,6 @@ def predict_command(
     from panoda.deployment.exported import is_exported
     from panoda.deployment.predict import predict_files
     from panoda.deployment.view import Geometry
-    from panoda.geometry.views import Views
     from panoda.system.context import resolve_device, resolve_precision
     from panoda.system.machine import keep_freed_memory
 
@@ -138,7 +140,6 @@ def predict_command(
     keep_freed_memory()
     geometry = Geometry(projection, fov, lat, wrap, upright, pitch, roll)
     first, stop = _range(frames)
-    perspective = None if views is None else Views(**read_views(views).model_dump())
     place = resolve_device(device)
     result = predict_files(
         model,
@@ -146,7 +147,7 @@ def predict_command(
         out,
         height=height,
         geometry=geometry,
-        views=perspective,
+        views=read_views(views),
         source_colours=source_colours,
         sliding=None if sliding is None else (sliding, 2 * sliding // 3),
         ids_of=ids,
@@ -186,12 +187,16 @@ def _counted(labels: list[Path]) -> str:
     return " and ".join(counts) or "0 images"
 
 
-def read_views(text: str) -> ViewsParams:
-    """Option --views: a mapping as in params.yaml."""
+def read_views(text: str | None) -> Views | None:
+    """Option --views: a mapping as in params.yaml; None = none."""
+    if text is None:
+        return None
+    from panoda.geometry.views import Views
+
     try:
         tree = yaml.safe_load(text)
         tree = tree if isinstance(tree, dict) else {"fov_deg": tree}
-        return ViewsParams.model_validate(tree)
+        return Views(**ViewsParams.model_validate(tree).model_dump())
     except yaml.YAMLError as error:
         raise ValueError(f"--views {text!r}: expected a mapping such as '{{fov_deg: 90}}'") from error
     except ValidationError as error:

@@ -101,7 +101,6 @@ def predict_features(
     images: Tensor,
     *,
     scales: Sequence[float] = (1.0,),
-    flip: bool = False,
     wrap: bool,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -116,7 +115,7 @@ def predict_features(
     stride = _stride(model)
     totals: list[Tensor] = []
     with _inference(model, images, dtype):
-        for view, mirrored, size, margin in _views(model, images, scales, flip=flip, wrap=wrap):
+        for view, _, size, margin in _views(model, images, scales, flip=False, wrap=wrap):
             logits, features = model(view, return_features=True)
             logits = _crop(logits.float(), margin, size[1])
             features = _crop(features.float(), margin // stride, -(-size[1] // stride))
@@ -124,10 +123,8 @@ def predict_features(
                 resize_linear(logits, (height, width), wrap=wrap),
                 resize_linear(features, (-(-height // stride), -(-width // stride)), wrap=wrap),
             ]
-            parts = [part.flip(-1) for part in parts] if mirrored else parts
             totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
-    count = len(scales) * (2 if flip else 1)
-    return totals[0] / count, totals[1] / count
+    return totals[0] / len(scales), totals[1] / len(scales)
 
 
 def mix_colours(

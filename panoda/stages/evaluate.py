@@ -155,7 +155,11 @@ class _Writer:
             names = list(current.space.names)
             frame = pd.DataFrame(counts.numpy(), index=names, columns=names)
             frame.to_csv(self.folder / f"confusion_{model}_{current.name}.csv", index_label="label")
-        return _flat_metrics(current.name, nested)
+        scalars = {
+            f"{key}/{current.name}": float(v) for key, v in nested.items() if not isinstance(v, Mapping)
+        }
+        iou = {f"iou/{current.name}/{label}": v for label, v in nested.get("iou", {}).items()}
+        return scalars | iou
 
     def close(self, sets: list[EvaluationSet], *, last: int) -> None:
         """Write the collected tables and hand the montages to the logger."""
@@ -235,9 +239,3 @@ def _nested_metrics(current: EvaluationSet, result: Evaluation) -> dict[str, Any
         if result.solid_angle is not None:
             values["miou_solid_angle"] = float(iou(result.solid_angle).nanmean())
     return {k: v for k, v in values.items() if not (isinstance(v, float) and v != v)}
-
-
-def _flat_metrics(name: str, nested: Mapping[str, Any]) -> dict[str, float]:
-    scalars = {f"{key}/{name}": float(v) for key, v in nested.items() if not isinstance(v, Mapping)}
-    iou = {f"iou/{name}/{label}": float(v) for label, v in nested.get("iou", {}).items()}
-    return scalars | iou
