@@ -5,8 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from panoda.evaluation.counts import Evaluation, azimuth_limits, column_sectors, latitude_limits, row_bands
-from panoda.evaluation.evaluate import evaluate_model
+from panoda.evaluation.evaluate import (
+    Evaluation,
+    azimuth_limits,
+    column_sectors,
+    evaluate_model,
+    latitude_limits,
+    row_bands,
+)
 from panoda.inference.metrics import iou as iou_of
 
 

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save
 
 from panoda.config import EvaluateParams
 from panoda.data.loading.mixture import source_splits
-from panoda.evaluation.counts import Evaluation
-from panoda.evaluation.evaluate import evaluate_model
+from panoda.evaluation.evaluate import Evaluation, evaluate_model
 from panoda.evaluation.sets import EvaluationSet, open_sets
 from panoda.geometry.views import Views
 from panoda.labels import LabelSpace

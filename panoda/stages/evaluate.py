@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from panoda.config import EvaluateParams
-from panoda.evaluation.counts import Evaluation
+from panoda.evaluation.evaluate import Evaluation
 from panoda.evaluation.pieces import EvaluateWork, SetPaths, load_models
 from panoda.evaluation.sets import SETS, EvaluationSet
 from panoda.inference.metrics import ConfusionMatrix, iou

@@ -9,7 +9,7 @@ from panoda.config import MethodParams
 from panoda.data.loading.mixture import training_source
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.launch import on_devices
-from panoda.engine.train_further import train_further
+from panoda.engine.training import train_further
 from panoda.system.context import RunContext
 
 
