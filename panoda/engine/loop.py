@@ -86,19 +86,22 @@ def run_loop(
     """
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
     spikes = LossSpikes()
-    parts: dict[str, Stateful] = {
+    stateful: dict[str, Stateful] = {
         **task.components(),
         "optimizer": optimizer,
         "scheduler": scheduler,
         "scaler": scaler,
         "spikes": spikes,
     }
-    components = full_states(parts)
+    components = full_states(stateful)
     step, extra = load_resume(context.state_dir, components)
     if not context.main:
         spikes.rows = []  # the first process has those of all
     history, best = list(extra.get("history", [])), extra.get("best", -math.inf)
     state = LoopState(step, history, best, extra.get("validated", 0), spikes)
+    parts = accumulate
+    if context.on_oom == "accumulate":  # a killed run that had run out of memory may again
+        parts = max(accumulate, context.micro_batches, extra.get("parts", 1))
     guard = StepGuard(lag=context.device.type == "cuda", scaler=scaler, spikes=spikes)
     take_step = Stepper(
         task,
@@ -109,7 +112,7 @@ def run_loop(
         seed=seed,
         clip_norm=clip_norm,
         name=description.replace("-", ""),
-        parts=_parts(accumulate, extra, context),
+        parts=parts,
     )
     compiled = _Compiled(task.trained, context.compile)
     saved = time.monotonic()
@@ -186,13 +189,6 @@ def _to_the_first(spikes: LossSpikes, context: RunContext) -> None:
     """The first process, which writes them, takes over what the others noted of their shares."""
     rows = sorted(sum(gather(spikes.rows, context), []), key=lambda row: row["step"])
     spikes.rows = rows if context.main else []
-
-
-def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
-    """Micro-batches to begin with: those of a killed run that had run out of memory, if it may again."""
-    if context.on_oom == "fail":
-        return accumulate
-    return max(accumulate, context.micro_batches, extra.get("parts", 1))
 
 
 class _Compiled:
