@@ -166,17 +166,15 @@ class _Workers:
         for link in list(self._links):
             try:
                 while link.poll():
-                    self._take(*link.recv())
+                    kind, *values = link.recv()
+                    if kind == "result":
+                        self._results.extend(values)
+                    elif kind == "error":
+                        self._errors.append((values[0], values[1]))
+                    else:
+                        getattr(self._logger, kind)(*values)
             except (EOFError, OSError):  # it ended, perhaps in the middle of a message
                 self._links.remove(link)
-
-    def _take(self, kind: str, *values: Any) -> None:
-        if kind == "result":
-            self._results.extend(values)
-        elif kind == "error":
-            self._errors.append((values[0], values[1]))
-        else:
-            getattr(self._logger, kind)(*values)
 
 
 def _work(

@@ -80,11 +80,8 @@ class MLflowLogger(MetricLogger):
         self._try(name, lambda: self._client.log_figure(self.run_id, figure, f"figures/{name}"))
 
     def log_artifact(self, path: Path) -> None:
-        """Log a file, or a folder with everything in it."""
-        if path.is_dir():
-            self._try(str(path), lambda: self._client.log_artifacts(self.run_id, str(path), path.name))
-        else:
-            self._try(str(path), lambda: self._client.log_artifact(self.run_id, str(path)))
+        """Log a file."""
+        self._try(str(path), lambda: self._client.log_artifact(self.run_id, str(path)))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters of other stages, nested as in params.yaml."""
