@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from panoda.engine.parallel import full_model, parallelise
 from panoda.engine.seeds import stream_seed
 from panoda.engine.training import prepared_size, run_training, save_training_result
 from panoda.engine.validation import validate_split
+from panoda.inference.metrics import ConfusionMatrix
 from panoda.models.core.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.core.segmenter import Segmenter
 from panoda.models.weights.fitting import fit, load_fitted
@@ -178,7 +179,7 @@ class _Keeper:
 
     def __call__(self, state: LoopState) -> dict[str, float]:
         net = full_model(self.net, self.context)
-        values = {k: v for k, v in self._metrics(net).items() if k.startswith("miou/")}
+        values = {f"miou/{name}": matrix.miou() for name, matrix in self._validate(net)}
         miou = sum(values.values()) / len(values)
         better = self.params.select == "last" or miou > state.best or not self.path.exists()
         if broadcast(better, self.context):
@@ -208,9 +209,12 @@ class _Keeper:
 
     def _metrics(self, net: Segmenter) -> dict[str, float]:
         metrics = {}
-        for name, val in self.vals.items():
-            matrix = validate_split(net, val, batch_size=self.params.batch_size, context=self.context)
+        for name, matrix in self._validate(net):
             metrics[f"miou/{name}"] = matrix.miou()
             iou = zip(self.card.class_names, matrix.iou(), strict=True)
             metrics |= {f"iou/{name}/{label}": float(v) for label, v in iou if v == v}
         return metrics
+
+    def _validate(self, net: Segmenter) -> Iterator[tuple[str, ConfusionMatrix]]:
+        for name, val in self.vals.items():
+            yield name, validate_split(net, val, batch_size=self.params.batch_size, context=self.context)

@@ -182,7 +182,6 @@ def _summed(pseudo_labels: Path, checkpoint: str, scales: Sequence[float]) -> di
         return {name: stored.get_tensor(name) for name in ("total", "images")}
 
 
-@torch.no_grad()
 def _sum(
     model: Segmenter,
     split: PreparedSplit | PseudoLabelSplit,
@@ -194,7 +193,7 @@ def _sum(
     for samples in read_ahead([split[i] for i in part] for part in compute.batches(span)):
         images = torch.stack([s["image"] for s in samples]).to(compute.device)
         label = torch.stack([s["label"] for s in samples]).long().to(compute.device)
-        with compute.autocast():
-            logits, features = predict_features(model, images, scales=params.scales, wrap=split.full_circle)
+        options: dict[str, Any] = {"scales": params.scales, "dtype": compute.dtype}
+        logits, features = predict_features(model, images, wrap=split.full_circle, **options)
         sums.update(features, logits.argmax(dim=1), label)
     return sums
