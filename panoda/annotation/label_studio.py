@@ -116,7 +116,6 @@ def read_label_studio(
 
 
 def _class_of(where: str, result: Mapping[str, Any], space: LabelSpace) -> int:
-    """Train id of a mask."""
     names = (result.get("value") or {}).get("brushlabels") or []
     if result.get("type") != "brushlabels" or len(names) != 1:
         raise DataError(

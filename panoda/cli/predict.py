@@ -172,7 +172,6 @@ def predict_command(
 
 
 def _range(text: str) -> tuple[int, int | None]:
-    """Option --frames."""
     first, colon, stop = text.partition(":")
     if not colon or not (first or "0").isdecimal() or not (stop or "0").isdecimal():
         raise ValueError(f"--frames {text!r}: expected FIRST:STOP, such as 100:200, 100: or :200")
@@ -180,7 +179,6 @@ def _range(text: str) -> tuple[int, int | None]:
 
 
 def _counted(labels: list[Path]) -> str:
-    """So many images and videos."""
     videos = sum(path.suffix == ".mkv" for path in labels)
     images = len(labels) - videos
     counts = [f"{count} {what}" for count, what in ((images, "images"), (videos, "videos")) if count]

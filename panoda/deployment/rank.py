@@ -96,31 +96,27 @@ def choose(
     known = features[:0] if labelled is None else labelled
     limit = duplicate * _spread(np.concatenate((features, known)))
     distance, nearest = np.full(len(features), np.inf), np.zeros(len(features), dtype=int)
-    chosen: dict[int, tuple[float, int]] = {}
+    ranks = np.zeros(len(features), dtype=int)
 
     def look_at(feature: np.ndarray, position: int) -> None:
         new = np.linalg.norm(features - feature, axis=1)
-        closer = new < distance
+        closer = (new < distance) & (ranks == 0)  # of a chosen one what it had then counts
         distance[closer], nearest[closer] = new[closer], position
 
     for number, feature in enumerate(known):
         look_at(feature, -1 - number)
-    while len(chosen) < count:
+    for rank in range(1, min(count, len(features)) + 1):
         score = np.where(np.isfinite(distance), uncertainty * distance, uncertainty)
-        score[distance <= limit] = -1.0  # the chosen themselves have distance 0
-        best = int(score.argmax()) if len(score) else 0
-        if not len(score) or score[best] < 0:
+        score[(distance <= limit) | (ranks > 0)] = -1.0
+        best = int(score.argmax())
+        if score[best] < 0:
             break
-        chosen[best] = (float(distance[best]), int(nearest[best]))
+        ranks[best] = rank
         look_at(features[best], best)
-    ranks = {position: rank for rank, position in enumerate(chosen, start=1)}
     found = []
-    for position in range(len(features)):
-        gap, other = chosen.get(position, (float(distance[position]), int(nearest[position])))
-        far = not np.isfinite(gap)
-        duplicated = position not in chosen and gap <= limit
-        near, nearby = (None, None) if far else (gap, other)
-        found.append(Choice(ranks.get(position), near, nearby, duplicated))
+    for rank, gap, other in zip(ranks.tolist(), distance.tolist(), nearest.tolist(), strict=True):
+        near, nearby = (gap, other) if np.isfinite(gap) else (None, None)
+        found.append(Choice(rank or None, near, nearby, rank == 0 and gap <= limit))
     return found
 
 

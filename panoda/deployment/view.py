@@ -58,7 +58,6 @@ class Geometry:
     roll_deg: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
         if self.projection not in get_args(Asked):
             raise ValueError(
                 f"projection is {self.projection!r}; expected one of {', '.join(get_args(Asked))}"

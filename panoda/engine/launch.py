@@ -151,7 +151,6 @@ class _Workers:
             process.join()
 
     def _failed(self) -> bool:
-        """Whether a process has ended with an error."""
         return any(process.exitcode for process in self._processes)
 
     def _vanished(self) -> str:

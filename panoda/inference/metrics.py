@@ -32,7 +32,6 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int) -> None:
-        """Start with nothing counted."""
         self.num_classes = num_classes
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 

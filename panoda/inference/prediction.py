@@ -243,7 +243,6 @@ def _inference(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> I
 
 
 def _stride(model: nn.Module) -> int:
-    """Stride of the model's features."""
     return int(getattr(model, "feature_stride", 4))
 
 
