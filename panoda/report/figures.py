@@ -150,19 +150,9 @@ def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> 
         figure, axes = new_figure(4.6, 4.2)
         for model, colour in model_colours(list(models)).items():
             rows = by_latitude[by_latitude["model"] == model].sort_values("lat_deg")
-            if rows.empty:
-                continue
             edges = np.append(rows["lat_bottom_deg"].to_numpy(), rows["lat_top_deg"].max())
-            label = models[model]
-            axes.stairs(
-                100 * rows["miou"].to_numpy(),
-                edges,
-                orientation="horizontal",
-                baseline=None,
-                color=colour,
-                lw=2,
-                label=label,
-            )
+            look: dict[str, Any] = {"color": colour, "lw": 2, "label": models[model], "baseline": None}
+            axes.stairs(100 * rows["miou"].to_numpy(), edges, orientation="horizontal", **look)
         axes.set(xlabel="mIoU in %", ylabel="latitude in degrees", xlim=(0, None))
         axes.set_yticks(sorted({*by_latitude["lat_bottom_deg"], *by_latitude["lat_top_deg"]}))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}°".replace("-", "−"))
@@ -179,8 +169,6 @@ def azimuth_figure(by_azimuth: pd.DataFrame, *, models: Mapping[str, str]) -> Fi
         axes.set_theta_direction(-1)
         for model, colour in model_colours(list(models)).items():
             rows = by_azimuth[by_azimuth["model"] == model].sort_values("azimuth_deg")
-            if rows.empty:
-                continue
             angle = np.deg2rad(np.append(rows["azimuth_deg"], rows["azimuth_deg"].iloc[0]))
             values = 100 * np.append(rows["miou"], rows["miou"].iloc[0])
             axes.plot(angle, values, color=colour, marker="o", ms=3.5, label=models[model])
