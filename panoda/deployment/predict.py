@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -131,7 +131,7 @@ def predict_files(
         records.write_manifest()
         names = records.names(images)
         wanted = asked(frames, smooth)
-        todo = [path for path in images if not _done(records, path, wanted)]
+        todo = [path for path in images if not records.done(path, wanted if is_video_name(path) else None)]
         try:
             with progress_bar(enabled=progress) as bar:
                 task = bar.add_task("predicting", total=len(images), completed=len(images) - len(todo))
@@ -172,13 +172,6 @@ def how_else(view: View) -> str:
     if view.wrap:
         return "; if it is a photograph: --projection pinhole, if its ends do not meet: --no-wrap"
     return "; if it is a full circle: --projection erp"
-
-
-def _done(records: Records, path: Path, frames: Mapping[str, Any]) -> bool:
-    try:
-        return records.done(path, frames if is_video_name(path) else None)
-    except OSError:
-        return False  # its reason is told where it is opened
 
 
 def _predicted(

@@ -146,7 +146,10 @@ class Records:
         record = self.images.get(str(path))
         if record is None or record.get("frames", {}).get("asked") != frames:
             return False
-        return record["file"] == describe_file(path)
+        try:
+            return record["file"] == describe_file(path)
+        except OSError:
+            return False  # its reason is told where it is opened
 
     def names(self, paths: Sequence[Path]) -> dict[Path, str]:
         """A name without suffix for the files of every image; a number is added where names repeat."""
