@@ -72,7 +72,7 @@ def predict_command(
         float | None,
         typer.Option(help="With --upright: degrees that the horizon is turned counter-clockwise."),
     ] = None,
-    height: Annotated[int | None, typer.Option(min=32, help="Working height in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
     sliding: Annotated[
         int | None, typer.Option(min=32, help="Predict in sliding windows of so many pixels, 2/3 apart.")
     ] = None,

@@ -39,7 +39,7 @@ def rank_command(
     projection: Annotated[
         Projection, typer.Option(help="What the images are, as in `panoda predict`.")
     ] = "auto",
-    height: Annotated[int | None, typer.Option(min=32, help="Working height in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Say which images to label next: those the model is unsure of and that are unlike each other.

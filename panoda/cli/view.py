@@ -13,9 +13,7 @@ def view_command(
     after: Annotated[
         Path | None, typer.Argument(help="Another one of the same photographs, to compare: OUT is before it.")
     ] = None,
-    width: Annotated[
-        int, typer.Option(min=256, max=4096, help="Largest width of a picture in the page, in pixels.")
-    ] = 2048,
+    width: Annotated[int, typer.Option(help="Largest width of a picture in the page, in pixels.")] = 2048,
 ) -> None:
     """Write OUT/view.html, or AFTER/compare.html: look around; one file, which needs no network."""
     # Imported here: the other commands start without torch.

@@ -35,6 +35,7 @@ from panoda.deployment.model import Model, Picture, Prediction, label_png, load
 from panoda.deployment.records import Records, describe, describe_model
 from panoda.deployment.video import asked, predict_video
 from panoda.deployment.view import AUTO, Geometry, View
+from panoda.inference.prediction import MIN_SIDE
 from panoda.inference.whole import Smoothing
 from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
 from panoda.system.errors import DataError
@@ -111,6 +112,8 @@ def predict_files(
     if not images:
         raise ValueError("no images given; name at least one image file")
     settings = {**dict.fromkeys(("height", "sliding", "views", "dtype")), "source_colours": 0.0, **settings}
+    if (height := settings["height"]) is not None and height < MIN_SIDE:
+        raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     model = load(checkpoint, device=device)
     model.check_colours(settings["source_colours"])
     Smoothing(smooth)

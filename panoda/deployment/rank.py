@@ -149,6 +149,8 @@ def rank_files(
     images, labelled = (list(dict.fromkeys(map(one_name, paths))) for paths in (images, labelled))
     if not images:
         raise ValueError("no images given; name at least one image file")
+    if height is not None and height < MIN_SIDE:
+        raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     model = load(checkpoint, device=device)
     if not isinstance(model.net, Segmenter):
         raise ValueError(f"{checkpoint}: an exported model has no features; name its model.safetensors")

@@ -28,6 +28,7 @@ from panoda.system.files import explained_error, staged_file
 PAGE, COMPARISON = "view.html", "compare.html"
 WIDTH = 2048
 """Pixels across of a picture in the page; every graphics card takes 4096."""
+LARGEST = 4096
 UNKNOWN_FOV_DEG = 60.0
 """Photographs of an unknown lens are shown so wide."""
 THUMBNAIL = (160, 80)
@@ -49,6 +50,8 @@ def write_viewer(
     Raises:
         ValueError: no predictions there, none whose photograph can be read, or two that cannot be compared.
     """
+    if not 256 <= width <= LARGEST:
+        raise ValueError(f"width is {width}: expected 256 to {LARGEST} pixels")
     folders = {"Labels": out} if before is None else {"Before": before, "After": out}
     manifests = [read_predictions(folder, say) for folder in folders.values()]
     images = []
