@@ -75,7 +75,7 @@ def _row(
     label = Model.label
 
     def timed(self: Model, picture: Picture, **options: Any) -> Any:
-        net = self._net
+        net = self.net
 
         def forward(x: torch.Tensor) -> torch.Tensor:
             start = time.perf_counter()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from panoda.evaluation.counts import azimuth_limits, latitude_limits
+from panoda.evaluation.evaluate import azimuth_limits, latitude_limits
 from panoda.labels import get_label_space, remap_report
 
 SPACE = get_label_space("cs19")

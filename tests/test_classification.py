@@ -147,7 +147,9 @@ def test_seeded_puts_the_generators_back() -> None:
     assert draws() == expected
 
 
-def test_crops_of_the_city_are_balanced_and_show_their_class_in_the_middle(tmp_path: Path) -> None:
+def test_crops_of_the_city_are_balanced_and_show_their_class_in_the_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     space = get_label_space("cs19")
     band = 24
     row = np.repeat([space.index(name) for name in objects.CLASSES], band).astype(np.uint8)
@@ -159,8 +161,8 @@ def test_crops_of_the_city_are_balanced_and_show_their_class_in_the_middle(tmp_p
         Image.fromarray(np.repeat(label[..., None], 3, axis=2)).save(
             tmp_path / f"city/images/{number:05d}.png"
         )
-    params = objects.CityObjects(crop=16, per_image=2)
-    objects._write_split(tmp_path / "city", tmp_path / "train", params, most=5)
+    monkeypatch.setattr(objects, "PARAMS", objects.PARAMS | {"crop": 16, "per_image": 2, "per_class": 5})
+    objects._write_split(tmp_path / "city", tmp_path / "train")
     found = read_split(tmp_path / "train")
     assert len(found.classes) >= 8
     assert [sum(label == k for _, label in found.items) for k in range(len(found.classes))] == [5] * 10
@@ -172,11 +174,12 @@ def test_crops_of_the_city_are_balanced_and_show_their_class_in_the_middle(tmp_p
 def test_the_city_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     monkeypatch.setattr(objects, "write_city", lambda *a, **k: written.append(a))
-    monkeypatch.setattr(objects, "_write_split", lambda city, out, params, most: out.mkdir())
+    monkeypatch.setattr(objects, "_write_split", lambda city, out: out.mkdir())
     folder = tmp_path / "objects"
     for _ in range(2):
         assert objects.city_objects(folder) == folder
-    objects.city_objects(folder, objects.CityObjects(crop=32))
+    monkeypatch.setattr(objects, "PARAMS", objects.PARAMS | {"crop": 32})
+    objects.city_objects(folder)
     assert len(written) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["objects"]
 

@@ -15,7 +15,7 @@ from panoda.data.loading.loader import training_batches
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.pseudo import PseudoLabelSplit, PseudoLabelWriter
 from panoda.data.loading.transforms import JointTransform
-from panoda.engine import training as common
+from panoda.engine.method import Setup
 from panoda.system.context import RunContext
 
 AUGMENT = {"crop_height": 48, "crop_width": 96, "scale": (0.5, 1.5), "jitter": 0.3, "exposure": 0.5}
@@ -72,15 +72,10 @@ def test_batches_of_loader_processes_are_pinned_where_a_gpu_fetches_them(split, 
     asked = []
     monkeypatch.setattr(loader, "DataLoader", lambda steps, **keywords: asked.append(keywords) or [])
     for device, pinned in (("cpu", False), ("cuda:0", True)):
-        start = common.batches(
-            split,
-            batch_size=2,
-            augment=AugmentParams(crop_height=32, crop_width=32),
-            colour=True,
-            seed=0,
-            num_steps=3,
-            context=RunContext(device=torch.device(device), workers=2),
-        )
+        params = SimpleNamespace(batch_size=2, iterations=3)
+        context = RunContext(device=torch.device(device), workers=2)
+        setup = Setup("pretrain", None, params, 0, context, split)
+        start = setup.batches(split, AugmentParams(crop_height=32, crop_width=32), domain="source")
         assert list(start(1)) == [] and asked[-1]["pin_memory"] is pinned
         assert asked[-1]["num_workers"] == 2 and list(asked[-1]["sampler"]) == [1, 2]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from panoda.engine.loop import LoopState, TrainingDiverged, run_loop
+from panoda.engine.guard import TrainingDiverged
+from panoda.engine.loop import LoopState, run_loop
 from panoda.engine.optim import build_optimizer, build_scheduler
 from panoda.engine.resume_points import load_resume
 from panoda.engine.spikes import LossSpikes

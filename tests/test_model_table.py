@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from panoda.cli.models import models_command
@@ -56,8 +57,11 @@ def test_sizes_and_pairs() -> None:
 
 def test_fast_rows_have_no_time() -> None:
     (row,) = table.measure([("trans4pass_nano", "dmlp")], [(64, 128)], num_classes=3, fast=True)
-    assert row.costs[0].seconds is None and row.auxiliary == 0 and row.parameters > 1e6
-    assert "| trans4pass_nano | dmlp | 1.24 |" in table.as_markdown([row], [(64, 128)], fast=True)
+    assert row.costs[0].seconds is None and row.parameters > 1e6
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(table.as_table([row], [(64, 128)], fast=True))
+    assert "| trans4pass_nano | dmlp    | 1.24 |" in shown.get()
 
 
 def test_one_pass_has_a_time_and_a_peak() -> None:

@@ -617,7 +617,7 @@ def test_large_images_are_copied_and_blended_strip_by_strip(tmp_path, checkpoint
     found = load(checkpoint).predict(file)
     at_once = found.overlay().tobytes()
     monkeypatch.setattr("panoda.data.formats.images._STRIP_PIXELS", 5 * 128)
-    monkeypatch.setattr("panoda.deployment.model._STRIP_PIXELS", 5 * 128)
+    monkeypatch.setattr("panoda.deployment.measures._STRIP_PIXELS", 5 * 128)
     again = load(checkpoint).predict(file)
     assert np.array_equal(again.image, np.asarray(Image.open(file))) and again.overlay().tobytes() == at_once
     read_only = np.asarray(Image.open(file))

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from panoda.labels import get_label_space
 from panoda.report import figures
 from panoda.report.style import INK, figure_style, model_colours, new_figure, to_svg
 
@@ -89,15 +88,6 @@ def test_pseudo_labels_and_prototypes_show_only_what_exists():
     axes = figures.prototype_figure(cosine).axes[0]
     assert [p.get_width() for p in axes.patches] == [0.25] and axes.texts[0].get_text() == "0.250"
     assert figures.prototype_figure(cosine[1:]) is None
-
-
-def test_overlay_blends_labels_and_leaves_unlabelled_pixels():
-    space = get_label_space("cs19")
-    image = np.full((1, 2, 3), 100, np.uint8)
-    label = np.array([[0, 255]], np.uint8)
-    assert figures.overlay(image, label, space, opacity=0.5).tolist() == [[[114, 82, 114], [100, 100, 100]]]
-    with pytest.raises(ValueError, match="one size"):
-        figures.overlay(image, label.T, space)
 
 
 def test_svg_takes_page_colours_and_has_ids_of_its_own():

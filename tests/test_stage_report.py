@@ -255,17 +255,13 @@ def test_errors_name_the_file_and_keep_the_old_page(tmp_path):
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "index.html").write_text("old")
     arguments = {"outputs": outputs, "params": PARAMS, "provenance": {}, "out": tmp_path / "reports"}
-    table = outputs / "evaluate" / "per_class.csv"
-    pd.read_csv(table).query("model != 'warmup'").to_csv(table, index=False)
-    with pytest.raises(ValueError, match=r"metrics\.json has models .*'warmup'"):
-        report(**arguments)
-    table.write_text("")
-    with pytest.raises(ValueError, match=r"per_class\.csv: not a readable table"):
+    (outputs / "evaluate" / "per_class.csv").write_text("")
+    with pytest.raises(ValueError, match=r"per_class\.csv: cannot be read"):
         report(**arguments)
     (outputs / "evaluate" / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match=r"metrics\.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"metrics\.json: cannot be read"):
         report(**arguments)
-    with pytest.raises(ValueError, match=r"no such file; run the stage evaluate"):
+    with pytest.raises(ValueError, match=r"no such folder; run the stage evaluate"):
         report(**arguments | {"outputs": tmp_path / "none"})
     assert (tmp_path / "reports" / "index.html").read_text() == "old"
 

@@ -14,9 +14,10 @@ import yaml
 
 from panoda.annotation.cvat import Found, read_cvat
 from panoda.annotation.label_studio import read_label_studio
-from panoda.annotation.task import BEFORE, IMAGES, Photograph, Task, ids_png, read_ids, read_task
+from panoda.annotation.task import BEFORE, IMAGES, Photograph, Task, read_ids, read_task
 from panoda.annotation.tiles import Corrected, lay_back
 from panoda.data.formats.images import read_rgb
+from panoda.deployment.model import label_png
 from panoda.labels import SPACES, LabelSpace, get_label_space
 from panoda.labels.spaces import is_space_file
 from panoda.system.errors import DataError
@@ -68,13 +69,14 @@ def import_task(folder: Path, out: Path, *, exported: Path | None = None) -> Imp
     changed: dict[str, float] = {}
     left_out, failures, suffixes = list[str](), list[str](), set[str]()
     with ExitStack() as stack:
-        found: Found = stack.enter_context(
-            read_cvat(source, task)
-            if task.tool == "cvat"
-            else read_label_studio(
-                source, task, lambda name, size: read_ids(folder / BEFORE / f"{name}.png", *size)
+        found: Found
+        if task.tool == "cvat":
+            found = stack.enter_context(read_cvat(source, task))
+        else:
+            before = folder / BEFORE
+            found = read_label_studio(
+                source, task, lambda name, size: read_ids(before / f"{name}.png", *size)
             )
-        )
         known = {name for photograph in task.photographs for name in photograph.names}
         left_out += [f"{name}: not of this task" for name in found if name not in known]
         new = stack.enter_context(staged_directory(out))
@@ -92,9 +94,7 @@ def import_task(folder: Path, out: Path, *, exported: Path | None = None) -> Imp
                 )
             try:
                 share, suffix = _import(photograph, folder, new, task, found)
-            except DataError as error:
-                failures.append(str(error))
-            except FileNotFoundError as error:
+            except (DataError, FileNotFoundError) as error:
                 failures.append(explained_error(error))
             else:
                 changed[photograph.name] = share
@@ -124,7 +124,7 @@ def _import(photograph: Photograph, folder: Path, out: Path, task: Task, found: 
     if (image.height, image.width) != size or photograph.bytes not in (None, path.stat().st_size):
         raise DataError(f"{path}: has changed since it was predicted; predict and export it again")
     shutil.copyfile(path, out / IMAGES / f"{photograph.name}{path.suffix.lower()}")
-    ids_png(label, task.space).save(out / LABELS / f"{photograph.name}.png")
+    label_png(label, task.space).save(out / LABELS / f"{photograph.name}.png")
     return float(np.mean(label != before)), path.suffix.lower()
 
 

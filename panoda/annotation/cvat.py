@@ -12,6 +12,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -94,19 +95,16 @@ def read_cvat(exported: Path, task: Task) -> Iterator[Found]:
         encoding = _encoding(labelmap, exported, task.space)
         files = sorted((labelmap.parent / CLASSES).rglob("*.png"))
 
-        def reader(path: Path) -> Callable[[tuple[int, int]], np.ndarray]:
-            def read(size: tuple[int, int]) -> np.ndarray:
-                where = f"{exported}: {path.relative_to(labelmap.parent)}"
-                try:
-                    label = decode_label(path, encoding, expected=f"the colours of {LABELMAP}").ids
-                except DataError as error:
-                    raise DataError(str(error).replace(str(path), where)) from error
-                check_size(where, label.shape, size)
-                return label
+        def read(path: Path, size: tuple[int, int]) -> np.ndarray:
+            where = f"{exported}: {path.relative_to(labelmap.parent)}"
+            try:
+                label = decode_label(path, encoding, expected=f"the colours of {LABELMAP}").ids
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), where)) from error
+            check_size(where, label.shape, size)
+            return label
 
-            return read
-
-        yield {path.stem: reader(path) for path in files}
+        yield {path.stem: partial(read, path) for path in files}
 
 
 def _encoding(labelmap: Path, exported: Path, space: LabelSpace) -> Encoding:

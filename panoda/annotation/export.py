@@ -14,14 +14,14 @@ from PIL import Image
 
 from panoda.annotation.cvat import ANNOTATIONS, LABELS, CvatWriter
 from panoda.annotation.label_studio import INTERFACE, TASKS, LabelStudioWriter
-from panoda.annotation.task import BEFORE, FILE, IMAGES, Photograph, Task, Tile, Tool, ids_png, read_ids
+from panoda.annotation.task import BEFORE, FILE, IMAGES, Photograph, Task, Tile, Tool, read_ids
 from panoda.data.formats.images import read_upright, save_jpeg
-from panoda.deployment.model import Prediction
+from panoda.deployment.model import Prediction, label_png
 from panoda.deployment.records import check_unchanged, read_predictions
 from panoda.geometry.views import Views
 from panoda.labels import IGNORE_INDEX
 from panoda.system.errors import DataError
-from panoda.system.files import check_replaceable, explained_error, staged_directory
+from panoda.system.files import check_replaceable, explained_error, staged_directory, write_json
 from panoda.system.progress import track
 
 AS_THEY_ARE = (".jpg", ".jpeg", ".png")
@@ -61,7 +61,6 @@ def export_task(
     Args:
         predictions: Folder that ``panoda predict`` wrote; the photographs must still lie where they were.
         out: Folder of the task; an earlier task there is replaced.
-        tool: cvat: "Segmentation mask 1.1"; label-studio: JSON tasks with brush masks.
         views: Perspective tiles to cut panoramas into; None = whole images.
         chosen: ``chosen.csv`` of ``panoda rank``: only what is chosen there.
         prefix: label-studio: address of ``images/``; None = its local files.
@@ -115,17 +114,13 @@ def export_task(
         for record in track(records, "exporting", enabled=progress):
             try:
                 done.append(_export(record, predictions, folder, task, views, writer.add))
-            except DataError as error:
-                failures.append(str(error))
-            except OSError as error:
-                if not isinstance(error, FileNotFoundError):
-                    raise
+            except (DataError, FileNotFoundError) as error:
                 failures.append(explained_error(error))
         if not done:
             raise ValueError(f"nothing to export: {'; '.join(failures)}")
         writer.close()
         task = task.model_copy(update={"photographs": tuple(done)})
-        task.write(folder)
+        write_json(folder / FILE, task.model_dump(mode="json"))
     return ExportResult(task, failures)
 
 
@@ -176,7 +171,7 @@ def _export(
         centre_lon_deg=record["centre_lon_deg"],
         level=None if record["levelled_by"] is None else tuple(record["levelled_by"]),
     )
-    ids_png(label, task.space).save(folder / BEFORE / f"{name}.png")
+    label_png(label, task.space).save(folder / BEFORE / f"{name}.png")
     if views is None:
         plain = orientation == 1 and path.suffix.lower() in AS_THEY_ARE
         picture = f"{name}{path.suffix.lower() if plain else '.png'}"
@@ -200,7 +195,7 @@ def _export(
             fov_deg=view.fov_deg,
             side=len(view.label),
         )
-        ids_png(view.label, task.space).save(folder / BEFORE / f"{tile.name}.png")
+        label_png(view.label, task.space).save(folder / BEFORE / f"{tile.name}.png")
         save_jpeg(Image.fromarray(view.image), folder / IMAGES / f"{tile.name}.jpg", quality=95)
         add(tile.name, f"{tile.name}.jpg", view.label)
         tiles.append(tile)

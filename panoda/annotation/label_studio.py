@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -76,10 +76,9 @@ class LabelStudioWriter:
         )
 
 
-@contextmanager
 def read_label_studio(
     exported: Path, task: Task, before: Callable[[str, tuple[int, int]], np.ndarray]
-) -> Iterator[Found]:
+) -> Found:
     """The labels in what Label Studio exported as JSON; tasks without an annotation are left out.
 
     Where masks lie over each other, a label that was not there before wins, and of several the last; pixels that no
@@ -107,22 +106,16 @@ def read_label_studio(
     for entry in entries:
         done = [one for one in entry.get("annotations") or () if not one.get("was_cancelled")]
         if done:
-            name = _name(entry["data"])
+            data = entry["data"]
+            name = str(data.get("name") or Path(unquote(str(data.get("image", "")))).stem)
             latest = max(done, key=lambda one: str(one.get("updated_at", "")))
-            results = [(f"{path}: {name}", result) for result in latest.get("result") or ()]
-            for where, result in results:
-                _class_of(where, result, task.space)
-            labels[name] = _reader(name, results, task.space, before)
-    yield labels
-
-
-def _name(data: Mapping[str, Any]) -> str:
-    """Name of a picture: the one that was exported, else that of its file."""
-    return str(data.get("name") or Path(unquote(str(data.get("image", "")))).stem)
+            where = f"{path}: {name}"
+            masks = [(_class_of(where, one, task.space), one) for one in latest.get("result") or ()]
+            labels[name] = partial(_read, where, masks, partial(before, name))
+    return labels
 
 
 def _class_of(where: str, result: Mapping[str, Any], space: LabelSpace) -> int:
-    """Train id of a mask."""
     names = (result.get("value") or {}).get("brushlabels") or []
     if result.get("type") != "brushlabels" or len(names) != 1:
         raise DataError(
@@ -137,24 +130,21 @@ def _class_of(where: str, result: Mapping[str, Any], space: LabelSpace) -> int:
     return space.index(names[0])
 
 
-def _reader(
-    name: str,
-    results: list[tuple[str, Any]],
-    space: LabelSpace,
-    before: Callable[[str, tuple[int, int]], np.ndarray],
-) -> Callable[[tuple[int, int]], np.ndarray]:
-    def read(size: tuple[int, int]) -> np.ndarray:
-        old = before(name, size)
-        label = np.full(size, IGNORE_INDEX, dtype=np.uint8)
-        for where, result in results:
-            check_size(where, (result.get("original_height"), result.get("original_width")), size)
-            try:
-                mask = decode(result["value"].get("rle") or (), *size)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from error
-            k = _class_of(where, result, space)
-            # What was there before wins over nothing alone.
-            label[mask & ((old != k) | (label == IGNORE_INDEX))] = k
-        return label
-
-    return read
+def _read(
+    where: str,
+    masks: list[tuple[int, Any]],
+    before: Callable[[tuple[int, int]], np.ndarray],
+    size: tuple[int, int],
+) -> np.ndarray:
+    """The label (H, W) of the masks, each of a class."""
+    old = before(size)
+    label = np.full(size, IGNORE_INDEX, dtype=np.uint8)
+    for k, result in masks:
+        check_size(where, (result.get("original_height"), result.get("original_width")), size)
+        try:
+            mask = decode(result["value"].get("rle") or (), *size)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        # What was there before wins over nothing alone.
+        label[mask & ((old != k) | (label == IGNORE_INDEX))] = k
+    return label

@@ -18,7 +18,6 @@ from panoda.data.formats.pixels import UNREADABLE
 from panoda.deployment.view import View
 from panoda.labels import LabelSpace
 from panoda.system.errors import DataError
-from panoda.system.files import write_json
 
 FILE, IMAGES, BEFORE = "task.json", "images", "before"
 Tool = Literal["cvat", "label-studio"]
@@ -104,10 +103,6 @@ class Task(Section):
             level=photograph.level,
         )
 
-    def write(self, folder: Path) -> None:
-        """Write task.json."""
-        write_json(folder / FILE, self.model_dump(mode="json"))
-
 
 def read_task(folder: Path) -> Task:
     """The task in a folder.
@@ -147,10 +142,3 @@ def check_size(what: object, found: tuple[int, ...], expected: tuple[int, int]) 
             f"{what}: {' x '.join(map(str, found))} pixels (height x width), expected "
             f"{expected[0]} x {expected[1]}: keep the size of the exported picture"
         )
-
-
-def ids_png(label: np.ndarray, space: LabelSpace) -> Image.Image:
-    """Train ids (H, W) as an image with the palette of their space."""
-    image = Image.fromarray(label)
-    image.putpalette(space.colour_table().tobytes())
-    return image

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from panoda.annotation.task import Tile
+from panoda.deployment.measures import strips
 from panoda.deployment.view import View
-from panoda.geometry.area import tilt
 from panoda.geometry.pinhole import rays_to_pinhole, view_rotation
-
-_STRIP_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,10 @@ def lay_back(label: np.ndarray, view: View, tiles: Sequence[Corrected]) -> np.nd
     """
     height, width = label.shape
     area, result = view.area(height, width), label.copy()
-    turn = torch.eye(3) if view.level is None else tilt(*map(math.radians, view.level))
     changed = [(one, one.before != one.after) for one in tiles]
     changed = [(one, where) for one, where in changed if where.any()]
-    step = max(1, _STRIP_PIXELS // width)
-    for top in range(0, height if changed else 0, step):
-        rows = range(top, min(top + step, height))
-        rays = area.rays(height, width, rows) @ turn.T
+    for rows in strips(height if changed else 0, width):
+        rays = area.rays(height, width, rows) @ view.turn.T
         nearest = np.full((len(rows), width), -np.inf, dtype=np.float32)
         for one, where in changed:
             side = one.tile.side

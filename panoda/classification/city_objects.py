@@ -14,7 +14,7 @@ from PIL import Image
 from skimage.util import view_as_windows
 
 from panoda.city.dataset import write_city
-from panoda.config import CameraParams, CityDataset, CitySplit, Section
+from panoda.config import CameraParams, CityDataset, CitySplit
 from panoda.labels import get_label_space
 from panoda.system.files import staged_directory
 
@@ -37,26 +37,21 @@ CORE = 9
 CORE_SHARE = 0.6
 
 
-class CityObjects(Section):
-    """What is rendered; its numbers decide every byte."""
-
-    train_images: int = 160
-    """City images that the training crops are cut from."""
-    val_images: int = 64
-    """The same for val, of other worlds."""
-    crop: int = 64
-    """Side of a crop in pixels."""
-    per_class: int = 120
-    """Training crops of a class at most; every class has as many as the rarest one."""
-    per_image: int = 3
-    """Crops of one class from one image at most."""
-    height: int = 256
-    """Of a city image; it is twice as wide and shows 90 degrees."""
-    seed: int = 910_000
-    """Of the first training world; val's are 10,000 further on, all far from those of the scenarios."""
+PARAMS = {
+    "train_images": 160,
+    "val_images": 64,
+    "crop": 64,
+    "per_class": 120,
+    "per_image": 3,
+    "height": 256,
+    "seed": 910_000,
+}
+"""City images that the crops are cut from; side of a crop in pixels; crops of a class in a split, and of one image, at
+most; height of a city image, twice as wide and showing 90 degrees; seed of the first training world (val's are 10,000
+further on), far from those of the scenarios. They decide every byte."""
 
 
-def city_objects(folder: Path = FOLDER, params: CityObjects | None = None, *, progress: bool = False) -> Path:
+def city_objects(folder: Path = FOLDER, *, progress: bool = False) -> Path:
     """The data set, rendered where ``folder`` does not hold it already.
 
     Writes ``train/CLASS/*.png``, ``val/CLASS/*.png`` and city_objects.json, all or nothing.
@@ -64,54 +59,54 @@ def city_objects(folder: Path = FOLDER, params: CityObjects | None = None, *, pr
     Raises:
         ValueError: too few images for even one crop of a class.
     """
-    params = params or CityObjects()
-    wanted = params.model_dump()
     record = folder / RECORD
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == wanted:
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == PARAMS:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.city.") as work:
         city = Path(work) / "city"
-        write_city(city, _city(params), progress=progress)
+        write_city(city, _city(), progress=progress)
         with staged_directory(folder) as aside:
-            _write_split(city / "train", aside / "train", params, most=params.per_class)
-            _write_split(city / "val", aside / "val", params, most=params.per_class)
-            (aside / RECORD).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+            for split in ("train", "val"):
+                _write_split(city / split, aside / split)
+            (aside / RECORD).write_text(json.dumps(PARAMS, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def _city(params: CityObjects) -> CityDataset:
-    camera = CameraParams(projection="pinhole", height=params.height, width=2 * params.height, fov_x_deg=90.0)
+def _city() -> CityDataset:
+    camera = CameraParams(
+        projection="pinhole", height=PARAMS["height"], width=2 * PARAMS["height"], fov_x_deg=90.0
+    )
     return CityDataset(
         kind="city",
         camera=camera,
         looks=dict.fromkeys(("northern", "harbour", "southern", "evening")),
         splits={
-            "train": CitySplit(images=params.train_images, seed=params.seed),
-            "val": CitySplit(images=params.val_images, seed=params.seed + 10_000),
+            "train": CitySplit(images=PARAMS["train_images"], seed=PARAMS["seed"]),
+            "val": CitySplit(images=PARAMS["val_images"], seed=PARAMS["seed"] + 10_000),
         },
     )
 
 
-def _write_split(city: Path, out: Path, params: CityObjects, *, most: int) -> None:
+def _write_split(city: Path, out: Path) -> None:
     """Cut the crops of a split; every class gets the same number."""
-    space = get_label_space("cs19")
+    space, crop = get_label_space("cs19"), PARAMS["crop"]
     places: dict[str, list[tuple[str, int, int]]] = {name: [] for name in CLASSES}
     for path in sorted((city / "labels").glob("*.png")):
         label = np.asarray(Image.open(path))
-        rng = np.random.default_rng((params.seed, int(path.stem)))
+        rng = np.random.default_rng((PARAMS["seed"], int(path.stem)))
         for name in CLASSES:
-            spots = _centres(label == space.index(name), params.crop)
-            chosen = rng.permutation(len(spots))[: params.per_image]
+            spots = _centres(label == space.index(name), crop)
+            chosen = rng.permutation(len(spots))[: PARAMS["per_image"]]
             places[name] += [(path.stem, int(spots[k, 0]), int(spots[k, 1])) for k in chosen]
-    count = min(most, *map(len, places.values()))
+    count = min(PARAMS["per_class"], *map(len, places.values()))
     if not count:
         rare = min(places, key=lambda name: len(places[name]))
         raise ValueError(
             f"{city.name}: no crop of class {rare} in {len(list((city / 'labels').iterdir()))} city images; "
-            "raise train_images and val_images"
+            "raise train_images and val_images of PARAMS"
         )
-    half = params.crop // 2
+    half = crop // 2
     for name, found in places.items():
         folder = out / name.replace(" ", "_")
         folder.mkdir(parents=True)
@@ -119,8 +114,9 @@ def _write_split(city: Path, out: Path, params: CityObjects, *, most: int) -> No
         for number in np.linspace(0, len(found) - 1, count).round().astype(int):
             stem, y, x = found[number]
             image = Image.open(city / "images" / f"{stem}.png")
-            crop = image.crop((x - half, y - half, x - half + params.crop, y - half + params.crop))
-            crop.save(folder / f"{stem}_{y}_{x}.png")
+            image.crop((x - half, y - half, x - half + crop, y - half + crop)).save(
+                folder / f"{stem}_{y}_{x}.png"
+            )
 
 
 def _centres(mask: np.ndarray, crop: int) -> np.ndarray:

@@ -38,13 +38,7 @@ class ClassBatch(TypedDict):
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A split: images of known class.
-
-    Attributes:
-        folder: Where it lies.
-        classes: Names in order; position = class.
-        items: (path, class).
-    """
+    """A split: (path, class) of images; a class is its position in ``classes``."""
 
     folder: Path
     classes: tuple[str, ...]
@@ -128,11 +122,9 @@ class _Batches(Dataset[ClassBatch]):
     seed: int | None
 
     def __getitem__(self, step: int) -> ClassBatch:
-        first = step * self.batch_size
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
         if self.seed is None:
-            numbers = range(first, min(first + self.batch_size, len(self.split)))
-        else:
-            numbers = range(first, first + self.batch_size)
+            numbers = numbers[: len(self.split) - numbers.start]
         images, labels, ids = [], [], []
         for number in numbers:
             path, label = self.split.items[self._index(number)]

@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from panoda.classification.model import OWN, Probed, is_segmentation, network, vit_sizes, with_head
+from panoda.classification.model import (
+    OWN,
+    Probed,
+    file_metadata,
+    is_segmentation,
+    network,
+    vit_sizes,
+    with_head,
+)
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.models.core.checkpoint import check_finite, check_fit, tensor_file
 from panoda.models.core.errors import CheckpointError
@@ -68,10 +75,7 @@ def load_classifier(path: Path, *, heads: int = 0) -> tuple[Any, ClassifierCard]
         CheckpointError: no such file, no classifier, or weights that do not fit.
     """
     content = read_state_dict(path)
-    metadata: dict[str, str] = {}
-    if is_safetensors(path):
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+    metadata = file_metadata(path) if is_safetensors(path) else {}
     if metadata.get("format") == FORMAT:
         try:
             card = ClassifierCard.model_validate_json(metadata.get("card", ""))
@@ -105,13 +109,5 @@ def _published_classifier(
         )
     arguments = vit_sizes(tensors, str(path), heads)
     arguments["global_pool"] = "avg" if "fc_norm.weight" in tensors else "token"
-    img_size = arguments["img_size"]
-    card = ClassifierCard(
-        name=OWN,
-        arguments=arguments,
-        action="finetune",
-        num_classes=len(head),
-        img_size=img_size,
-        source=str(path),
-    )
-    return tensors, card
+    about = {"num_classes": len(head), "img_size": arguments["img_size"], "source": str(path)}
+    return tensors, ClassifierCard(name=OWN, arguments=arguments, action="finetune", **about)

@@ -84,7 +84,6 @@ def read_encoder(encoder: str, *, heads: int = 0) -> Encoder:
 
     Args:
         encoder: A file in the layout of MAE's released code or of stage ssl_pretrain, or a name of timm.
-        heads: Of an encoder whose file does not say it; 0 = those of the published size of its width.
 
     Raises:
         CheckpointError: no such file, or another kind of one.
@@ -99,8 +98,7 @@ def read_encoder(encoder: str, *, heads: int = 0) -> Encoder:
     content = read_state_dict(path)
     card = None
     if is_safetensors(path):
-        with safe_open(str(path), framework="pt") as file:
-            card = card_of(file.metadata() or {}, encoder)
+        card = card_of(file_metadata(path), encoder)
     if is_segmentation(content) or (card and card.decoder):
         raise CheckpointError(
             f"{path}: a segmentation model{f' ({card.encoder}, {card.decoder})' if card else ''}; expected the weights "
@@ -119,6 +117,12 @@ def read_encoder(encoder: str, *, heads: int = 0) -> Encoder:
     return Encoder(OWN, vit_sizes(tensors, encoder, heads), tensors, encoder)
 
 
+def file_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(str(path), framework="pt") as file:
+        return file.metadata() or {}
+
+
 def is_segmentation(content: Mapping[str, Any]) -> bool:
     """Whether a file, or a dictionary in it, has tensors of a decoder for segmentation."""
     return any(
@@ -130,14 +134,9 @@ def is_segmentation(content: Mapping[str, Any]) -> bool:
 def build_encoder(
     encoder: Encoder, *, img_size: int, global_pool: str, drop_path: float, random: bool
 ) -> Any:
-    """The network without a head, with its weights.
+    """The network without a head, with its weights unless ``random``, and the arguments it was built with.
 
-    Args:
-        img_size: Side of the images; 0 = what the network is made for.
-        random: Leave its weights out.
-
-    Returns:
-        The network, and the arguments it was built with.
+    ``img_size`` is the side of the images; 0 = what the network is made for.
 
     Raises:
         CheckpointError: weights that do not fit, or cannot be fetched.

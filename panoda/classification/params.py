@@ -26,16 +26,6 @@ class JudgedParams(Section):
     """Attention heads of an encoder from a file; 0 = those of the published size of its width."""
     img_size: Count = 0
     """Side of the square that images are cropped to; 0 = what the encoder was made for."""
-    global_pool: Literal["avg", "token"]
-    """Classify the mean of the patch tokens, or the class token."""
-    epochs: Annotated[int, Field(ge=1)]
-    """Passes over the training images."""
-    warmup_epochs: NonNegative
-    """Of linear warm-up, in which the rate rises from 0; then it falls by half a cosine."""
-    batch_size: Even
-    """Images per step."""
-    base_lr: Positive
-    """Learning rate for a batch of 256; it grows with the batch."""
     min_lr: NonNegative = 0.0
     """Learning rate at the end."""
     validate_epochs: Annotated[int, Field(ge=1)] = 5

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup, create_transform
@@ -25,14 +24,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from panoda.classification.data import ClassBatch, ClassFolder, random_batches, read_train_and_val, seeded
 from panoda.classification.evaluate import Accuracy, accuracy, evaluation_transform
 from panoda.classification.files import ClassifierCard, save_classifier
-from panoda.classification.model import (
-    Probed,
-    build_encoder,
-    input_of,
-    read_encoder,
-    with_head,
-)
-from panoda.classification.params import FinetuneParams, JudgedParams, ProbeParams
+from panoda.classification.model import Probed, build_encoder, input_of, read_encoder, with_head
+from panoda.classification.params import FinetuneParams, ProbeParams
 from panoda.engine.loop import LoopState, run_loop
 from panoda.engine.seeds import stream_seed
 from panoda.engine.task import Task
@@ -50,11 +43,6 @@ def judge(
     """Train a classifier from an encoder, and say how often it is right on val.
 
     Writes model.safetensors, history.csv, metrics.json and classes.csv into ``out``, all or nothing.
-
-    Args:
-        data: Folder with train and val.
-        out: Result folder (replaced).
-        params: What to do and how.
 
     Returns:
         ``top1`` and ``top5`` of the last weights on val, shares of its images.
@@ -88,24 +76,21 @@ def judge(
         return latest[state.step].metrics()
 
     per_epoch = max(1, len(train) // params.batch_size)
+    steps = params.epochs * per_epoch
     optimizer = _optimizer(model, params, width)
     peak = params.base_lr * params.batch_size / 256
-    if isinstance(params, ProbeParams) and peak * params.epochs * per_epoch < 500:
+    if isinstance(params, ProbeParams) and peak * steps < 500:
         log.warning(
             "the probe's weights can hardly move: %d steps at a rate of %.3g, where LARS takes a thousandth of it; "
             "set base_lr to about %.3g, which gives the published rate of 6.4",
-            *(params.epochs * per_epoch, peak, 6.4 * 256 / params.batch_size),
+            *(steps, peak, 6.4 * 256 / params.batch_size),
         )
+    warmup, floor = round(params.warmup_epochs * per_epoch), params.min_lr / peak
     state = run_loop(
         task,
         optimizer=optimizer,
-        scheduler=half_cosine(
-            optimizer,
-            steps=params.epochs * per_epoch,
-            warmup=round(params.warmup_epochs * per_epoch),
-            floor=params.min_lr / peak,
-        ),
-        num_steps=params.epochs * per_epoch,
+        scheduler=half_cosine(optimizer, steps=steps, warmup=warmup, floor=floor),
+        num_steps=steps,
         seed=stream_seed(params.seed, params.action),
         clip_norm=getattr(params, "clip_norm", 0.0),
         context=context,
@@ -129,8 +114,7 @@ def judge(
     )
     with staged_directory(out) as folder:
         save_classifier(folder / "model.safetensors", model, card)
-        history = pd.DataFrame(state.history).groupby("step", as_index=False).first().astype({"step": int})
-        history.to_csv(folder / "history.csv", index=False, float_format="%.6g")
+        state.write_history(folder / "history.csv")
         write_json(folder / "metrics.json", last.metrics())
         last.write(folder / "classes.csv")
     return last.metrics()
@@ -243,7 +227,7 @@ def _optimizer(model: Any, params: FinetuneParams | ProbeParams, width: int) -> 
     return torch.optim.AdamW(groups, lr=lr)
 
 
-def _drop_path(params: JudgedParams, width: int) -> float:
+def _drop_path(params: FinetuneParams | ProbeParams, width: int) -> float:
     if not isinstance(params, FinetuneParams):
         return 0.0
     if params.drop_path is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,18 +13,11 @@ from panoda.cli.predict import read_views
 annotate = typer.Typer(help="Correct predictions in CVAT or Label Studio.", no_args_is_help=True)
 
 
-class Format(StrEnum):
-    """Whose format to write."""
-
-    cvat = "cvat"
-    label_studio = "label-studio"
-
-
 @annotate.command("export")
 def export_command(
     labelled: Annotated[Path, typer.Argument(help="Folder that `panoda predict` wrote.")],
     out: Annotated[Path, typer.Option(help="New folder for pictures, the tool's files and task.json.")],
-    tool: Annotated[Format, typer.Option("--format", help="The tool.")],
+    tool: Annotated[Literal["cvat", "label-studio"], typer.Option("--format", help="The tool.")],
     views: Annotated[
         str | None,
         typer.Option(
@@ -46,12 +38,9 @@ def export_command(
     """
     # Imported here: the other commands start without torch.
     from panoda.annotation.export import export_task
-    from panoda.geometry.views import Views
 
-    perspective = None if views is None else Views(**read_views(views).model_dump())
-    result = export_task(
-        labelled, out, tool=tool.value, views=perspective, chosen=chosen, prefix=prefix, progress=True
-    )
+    tiles = read_views(views)
+    result = export_task(labelled, out, tool=tool, views=tiles, chosen=chosen, prefix=prefix, progress=True)
     count = sum(len(photograph.names) for photograph in result.task.photographs)
     typer.echo(
         f"{count} pictures of {len(result.task.photographs)} images in {out}; next steps: docs/annotation.md"

@@ -26,7 +26,7 @@ from panoda.cli.predict import predict_command
 from panoda.cli.rank import rank_command
 from panoda.cli.view import view_command
 from panoda.cli.weights import weights
-from panoda.config import Params, load_params, params_model, sections_in
+from panoda.config import load_params, params_model, sections_in
 from panoda.config.scenarios import load_scenario, open_scenario, scenario_files
 from panoda.data.formats.declaration import DOWNLOADS
 from panoda.pipeline.runs import RECORD, clean_state
@@ -163,8 +163,11 @@ def scenario(
         path.parent.mkdir(exist_ok=True)
         with staged_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
-    for folder in _make_download_folders(chosen.params(change or ())):
-        typer.echo(f"made {folder}: `dvc repro` fetches the data there or says how to get them")
+    for domain in chosen.params(change or ()).data.domains.values():
+        folder = Path(getattr(domain.dataset, "path", ""))
+        if folder.is_relative_to(DOWNLOADS) and not folder.exists():
+            folder.mkdir(parents=True)  # where archives that come by hand belong is seen at once
+            typer.echo(f"made {folder}: `dvc repro` fetches the data there or says how to get them")
     typer.echo(f"{PARAMS} is now scenario {name}; `dvc repro` runs it")
 
 
@@ -177,15 +180,6 @@ def _edited() -> bool:
     except ValueError:
         return True
     return all(current != load_scenario(name) for name in scenario_files())
-
-
-def _make_download_folders(params: Params) -> list[Path]:
-    """Make the folders below data/downloads: where archives that come by hand belong is seen at once."""
-    paths = [Path(getattr(domain.dataset, "path", "")) for domain in params.data.domains.values()]
-    missing = [path for path in paths if path.is_relative_to(DOWNLOADS) and not path.exists()]
-    for path in missing:
-        path.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 # --- results -------------------------------------------------------------------------------------------
@@ -203,7 +197,8 @@ def summary() -> None:
     table = Table("model", *(f"mIoU {SETS.get(name, name.replace('_', ' '))}, %" for name in names))
     # In training order; rounds after the first are named round2, round3, ...
     order = [*MODELS, *sorted(set(metrics) - set(MODELS), key=lambda name: (len(name), name))]
-    copies = _copies(path.with_name("models.json"))
+    about = json.loads(path.with_name("models.json").read_text(encoding="utf-8"))
+    copies = {name for name, one in about.items() if one["same_weights_as"]}
     for model, sets in ((name, metrics[name]) for name in order if name in metrics and name not in copies):
         table.add_row(_model_title(model), *(_percent(sets.get(name, {}).get("miou")) for name in names))
     Console().print(table)
@@ -212,12 +207,6 @@ def summary() -> None:
         typer.echo(f"no steps, so no models of their own: {passed}")
     typer.echo(f"report   {(Path(STAGES['report'].out) / 'index.html').resolve().as_uri()}")
     typer.echo("MLflow   run `make server`, then open http://127.0.0.1:5000")
-
-
-def _copies(path: Path) -> set[str]:
-    """Models that a stage of 0 steps passed through."""
-    models = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {name for name, about in models.items() if about["same_weights_as"]}
 
 
 def _model_title(model: str) -> str:

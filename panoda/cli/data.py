@@ -44,11 +44,13 @@ def get(name: Name, path: Folder = None) -> None:
     """Fetch, verify and unpack a data set; say what has to be done by hand."""
     # Imported here: listing needs none of it.
     from panoda.data.acquire.obtain import explain_by_hand, explain_kept_out, explain_missing, obtain
+    from panoda.data.formats.scan import has_images
 
     declaration = read_declaration(name)
     folder = path or default_folder(declaration)
     result = obtain(declaration, folder, progress=True, say=typer.echo)
-    here = bool(declaration.files) or _here(declaration, folder)
+    splits = declaration.splits.values()
+    here = bool(declaration.files) or folder.is_dir() and any(has_images(folder, split) for split in splits)
     if not result.complete or not here:
         typer.echo(explain_by_hand(declaration, folder))
     for archive in result.unpacked:
@@ -127,9 +129,3 @@ def present(declaration: Declaration) -> str:
         return ", ".join(splits) if len(splits) < 4 else f"{len(splits)} of {len(declaration.splits)} splits"
     arrived = sum((folder / file.name).exists() for file in declaration.files)
     return f"{arrived} of {len(declaration.files)} files, not unpacked" if arrived else "no"
-
-
-def _here(declaration: Declaration, folder: Path) -> bool:
-    from panoda.data.formats.scan import has_images
-
-    return folder.is_dir() and any(has_images(folder, split) for split in declaration.splits.values())

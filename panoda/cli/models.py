@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,18 +11,11 @@ if TYPE_CHECKING:
     from panoda.deployment.export import ExportResult
 
 
-class Format(StrEnum):
-    """File formats of ``panoda export``."""
-
-    onnx = "onnx"
-    torch = "torch"
-
-
 def export_command(
     out: Annotated[Path, typer.Option(help="Folder for model.onnx or model.pt2.")],
     checkpoint: Annotated[Path | None, typer.Argument(help="A model.safetensors.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder whose model to export.")] = None,
-    format: Annotated[Format, typer.Option(help="onnx, or torch for torch.export.")] = Format.onnx,
+    format: Annotated[Literal["onnx", "torch"], typer.Option(help="torch: of torch.export.")] = "onnx",
     height: Annotated[int | None, typer.Option(help="Fixed height in pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Fixed width in pixels.")] = None,
     dynamic: Annotated[
@@ -57,9 +49,9 @@ def export_command(
         model,
         card,
         out,
-        format=format.value,  # type: ignore[arg-type]
+        format=format,
         size=None if height is None or width is None else (height, width),
-        dynamic=True if dynamic else None,
+        dynamic=dynamic,
         batch=None if batch == "dynamic" else int(batch),
         opset=opset,
         uint8=uint8,
@@ -70,7 +62,7 @@ def export_command(
 
 
 def explain(result: ExportResult) -> str:
-    """What was exported, how well it agrees, how large and how fast it is."""
+    """What was exported, how well it agrees, how large it is."""
     card = result.card
     sides = f"height and width {card.smallest} to {card.largest}"
     fixed = f"{card.height}x{card.width}"
@@ -85,12 +77,7 @@ def explain(result: ExportResult) -> str:
         lines.append(
             f"checked with {count} x {height}x{width}: {100 * check.agreement:.3f} % labels equal{apart}"
         )
-    height, width = result.size
-    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
-    lines.append(
-        f"{result.megabytes:.1f} MB; {1e3 * result.exported:.0f} ms per image of {height}x{width} on "
-        f"{threads} (PyTorch: {1e3 * result.eager:.0f} ms, median of 5)"
-    )
+    lines.append(f"{result.megabytes:.1f} MB")
     return "\n".join(lines)
 
 
@@ -104,8 +91,6 @@ def models_command(
     fast: Annotated[bool, typer.Option("--fast", help="Count parameters and operations only.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default PyTorch's.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table as JSON, too.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table as Markdown, too.")] = None,
 ) -> None:
     """Table of models: parameters, operations, latency and memory at given image sizes."""
     # Imported here: the other commands start without torch.
@@ -113,27 +98,15 @@ def models_command(
 
     from panoda.deployment import model_table as table
     from panoda.system.context import resolve_device
-    from panoda.system.files import staged_file, write_json
 
     device = str(resolve_device(device))
     sizes = [table.parse_size(text) for text in size or ("512x1024", "400x2048")]
     pairs = table.pairs(encoder or [], decoder or [])
-    machine = table.machine(device, threads)
-    rows: list[table.Row] = []
-
-    def write() -> None:
-        """What is measured so far: an interrupted table keeps its rows."""
-        if json_file is not None:
-            write_json(json_file, {"machine": machine, "rows": [row.model_dump(mode="json") for row in rows]})
-        if markdown is not None:
-            with staged_file(markdown) as aside:
-                text = f"{table.as_markdown(rows, sizes, fast=fast)}\n{table.footnote(machine, fast=fast)}\n"
-                aside.write_text(text, encoding="utf-8")
-
-    for row in table.measure(
-        pairs, sizes, num_classes=classes, fast=fast, device=device, threads=threads, progress=True
-    ):
-        rows.append(row)
-        write()
-    Console().print(table.as_rich(rows, sizes, fast=fast))
-    typer.echo(table.footnote(machine, fast=fast))
+    options: dict[str, Any] = {"num_classes": classes, "fast": fast, "device": device, "threads": threads}
+    rows = list(table.measure(pairs, sizes, **options, progress=True))
+    console = Console()
+    console.print(table.as_table(rows, sizes, fast=fast), width=None if console.is_terminal else 200)
+    for row in rows:
+        if row.problem:
+            typer.echo(f"{row.encoder} with {row.decoder}: {row.problem}")
+    typer.echo(table.footnote(device, threads, fast=fast))

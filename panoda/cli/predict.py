@@ -6,9 +6,8 @@ import glob
 import json
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 import yaml
@@ -18,24 +17,10 @@ from panoda.config.problems import problems
 from panoda.config.views import ViewsParams
 from panoda.pipeline.table import STAGES
 
+if TYPE_CHECKING:
+    from panoda.geometry.views import Views
 
-class Projection(StrEnum):
-    """What images are taken for."""
-
-    auto = "auto"
-    erp = "erp"
-    band = "band"
-    pinhole = "pinhole"
-
-
-class Precision(StrEnum):
-    """What the model computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
+Projection = Literal["auto", "erp", "band", "pinhole"]
 RunFolder = Annotated[Path | None, typer.Option(help="Run folder whose model to use.")]
 Checkpoint = Annotated[
     str | None,
@@ -63,7 +48,7 @@ def predict_command(
             help="What the images are: equirectangular, a full circle of some latitudes, or photographs; auto: as "
             "metadata, their ends, the model and their shape say."
         ),
-    ] = Projection.auto,
+    ] = "auto",
     fov: Annotated[float | None, typer.Option(help="Horizontal field of view in degrees.")] = None,
     lat: Annotated[
         tuple[float, float] | None,
@@ -128,11 +113,11 @@ def predict_command(
         typer.Option("--json", help="Print the manifest on standard output, everything else on the other."),
     ] = False,
     precision: Annotated[
-        Precision,
+        Literal["auto", "float32", "bfloat16"],
         typer.Option(
             help="auto: float32 on a CPU. bfloat16 is faster on CPUs that have it; few labels differ."
         ),
-    ] = Precision.auto,
+    ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Segment panoramas, photographs and 360 videos: labels, confidence, overlays, tables of class shares.
@@ -147,16 +132,14 @@ def predict_command(
     from panoda.deployment.exported import is_exported
     from panoda.deployment.predict import predict_files
     from panoda.deployment.view import Geometry
-    from panoda.geometry.views import Views
     from panoda.system.context import resolve_device, resolve_precision
     from panoda.system.machine import keep_freed_memory
 
-    if precision is not Precision.auto and is_exported(model):
+    if precision != "auto" and is_exported(model):
         raise ValueError(f"{model}: an exported model computes as it was exported; leave out --precision")
     keep_freed_memory()
-    geometry = Geometry(projection.value, fov, lat, wrap, upright, pitch, roll)
+    geometry = Geometry(projection, fov, lat, wrap, upright, pitch, roll)
     first, stop = _range(frames)
-    perspective = None if views is None else Views(**read_views(views).model_dump())
     place = resolve_device(device)
     result = predict_files(
         model,
@@ -164,7 +147,7 @@ def predict_command(
         out,
         height=height,
         geometry=geometry,
-        views=perspective,
+        views=read_views(views),
         source_colours=source_colours,
         sliding=None if sliding is None else (sliding, 2 * sliding // 3),
         ids_of=ids,
@@ -172,7 +155,7 @@ def predict_command(
         smooth=smooth,
         jobs=jobs,
         device=place,
-        dtype=resolve_precision(precision.value, place),
+        dtype=resolve_precision(precision, place),
         progress=True,
         say=lambda line: typer.echo(line, err=as_json),
     )
@@ -189,7 +172,6 @@ def predict_command(
 
 
 def _range(text: str) -> tuple[int, int | None]:
-    """Option --frames."""
     first, colon, stop = text.partition(":")
     if not colon or not (first or "0").isdecimal() or not (stop or "0").isdecimal():
         raise ValueError(f"--frames {text!r}: expected FIRST:STOP, such as 100:200, 100: or :200")
@@ -197,19 +179,22 @@ def _range(text: str) -> tuple[int, int | None]:
 
 
 def _counted(labels: list[Path]) -> str:
-    """So many images and videos."""
     videos = sum(path.suffix == ".mkv" for path in labels)
     images = len(labels) - videos
     counts = [f"{count} {what}" for count, what in ((images, "images"), (videos, "videos")) if count]
     return " and ".join(counts) or "0 images"
 
 
-def read_views(text: str) -> ViewsParams:
-    """Option --views: a mapping as in params.yaml."""
+def read_views(text: str | None) -> Views | None:
+    """Option --views: a mapping as in params.yaml; None = none."""
+    if text is None:
+        return None
+    from panoda.geometry.views import Views
+
     try:
         tree = yaml.safe_load(text)
         tree = tree if isinstance(tree, dict) else {"fov_deg": tree}
-        return ViewsParams.model_validate(tree)
+        return Views(**ViewsParams.model_validate(tree).model_dump())
     except yaml.YAMLError as error:
         raise ValueError(f"--views {text!r}: expected a mapping such as '{{fov_deg: 90}}'") from error
     except ValidationError as error:

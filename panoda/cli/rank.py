@@ -38,7 +38,7 @@ def rank_command(
     checkpoint: Checkpoint = None,
     projection: Annotated[
         Projection, typer.Option(help="What the images are, as in `panoda predict`.")
-    ] = Projection.auto,
+    ] = "auto",
     height: Annotated[int | None, typer.Option(help="Working height in pixels.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
@@ -62,7 +62,7 @@ def rank_command(
         labelled=given,
         duplicate=duplicate,
         height=height,
-        geometry=Geometry(projection.value),
+        geometry=Geometry(projection),
         device=place,
         dtype=resolve_precision("auto", place),
         progress=True,

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from panoda.data.loading.transforms import normalise
-from panoda.deployment.export_check import TOLERANCE, Check, checked, median_seconds, sample_images
+from panoda.deployment.export_check import TOLERANCE, Check, checked, sample_images
 from panoda.deployment.exported import (
     EXTRA_FILE,
     KEY,
@@ -54,9 +54,6 @@ class ExportResult:
     Attributes:
         checks: One per size and batch.
         megabytes: Size of the file, 10^6 bytes.
-        size: Height and width in pixels of the images of the latencies.
-        eager, exported: Median seconds per image of the model and of the file.
-        threads: Threads of both.
         fixed: Why it takes images of one size, where nobody asked for that; else "".
     """
 
@@ -64,10 +61,6 @@ class ExportResult:
     card: ExportCard
     checks: tuple[Check, ...]
     megabytes: float
-    size: tuple[int, int]
-    eager: float
-    exported: float
-    threads: int
     fixed: str = ""
 
 
@@ -104,7 +97,7 @@ def export_model(
     *,
     format: Format = "onnx",
     size: tuple[int, int] | None = None,
-    dynamic: bool | None = None,
+    dynamic: bool = False,
     batch: int | None = None,
     opset: int = OPSET,
     uint8: bool = False,
@@ -116,9 +109,9 @@ def export_model(
     Args:
         model: In evaluation mode on the CPU, as ``load_model`` gives it.
         format: onnx or torch (torch.export).
-        size: Height and width in pixels: fixed, or where they stay open those of the checks and latencies;
-            None = as in training when the card says it, else 512x1024.
-        dynamic: Leave height and width open; None = where the network allows it and no size is given.
+        size: Height and width in pixels, which are fixed then; None = open where the network allows it, else as in
+            training when the card says it, else 512x1024.
+        dynamic: Insist on open height and width; ``size`` is then that of the checks.
         batch: Fixed number of images; None = any.
         uint8: Take RGB bytes; the normalisation is inside.
         labels: Give labels instead of logits.
@@ -137,7 +130,7 @@ def export_model(
         raise ValueError(
             f"{model.name}: height and width cannot stay open: {reason}; give --height and --width"
         )
-    opened = (not reason and size is None) if dynamic is None else dynamic
+    opened = dynamic or (not reason and size is None)
     fixed = "" if opened or size is not None else reason
     graph = Graph(model, uint8=uint8, labels=labels).eval()
 
@@ -153,20 +146,21 @@ def export_model(
             raise
         fixed = str(error).partition(";")[0]
         about, program = traced(False)
-    size = _size(card, size, about)
+    size = size or trained_size(card)
+    if about.height is None:
+        size = (
+            min(max(size[0], about.smallest), about.largest),
+            min(max(size[1], about.smallest), about.largest),
+        )
     path = out / f"model{SUFFIXES[format]}"
     with staged_file(path) as aside, TemporaryDirectory(dir=out, prefix=".export-") as folder:
         named = Path(folder) / path.name  # the runtimes tell a file's kind by its name
         (_write_onnx if format == "onnx" else _write_torch)(program, about, named)
         exported = ExportedModel(named)
         checks = checked(graph, exported, size, tolerance=tolerance)
-        one = sample_images((about.batch or 1, *size), about, seed=9)
-        eager, latency = (median_seconds(run, one) / len(one) for run in (graph, exported.raw))
         megabytes = named.stat().st_size / 1e6
         named.replace(aside)
-    return ExportResult(
-        path, about, tuple(checks), megabytes, size, eager, latency, torch.get_num_threads(), fixed
-    )
+    return ExportResult(path, about, tuple(checks), megabytes, fixed)
 
 
 def _describe(
@@ -206,16 +200,6 @@ def trained_size(card: ModelCard) -> tuple[int, int]:
         if {"height", "width"} <= set(prepared)
         else DEFAULT_SIZE
     )
-
-
-def _size(card: ModelCard, size: tuple[int, int] | None, about: ExportCard) -> tuple[int, int]:
-    """Height and width of the images that checks use."""
-    height, width = size or trained_size(card)
-    if about.height is not None:
-        return height, width
-
-    height, width = (min(max(side, about.smallest), about.largest) for side in (height, width))
-    return height, width
 
 
 # --- tracing and writing ------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +16,6 @@ AGREEMENT = 0.999
 """Share of pixels whose label must be that of the model."""
 TOLERANCE = 1e-3
 """Largest difference of a logit."""
-_REPEATS = 5
 
 Run = Callable[[Tensor], Tensor]
 
@@ -95,14 +92,3 @@ def _compare(graph: Run, exported: ExportedModel, shape: tuple[int, int, int]) -
         return Check(shape, None, (wanted == found).float().mean().item())
     same = (wanted.argmax(dim=1) == found.argmax(dim=1)).float().mean().item()
     return Check(shape, (wanted - found).abs().max().item(), same)
-
-
-def median_seconds(run: Run, images: Tensor) -> float:
-    """Median of a few runs after one that does not count."""
-    times = []
-    with torch.no_grad():
-        for _ in range(_REPEATS + 1):
-            start = time.perf_counter()
-            run(images)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from panoda.deployment.view import View
-from panoda.geometry.area import tilt
 from panoda.geometry.pinhole import pinhole_solid_angles
 from panoda.labels import LabelSpace
 
@@ -28,7 +27,7 @@ _STRIP_PIXELS = 2**20
 def pixel_shares(label: np.ndarray, space: LabelSpace) -> dict[str, float]:
     """Class name -> its share of the pixels of (H, W) train ids, 0..1."""
     counts = np.zeros(256, dtype=np.int64)
-    for rows in _strips(label):
+    for rows in strips(*label.shape):
         counts += np.bincount(label[rows.start : rows.stop].ravel(), minlength=256)
     return {name: float(counts[k] / label.size) for k, name in enumerate(space.names)}
 
@@ -38,7 +37,7 @@ def solid_angle_shares(label: np.ndarray, space: LabelSpace, view: View) -> dict
     if view.projection == "pinhole" and view.fov_x_deg is None:
         return None
     total = np.zeros(256)
-    for rows in _strips(label):
+    for rows in strips(*label.shape):
         total += _weighted(label[rows.start : rows.stop], solid_angles(view, label.shape, rows))
     return {name: float(total[k] / total.sum()) for k, name in enumerate(space.names)}
 
@@ -53,13 +52,12 @@ def view_factors(label: np.ndarray, space: LabelSpace, view: View) -> dict[str, 
         return {"sky": None, "green": None}
     height, width = label.shape
     area, total, seen = view.area(height, width), np.zeros(256), 0.0
-    turn = None if view.level is None else tilt(*map(math.radians, view.level))
     middle = torch.linspace(area.lat_top, area.lat_bottom, 2 * height + 1, dtype=torch.float64)[1::2]
-    for rows in _strips(label):
-        if turn is None:
+    for rows in strips(*label.shape):
+        if view.level is None:
             up = middle[rows.start : rows.stop, None].sin()
         else:
-            up = -(area.rays(height, width, rows) @ turn.T)[..., 1].double()
+            up = -(area.rays(height, width, rows) @ view.turn.T)[..., 1].double()
         weights = solid_angles(view, label.shape, rows) * up.clamp(min=0).numpy()
         found = _weighted(label[rows.start : rows.stop], weights)
         total += found
@@ -73,11 +71,11 @@ def view_factors(label: np.ndarray, space: LabelSpace, view: View) -> dict[str, 
     return factors
 
 
-def _strips(label: np.ndarray) -> Iterator[range]:
+def strips(height: int, width: int) -> Iterator[range]:
     """Rows of an image, so many at a time that a strip is small."""
-    step = max(1, _STRIP_PIXELS // label.shape[1])
-    for top in range(0, label.shape[0], step):
-        yield range(top, min(top + step, label.shape[0]))
+    step = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        yield range(top, min(top + step, height))
 
 
 def solid_angles(view: View, shape: tuple[int, ...], rows: range | None = None) -> np.ndarray:

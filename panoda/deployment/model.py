@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from panoda.data.formats.gpano import FileFacts
 from panoda.data.formats.images import is_video_name, pixels_of, read_rgb
 from panoda.deployment.exported import is_exported, load_exported
-from panoda.deployment.measures import pixel_shares, solid_angle_shares, view_factors
+from panoda.deployment.measures import pixel_shares, solid_angle_shares, strips, view_factors
 from panoda.deployment.view import Asked, Geometry, View, pixels_per_radian, view_of, width_at
-from panoda.geometry.area import tilt
 from panoda.geometry.pinhole import pinhole_rays
 from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE
@@ -35,7 +33,6 @@ from panoda.system.errors import DataError
 DEFAULT_HEIGHT = 512
 """Working height when neither the caller nor the checkpoint says one."""
 OVERLAY_SHARE = 0.5
-_STRIP_PIXELS = 2**20
 WEIGHTS = Path("data/weights")
 
 
@@ -45,7 +42,6 @@ class Perspective:
 
     Attributes:
         azimuth_deg: Direction of its middle against the middle of the panorama, right positive.
-        elevation_deg: Above the horizon.
         fov_deg: Field of view across and down.
         image: (s, s, 3) uint8 RGB; grey where the panorama shows nothing.
         label: (s, s) uint8 train ids; 255 where it shows nothing.
@@ -110,11 +106,12 @@ class Prediction:
         """The image with the classes' colours laid over it."""
         height, width = self.label.shape
         overlay = Image.new("RGB", (width, height))
-        step = max(1, _STRIP_PIXELS // width)
-        for top in range(0, height, step):
-            rows = slice(top, top + step)
+        for strip in strips(height, width):
+            rows = slice(strip.start, strip.stop)
             colours = Image.fromarray(self.space.colourise(self.label[rows]))
-            overlay.paste(Image.blend(Image.fromarray(self.image[rows]), colours, OVERLAY_SHARE), (0, top))
+            overlay.paste(
+                Image.blend(Image.fromarray(self.image[rows]), colours, OVERLAY_SHARE), (0, rows.start)
+            )
         return overlay
 
     def views(self, views: Views | None = None) -> list[Perspective]:
@@ -132,12 +129,11 @@ class Prediction:
         height, width = self.label.shape
         area = self.view.area(height, width)
         side, fov = views.side(round(width * 2 * math.pi / area.fov_x)), math.radians(views.fov_deg)
-        turn = torch.eye(3) if self.view.level is None else tilt(*map(math.radians, self.view.level))
         image = torch.from_numpy(self.image.transpose(2, 0, 1).copy())[None]
         label = torch.from_numpy(self.label)[None, None]
         found = []
         for azimuth, elevation in views.directions():
-            rays = pinhole_rays(side, side, fov_x=fov, azimuth=azimuth, elevation=elevation) @ turn
+            rays = pinhole_rays(side, side, fov_x=fov, azimuth=azimuth, elevation=elevation) @ self.view.turn
             seen = area.sample(image, rays, fill=128.0)[0].permute(1, 2, 0).numpy()
             ids = area.sample(label, rays, mode="nearest", fill=IGNORE_INDEX)[0, 0].numpy()
             where = (math.degrees(azimuth), math.degrees(elevation))
@@ -158,8 +154,8 @@ class Model:
     """A checkpoint or a file exported from one, ready to label images."""
 
     def __init__(self, net: Any, card: ModelCard, file: Path | None = None) -> None:
-        """Use ``net``, which takes batches of images, as ``card`` describes it; ``file`` is where it lies."""
-        self._net, self.card, self.file = net, card, file
+        """Use ``net`` (normalised images to logits) as ``card`` describes it; ``file`` is where it lies."""
+        self.net, self.card, self.file = net, card, file
 
     @property
     def space(self) -> LabelSpace:
@@ -209,30 +205,25 @@ class Model:
         """
         geometry = Geometry(projection, fov_deg, lat_deg, wrap, upright, pitch_deg, roll_deg)
         self.check_colours(source_colours)
-        return self.label(
-            self.open(image, geometry),
-            height=height,
-            sliding=sliding,
-            views=views,
-            source_colours=source_colours,
-            dtype=dtype,
-        )
-
-    @property
-    def net(self) -> Any:
-        """The network: normalised images to logits."""
-        return self._net
+        options: dict[str, Any] = {"sliding": sliding, "views": views, "dtype": dtype}
+        return self.label(self.open(image, geometry), height=height, source_colours=source_colours, **options)
 
     def working_height(self, picture: Picture, height: int | None = None) -> int:
         """Height in pixels at which an image is predicted; ``height`` as in ``predict``."""
-        return _working_height(self._trained, picture.image.shape, asked=height, view=picture.view)
+        high, wide = picture.image.shape[:2]
+        resolution = pixels_per_radian(self._trained)
+        across = None if resolution is None else width_at(picture.view, resolution)
+        if height is None and across is not None:
+            # Pixels of the angular size seen in training, whatever part of the sphere the image shows.
+            height = round(across * high / wide)
+        return max(MIN_SIDE, min(height or int(self._trained.get("height", DEFAULT_HEIGHT)), high))
 
     def check_colours(self, source_colours: float) -> None:
         """ValueError for a negative weight, or one for a model that does not know its colours."""
         if source_colours < 0:
             raise ValueError(f"source_colours is {source_colours:g}; expected a weight of 0 or more")
         if source_colours > 0:
-            colours_of(self._net)
+            colours_of(self.net)
 
     def open(self, image: str | Path | np.ndarray | Image.Image, geometry: Geometry) -> Picture:
         """Read an image and say what it is taken for; arguments and errors as in ``predict``."""
@@ -264,7 +255,7 @@ class Model:
             )
         shape = rgb.shape[:2]
         view = view_of(path, *shape, geometry=geometry, trained=self._trained, pixels=rgb, facts=facts)
-        if getattr(self._net, "wraps", False) and not view.wrap:
+        if getattr(self.net, "wraps", False) and not view.wrap:
             view = replace(view, notes=(*view.notes, "the model itself closes it around (model.wrap)"))
         return Picture(rgb, view, path)
 
@@ -273,13 +264,10 @@ class Model:
         picture: Picture,
         *,
         height: int | None = None,
-        sliding: Sliding | None = None,
         views: Views | None = None,
-        source_colours: float = 0.0,
-        dtype: torch.dtype | None = None,
-        smooth: Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
     ) -> Prediction:
-        """Label an image that is read; ``smooth`` as in ``predict_image``, the rest and errors as in ``predict``."""
+        """Label an image that is read; options of ``predict_image``, the rest and errors as in ``predict``."""
         rgb, view = picture.image, picture.view
         if views is not None and not view.wrap:
             raise DataError(
@@ -287,17 +275,14 @@ class Model:
             )
         working = self.working_height(picture, height)
         label, confidence = predict_image(
-            self._net,
+            self.net,
             torch.from_numpy(rgb).permute(2, 0, 1),
             height=working,
             wrap=view.wrap,
-            sliding=sliding,
             views=views,
-            source_colours=source_colours,
             area=view.area(*rgb.shape[:2]),
             level=None if view.level is None else tuple(map(math.radians, view.level)),  # type: ignore[arg-type]
-            dtype=dtype,
-            smooth=smooth,
+            **options,
         )
         size = (working, round(rgb.shape[1] * working / rgb.shape[0]))
         return Prediction(rgb, label.numpy(), confidence.numpy(), self.space, view, size)
@@ -306,6 +291,13 @@ class Model:
     def _trained(self) -> Mapping[str, Any]:
         """The images that it was trained on, as the card says."""
         return self.card.params.get("prepared") or {}
+
+
+def label_png(label: np.ndarray, space: LabelSpace) -> Image.Image:
+    """Train ids (H, W) uint8 as an image with the palette of their space."""
+    image = Image.fromarray(label)
+    image.putpalette(space.colour_table().tobytes())
+    return image
 
 
 def load(path: str | Path, *, device: str | torch.device = "auto") -> Model:
@@ -341,19 +333,3 @@ def find_model(path: str | Path) -> Path:
             f"{path}: no such file, and no published weights of that name (`panoda weights list`); check the name"
         )
     return file
-
-
-def _working_height(
-    trained: Mapping[str, Any], shape: tuple[int, ...], *, asked: int | None, view: View
-) -> int:
-    height, width = shape[:2]
-    wanted = asked
-    if wanted is None:
-        resolution = pixels_per_radian(trained)
-        across = None if resolution is None else width_at(view, resolution)
-        if across is not None:
-            # Pixels of the angular size seen in training, whatever part of the sphere the image shows.
-            wanted = round(across * height / width)
-        else:
-            wanted = int(trained.get("height", DEFAULT_HEIGHT))
-    return max(MIN_SIDE, min(wanted, height))

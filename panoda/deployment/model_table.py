@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import multiprocessing
 import os
 import re
@@ -21,10 +22,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel
+from rich import box
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -53,25 +55,22 @@ REPEATS = 3
 _SAMPLE_OPERATIONS = 8
 
 
-class Cost(BaseModel):
+class Cost(NamedTuple):
     """What one image of one size costs; None = not measured, or impossible on this machine."""
 
-    height: int
-    width: int
     gflop: float
     seconds: float | None = None
     megabytes: float | None = None
 
 
-class Row(BaseModel):
-    """One pair."""
+@dataclass(frozen=True)
+class Row:
+    """One pair, and what it costs at every size."""
 
     encoder: str
     decoder: str
     parameters: int
-    auxiliary: int
-    """Of these, parameters of auxiliary heads, which only training uses."""
-    costs: list[Cost]
+    costs: Sequence[Cost]
     problem: str = ""
 
 
@@ -122,7 +121,7 @@ def measure(
     """
     for encoder, decoder in track(list(chosen), "measuring models", enabled=progress):
         row = count(encoder, decoder, sizes, num_classes=num_classes)
-        yield row if fast else _timed(row, num_classes=num_classes, device=device, threads=threads)
+        yield row if fast else _timed(row, sizes, num_classes=num_classes, device=device, threads=threads)
 
 
 # --- counting ------------------------------------------------------------------------------------------
@@ -131,15 +130,9 @@ def measure(
 def count(encoder: str, decoder: str, sizes: Sequence[Size], *, num_classes: int) -> Row:
     """Parameters and operations; nothing is computed."""
     model = create_model(encoder, decoder=decoder, num_classes=num_classes, drop_path=0.0).eval()
-    auxiliary = getattr(model.decoder, "heads", None)
-    extra = 0 if auxiliary is None else sum(p.numel() for p in auxiliary.parameters())
-    return Row(
-        encoder=encoder,
-        decoder=decoder,
-        parameters=sum(p.numel() for p in model.parameters()),
-        auxiliary=extra,
-        costs=[Cost(height=h, width=w, gflop=operations(model, (h, w)) / 1e9) for h, w in sizes],
-    )
+    parameters = sum(p.numel() for p in model.parameters())
+    costs = [Cost(operations(model, size) / 1e9) for size in sizes]
+    return Row(encoder, decoder, parameters, costs)
 
 
 def operations(model: Segmenter, size: Size) -> int:
@@ -154,10 +147,7 @@ def _formulas() -> dict[Any, Any]:
     """Operations of the custom operators, from the shapes of their arguments and results."""
 
     def sampled(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
-        total = _SAMPLE_OPERATIONS
-        for side in out_shape:
-            total *= side
-        return total
+        return _SAMPLE_OPERATIONS * math.prod(out_shape)
 
     return {torch.ops.panoda.deform_gather: sampled, torch.ops.panoda.deform_bag: sampled}
 
@@ -165,23 +155,21 @@ def _formulas() -> dict[Any, Any]:
 # --- time and memory -----------------------------------------------------------------------------------
 
 
-def _timed(row: Row, *, num_classes: int, device: str, threads: int | None) -> Row:
+def _timed(row: Row, sizes: Sequence[Size], *, num_classes: int, device: str, threads: int | None) -> Row:
     """The row with time and memory, measured in a process of its own."""
-    costs = []
-    problem = ""
+    costs, problem = [], ""
     # A fresh process per size, too: allocators keep what a larger image left.
-    for cost in row.costs:
-        arguments = (row.encoder, row.decoder, num_classes, (cost.height, cost.width), device, threads)
+    for size, cost in zip(sizes, row.costs, strict=True):
         context = multiprocessing.get_context("spawn")
         try:
             with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-                seconds, megabytes = pool.submit(forward_cost, *arguments).result()
-            costs.append(cost.model_copy(update={"seconds": seconds, "megabytes": megabytes}))
+                arguments = (row.encoder, row.decoder, num_classes, size, device, threads)
+                costs.append(Cost(cost.gflop, *pool.submit(forward_cost, *arguments).result()))
         except (BrokenProcessPool, RuntimeError) as error:
             what = "out of memory" if isinstance(error, BrokenProcessPool) else str(error).split("\n")[0]
-            problem = f"{cost.height}x{cost.width}: {what}"
+            problem = f"{size[0]}x{size[1]}: {what}"
             costs.append(cost)
-    return row.model_copy(update={"costs": costs, "problem": problem})
+    return replace(row, costs=costs, problem=problem)
 
 
 def forward_cost(
@@ -233,62 +221,32 @@ def _return_free_memory() -> None:
 # --- showing -------------------------------------------------------------------------------------------
 
 
-def machine(device: str, threads: int | None) -> dict[str, Any]:
-    """What was measured on."""
-    place = torch.device(device)
-    name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "device": name,
-        "threads": threads or torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "load": None if load is None else round(load, 1),
-        "dtype": "float32",
-        "torch": torch.__version__,
-    }
-
-
-def footnote(about: dict[str, Any], *, fast: bool) -> str:
-    """What the numbers mean."""
-    text = "M: 10^6 parameters, auxiliary heads of training included; GFLOP: 2 per multiply-add, one image."
-    if fast:
-        return text
-    return (
-        f"{text} ms: median of {REPEATS}; MB: peak of one forward pass beyond the model, 10^6 bytes. "
-        f"{about['device']}, {about['threads']} of {about['cores']} threads, {about['dtype']}, "
-        f"PyTorch {about['torch']}, load {about['load']}."
-    )
-
-
-def _titles(sizes: Sequence[Size], *, fast: bool) -> list[str]:
+def as_table(rows: Sequence[Row], sizes: Sequence[Size], *, fast: bool) -> Table:
+    """The table for a terminal, which is Markdown."""
     columns = ["GFLOP"] if fast else ["GFLOP", "ms", "MB"]
-    return ["encoder", "decoder", "M", *(f"{c} {h}x{w}" for h, w in sizes for c in columns)]
-
-
-def _cells(row: Row, *, fast: bool) -> list[str]:
-    cells = [row.encoder, row.decoder, f"{row.parameters / 1e6:.2f}"]
-    for cost in row.costs:
-        cells.append(f"{cost.gflop:.1f}")
-        if not fast:
-            cells.append("-" if cost.seconds is None else f"{1e3 * cost.seconds:.0f}")
-            cells.append("-" if cost.megabytes is None else f"{cost.megabytes:.0f}")
-    return cells
-
-
-def as_rich(rows: Sequence[Row], sizes: Sequence[Size], *, fast: bool) -> Table:
-    """The table for a terminal."""
-    table = Table()
-    for number, title in enumerate(_titles(sizes, fast=fast)):
-        table.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
+    table = Table("encoder", "decoder", box=box.MARKDOWN)
+    for title in ("M", *(f"{column} {height}x{width}" for height, width in sizes for column in columns)):
+        table.add_column(title, justify="right", overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row, fast=fast))
+        cells = [row.encoder, row.decoder, f"{row.parameters / 1e6:.2f}"]
+        for cost in row.costs:
+            cells.append(f"{cost.gflop:.1f}")
+            if not fast:
+                cells.append("-" if cost.seconds is None else f"{1e3 * cost.seconds:.0f}")
+                cells.append("-" if cost.megabytes is None else f"{cost.megabytes:.0f}")
+        table.add_row(*cells)
     return table
 
 
-def as_markdown(rows: Sequence[Row], sizes: Sequence[Size], *, fast: bool) -> str:
-    """The table as Markdown, with what could not be measured below it."""
-    titles = _titles(sizes, fast=fast)
-    lines = [f"| {' | '.join(titles)} |", "|---|---|" + "---:|" * (len(titles) - 2)]
-    lines += [f"| {' | '.join(_cells(row, fast=fast))} |" for row in rows]
-    lines += [f"\n{row.encoder} with {row.decoder}: {row.problem}" for row in rows if row.problem]
-    return "\n".join(lines) + "\n"
+def footnote(device: str, threads: int | None, *, fast: bool) -> str:
+    """What the numbers mean, and what was measured on."""
+    text = "M: 10^6 parameters, auxiliary heads of training included; GFLOP: 2 per multiply-add, one image."
+    if fast:
+        return text
+    place = torch.device(device)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else processor()
+    return (
+        f"{text} ms: median of {REPEATS}; MB: peak of one forward pass beyond the model, 10^6 bytes. {name}, "
+        f"{threads or torch.get_num_threads()} of {os.cpu_count()} threads, float32, PyTorch {torch.__version__}, "
+        f"load {os.getloadavg()[0]:.1f}."
+    )

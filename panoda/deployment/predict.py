@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,19 +31,18 @@ from panoda.data.formats.images import (
     save_jpeg,
 )
 from panoda.data.formats.videos import ALL, Frames
-from panoda.deployment.model import Model, Picture, Prediction, load
+from panoda.deployment.model import Model, Picture, Prediction, label_png, load
 from panoda.deployment.records import Records, describe, describe_model
 from panoda.deployment.video import asked, predict_video
 from panoda.deployment.view import AUTO, Geometry, View
-from panoda.geometry.views import Views
 from panoda.inference.prediction import MIN_SIDE
-from panoda.inference.sliding import Sliding
 from panoda.inference.whole import Smoothing
 from panoda.labels import IGNORE_INDEX, LabelSpace, get_label_space
 from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, explained_error, one_name, staged_file
 from panoda.system.progress import progress_bar
 
+T = TypeVar("T")
 JOBS = 2
 """Threads that decode, measure and write beside the model."""
 AHEAD = 2
@@ -78,19 +77,15 @@ def predict_files(
     images: Sequence[Path],
     out: Path,
     *,
-    height: int | None = None,
     geometry: Geometry = AUTO,
-    sliding: Sliding | None = None,
-    views: Views | None = None,
-    source_colours: float = 0.0,
     ids_of: str | None = None,
     frames: Frames = ALL,
     smooth: float = 0.0,
     jobs: int = JOBS,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
     progress: bool = False,
     say: Callable[[str], None] | None = None,
+    **settings: Any,
 ) -> PredictResult:
     """Write ``labels/*.png``, ``confidence/*.png``, ``overlays/*.jpg``, the manifest and the summary into ``out``.
 
@@ -101,18 +96,13 @@ def predict_files(
     Args:
         checkpoint: A ``model.safetensors``, or a model exported from one (which runs on the CPU).
         out: Result folder; files of other images that lie there stay.
-        height: Working height in pixels; None = pixels of the angular size seen in training where the
-            checkpoint's card (``params["prepared"]``) and the image tell it, else the height in training,
-            else 512; never above the image's own.
         geometry: What is known of the images.
-        sliding: Window and stride of sliding windows at the working height; None = whole images.
-        views: Perspective views, for full circles only; None = none.
-        source_colours: As in ``Model.predict``.
         ids_of: Data set whose own ids label PNGs hold (``original_ids``), without a palette; None = train ids.
         frames: Which frames of videos.
         smooth: Weight of ``Smoothing`` over the frames of a video; 0 = none.
         jobs: Threads for decoding, measuring and writing.
         say: Told in one line what each image was taken for.
+        settings: height, sliding, views, source_colours and dtype, as in ``Model.predict``.
 
     Raises:
         ValueError: no images, or no model.
@@ -121,17 +111,15 @@ def predict_files(
     images = list(dict.fromkeys(map(one_name, images)))
     if not images:
         raise ValueError("no images given; name at least one image file")
-    if jobs < 1:
-        raise ValueError(f"jobs is {jobs}; expected at least 1 thread")
-    if height is not None and height < MIN_SIDE:
+    settings = {**dict.fromkeys(("height", "sliding", "views", "dtype")), "source_colours": 0.0, **settings}
+    if (height := settings["height"]) is not None and height < MIN_SIDE:
         raise ValueError(f"height must be at least {MIN_SIDE} pixels, found {height}")
     model = load(checkpoint, device=device)
-    model.check_colours(source_colours)
+    model.check_colours(settings["source_colours"])
     Smoothing(smooth)
     ids = None if ids_of is None else original_ids(ids_of, model.space)
-    options: dict[str, Any] = {"height": height, "geometry": asdict(geometry), "sliding": sliding, "ids": ids}
-    options |= {"views": None if views is None else asdict(views), "dtype": str(dtype)}
-    options |= {"source_colours": source_colours}
+    options = settings | {"geometry": asdict(geometry), "ids": ids, "dtype": str(settings["dtype"])}
+    options["views"] = None if settings["views"] is None else asdict(settings["views"])
     table = None if ids is None else id_table(ids)
 
     def tell(path: Path, view: View) -> None:
@@ -146,9 +134,7 @@ def predict_files(
         records.write_manifest()
         names = records.names(images)
         wanted = asked(frames, smooth)
-        todo = [path for path in images if not _done(records, path, wanted)]
-        settings: dict[str, Any] = {"height": height, "sliding": sliding, "views": views, "dtype": dtype}
-        settings["source_colours"] = source_colours
+        todo = [path for path in images if not records.done(path, wanted if is_video_name(path) else None)]
         try:
             with progress_bar(enabled=progress) as bar:
                 task = bar.add_task("predicting", total=len(images), completed=len(images) - len(todo))
@@ -191,13 +177,6 @@ def how_else(view: View) -> str:
     return "; if it is a full circle: --projection erp"
 
 
-def _done(records: Records, path: Path, frames: Mapping[str, Any]) -> bool:
-    try:
-        return records.done(path, frames if is_video_name(path) else None)
-    except OSError:
-        return False  # its reason is told where it is opened
-
-
 def _predicted(
     model: Model,
     paths: Sequence[Path],
@@ -210,53 +189,55 @@ def _predicted(
     tell: Callable[[Path, View], None],
 ) -> Iterator[tuple[Path, dict[str, Any] | str]]:
     """(image, record or why not) in order: decoded ahead, written behind, by ``jobs`` threads."""
-    waiting = iter(paths)
-    decoded: deque[tuple[Path, Future[Picture | str]]] = deque()
-    ended: deque[tuple[Path, Future[Any] | str]] = deque()
     depth = 1  # how many may wait on either side; how large images are is not known before the first
+
+    def label(found: Picture | str) -> Prediction | str:
+        nonlocal depth
+        if isinstance(found, str):
+            return found
+        depth = max(1, min(AHEAD * jobs, PIXELS_WAITING // found.image[..., 0].size))
+        try:
+            return model.label(found, **settings)
+        except DataError as error:
+            return str(error)
+        except ValueError as error:  # such as an exported model that takes another size
+            return f"{found.path}: {error}"
+
+    def write(path: Path, found: Prediction | str) -> tuple[dict[str, Any] | str, View | None]:
+        if isinstance(found, str):
+            return found, None
+        try:
+            return _write(out, names[path], path, found, ids)
+        except FileNotFoundError as error:
+            if path.exists():
+                raise
+            return explained_error(error), None
+
     with ThreadPoolExecutor(jobs, thread_name_prefix="panoda") as pool:
-
-        def decode_ahead() -> None:
-            while len(decoded) < depth and (path := next(waiting, None)) is not None:
-                decoded.append((path, pool.submit(open_image, model, path, geometry)))
-
-        decode_ahead()
-        while decoded:
-            path, future = decoded.popleft()
-            found: Picture | Prediction | str = future.result()
-            if isinstance(found, Picture):
-                depth = max(1, min(AHEAD * jobs, PIXELS_WAITING // found.image[..., 0].size))
-            decode_ahead()
-            if isinstance(found, Picture):
-                try:
-                    found = model.label(found, **settings)
-                except DataError as error:
-                    found = str(error)
-                except ValueError as error:  # such as an exported model that takes another size
-                    found = f"{path}: {error}"
-            if isinstance(found, Prediction):
-                ended.append((path, pool.submit(_write, out, names[path], path, found, ids)))
-            else:
-                ended.append((path, str(found)))
-            while len(ended) > depth:
-                yield _outcome(*ended.popleft(), tell)
-        while ended:
-            yield _outcome(*ended.popleft(), tell)
+        opened = _ahead(
+            pool, lambda path: open_image(model, path, geometry), ((p,) for p in paths), lambda: depth
+        )
+        labelled = ((path, label(found)) for path, found in zip(paths, opened, strict=True))
+        written = _ahead(pool, write, labelled, lambda: depth)
+        for path, (outcome, view) in zip(paths, written, strict=True):
+            if view is not None:
+                tell(path, view)
+            yield path, outcome
 
 
-def _outcome(
-    path: Path, result: Future[Any] | str, tell: Callable[[Path, View], None]
-) -> tuple[Path, dict[str, Any] | str]:
-    if isinstance(result, str):
-        return path, result
-    try:
-        record, view = result.result()
-    except FileNotFoundError as error:
-        if path.exists():
-            raise
-        return path, explained_error(error)
-    tell(path, view)
-    return path, record
+def _ahead(
+    pool: ThreadPoolExecutor,
+    call: Callable[..., T],
+    items: Iterable[tuple[Any, ...]],
+    depth: Callable[[], int],
+) -> Iterator[T]:
+    """Results of ``call(*item)`` in order, of which ``depth()`` may be under way or wait."""
+    waiting: deque[Future[T]] = deque()
+    for item in items:
+        waiting.append(pool.submit(call, *item))
+        while len(waiting) > depth():
+            yield waiting.popleft().result()
+    yield from (future.result() for future in waiting)
 
 
 def open_image(model: Model, path: Path, geometry: Geometry = AUTO) -> Picture | str:
@@ -285,7 +266,7 @@ def _write(
         "confidence": f"confidence/{name}.png",
         "overlay": f"overlays/{name}.jpg",
     }
-    label = label_png(found) if ids is None else Image.fromarray(ids[found.label])
+    label = label_png(found.label, found.space) if ids is None else Image.fromarray(ids[found.label])
     with staged_file(out / files["label"]) as aside:
         label.save(aside, format="PNG")
     with staged_file(out / files["confidence"]) as aside:
@@ -293,13 +274,6 @@ def _write(
     with staged_file(out / files["overlay"]) as aside:
         save_jpeg(found.overlay(), aside, quality=90)
     return describe(found, path, name, files), found.view
-
-
-def label_png(found: Prediction) -> Image.Image:
-    """The label as an image of train ids with the palette of its space."""
-    image = Image.fromarray(found.label)
-    image.putpalette(found.space.colour_table().tobytes())
-    return image
 
 
 def id_table(ids: Sequence[int]) -> np.ndarray:

@@ -92,48 +92,31 @@ def choose(
         uncertainty: (N,) 0 or more.
         labelled: (M, D) vectors of length 1 of images that are labelled already.
         duplicate: Share of the largest distance between any two images below which they are near duplicates.
-
-    Raises:
-        ValueError: a count below 1, or a share outside 0..1.
     """
-    if count < 1:
-        raise ValueError(f"count is {count}; expected at least 1 image")
-    if not 0 <= duplicate < 1:
-        raise ValueError(f"duplicate is {duplicate:g}; expected a share from 0 to below 1")
     known = features[:0] if labelled is None else labelled
     limit = duplicate * _spread(np.concatenate((features, known)))
     distance, nearest = np.full(len(features), np.inf), np.zeros(len(features), dtype=int)
-    chosen: dict[int, tuple[float, int]] = {}
+    ranks = np.zeros(len(features), dtype=int)
 
     def look_at(feature: np.ndarray, position: int) -> None:
         new = np.linalg.norm(features - feature, axis=1)
-        closer = new < distance
+        closer = (new < distance) & (ranks == 0)  # of a chosen one what it had then counts
         distance[closer], nearest[closer] = new[closer], position
 
     for number, feature in enumerate(known):
         look_at(feature, -1 - number)
-    while len(chosen) < count:
+    for rank in range(1, min(count, len(features)) + 1):
         score = np.where(np.isfinite(distance), uncertainty * distance, uncertainty)
-        score[distance <= limit] = -1.0  # the chosen themselves have distance 0
-        best = int(score.argmax()) if len(score) else 0
-        if not len(score) or score[best] < 0:
+        score[(distance <= limit) | (ranks > 0)] = -1.0
+        best = int(score.argmax())
+        if score[best] < 0:
             break
-        chosen[best] = (float(distance[best]), int(nearest[best]))
+        ranks[best] = rank
         look_at(features[best], best)
-    ranks = {position: rank for rank, position in enumerate(chosen, start=1)}
     found = []
-    for position in range(len(features)):
-        gap, other = chosen.get(position, (float(distance[position]), int(nearest[position])))
-        known_gap = np.isfinite(gap)
-        duplicated = position not in chosen and gap <= limit
-        found.append(
-            Choice(
-                ranks.get(position),
-                gap if known_gap else None,
-                other if known_gap else None,
-                bool(duplicated),
-            )
-        )
+    for rank, gap, other in zip(ranks.tolist(), distance.tolist(), nearest.tolist(), strict=True):
+        near, nearby = (gap, other) if np.isfinite(gap) else (None, None)
+        found.append(Choice(rank or None, near, nearby, rank == 0 and gap <= limit))
     return found
 
 
@@ -154,12 +137,10 @@ def rank_files(
     """Write ``chosen.csv``, ``chosen.txt`` (the chosen paths) and ``chosen.jpg`` (with predictions) into ``out``.
 
     Args:
-        checkpoint: A ``model.safetensors``.
         labelled: Images that are labelled already: what is like them is not chosen.
-        count: How many to choose; fewer where fewer differ.
+        count: How many to choose, at least 1; fewer where fewer differ.
         duplicate: As in ``choose``.
         height: Working height in pixels; None as in ``panoda predict``.
-        geometry: What is known of the images.
 
     Raises:
         ValueError: no images, no model that has features, or options that make no sense.

@@ -20,7 +20,7 @@ from panoda.labels import LabelSpace
 from panoda.system.errors import DataError
 from panoda.system.files import sha256_file, staged_file, write_json
 
-SUMMARY = ("summary.csv", "summary.parquet")
+SUMMARY = "summary.csv"
 FORMAT = f"{PREDICTIONS}1"
 NAME_BYTES = 150
 """Names of results are cut to this length; file systems take 255."""
@@ -132,23 +132,24 @@ class Records:
         self._named: dict[Path, str] = {}  # by whatever call: their files lie there
         self.failures: dict[str, str] = {}
         earlier = read_manifest(out)
-        same = earlier is not None and all(
-            earlier.get(key) == json.loads(json.dumps(value))
-            for key, value in self._head.items()
-            if key != "model"
-        )
-        if earlier is not None:
-            self._named = {Path(record["image"]): str(record["name"]) for record in earlier["images"]}
+        if earlier is None:
+            return
+        self._named = {Path(record["image"]): str(record["name"]) for record in earlier["images"]}
+        same = earlier["options"] == json.loads(json.dumps(options))
         # The model is its bytes, wherever they lie.
-        if earlier is not None and same and earlier["model"]["sha256"] == model["sha256"]:
-            self.images = {record["image"]: record for record in earlier["images"] if self._complete(record)}
+        if same and earlier["model"]["sha256"] == model["sha256"]:
+            complete = (r for r in earlier["images"] if all((out / f).is_file() for f in r["files"].values()))
+            self.images = {record["image"]: record for record in complete}
 
     def done(self, path: Path, frames: Mapping[str, Any] | None = None) -> bool:
         """Whether an image, or these frames of a video, are predicted already and have not changed since."""
         record = self.images.get(str(path))
         if record is None or record.get("frames", {}).get("asked") != frames:
             return False
-        return record["file"] == describe_file(path)
+        try:
+            return record["file"] == describe_file(path)
+        except OSError:
+            return False  # its reason is told where it is opened
 
     def names(self, paths: Sequence[Path]) -> dict[Path, str]:
         """A name without suffix for the files of every image; a number is added where names repeat."""
@@ -177,12 +178,7 @@ class Records:
 
     def write_summary(self, space: LabelSpace) -> Path:
         """Write the summary of all images as CSV and Parquet; returns the CSV."""
-        csv, parquet = (self._out / name for name in SUMMARY)
-        write_table(list(self.images.values()), COLUMNS, space, csv, parquet)
-        return csv
-
-    def _complete(self, record: Mapping[str, Any]) -> bool:
-        return all((self._out / file).is_file() for file in record["files"].values())
+        return write_table(list(self.images.values()), COLUMNS, space, self._out / SUMMARY)
 
 
 def read_predictions(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -211,9 +207,9 @@ def read_predictions(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def write_table(
-    records: Sequence[Mapping[str, Any]], columns: Sequence[str], space: LabelSpace, csv: Path, parquet: Path
-) -> None:
-    """Write ``columns`` of records and their class shares, a row each, as CSV and Parquet."""
+    records: Sequence[Mapping[str, Any]], columns: Sequence[str], space: LabelSpace, csv: Path
+) -> Path:
+    """Write ``columns`` of records and their class shares, a row each, as CSV, and as Parquet beside it."""
     rows = []
     for record in records:
         row = {column: record[column] for column in columns} | record["pixel_shares"]
@@ -225,8 +221,9 @@ def write_table(
         table[column] = table[column].astype("float64")
     with staged_file(csv) as aside:
         table.to_csv(aside, index=False, float_format="%.6f")
-    with staged_file(parquet) as aside:
+    with staged_file(csv.with_suffix(".parquet")) as aside:
         table.to_parquet(aside, index=False)
+    return csv
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:

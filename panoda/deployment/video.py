@@ -7,7 +7,7 @@ without sound, and keeps the spherical metadata.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import chain
@@ -54,14 +54,10 @@ def predict_video(
 ) -> dict[str, Any] | str:
     """Write ``labels/NAME.mkv``, ``overlays/NAME.mp4`` and ``frames/NAME.csv`` and ``.parquet`` of a video.
 
+    What the first frame is taken for holds for all.
+
     Args:
-        model: Labels the frames; what the first one is taken for holds for all.
-        path: The video.
-        name: NAME.
-        out: Result folder.
-        geometry: What is known of the video.
         settings: Arguments of ``Model.label``.
-        frames: Which frames.
         smooth: Weight of ``Smoothing`` over these frames; 0 = none.
         ids: (256,) table from train ids to those that are written; None = train ids.
         bar: Gets a task of its own.
@@ -78,12 +74,13 @@ def predict_video(
     rows: list[dict[str, Any]] = []
     mean = Smoothing(smooth)
     try:
-        with open_video(path) as video, closing(video.frames(frames)) as decoded:
+        with open_video(path) as video, closing(video.frames(frames)) as decoded, ExitStack() as stack:
             first = next(decoded)
             view = model.take(first.pixels, geometry, path=path, facts=video.facts).view
             tell(path, view)
+            task = bar.add_task(path.name, total=video.count(frames))
+            stack.callback(bar.remove_task, task)
             with (
-                _task(bar, path.name, video.count(frames)) as advance,
                 _writing(out / files["label"], out / files["overlay"], video, frames, ids) as write,
                 closing(read_ahead(chain([first], decoded), depth=1)) as ahead,
                 BackgroundWriter(depth=0) as background,
@@ -96,12 +93,12 @@ def predict_video(
                 for frame in ahead:
                     found = model.label(Picture(frame.pixels, view, path), smooth=mean, **settings)
                     background.submit(finish, frame, found)
-                    advance()
+                    bar.advance(task)
     except DataError as error:
         return str(error)
     except ValueError as error:  # such as an exported model that takes another size
         return f"{path}: {error}"
-    write_table(rows, COLUMNS, model.space, out / files["shares"], out / files["shares_parquet"])
+    write_table(rows, COLUMNS, model.space, out / files["shares"])
     about = {"asked": asked(frames, smooth), "count": len(rows), "rate": float(_rate(video, frames))}
     about |= {"first": rows[0]["frame"], "last": rows[-1]["frame"]}
     return {**describe(found, path, name, files), **_means(rows), "frames": about}
@@ -110,16 +107,6 @@ def predict_video(
 def asked(frames: Frames, smooth: float) -> dict[str, Any]:
     """What a record keeps of the options that concern videos alone."""
     return {**asdict(frames), "smooth": smooth}
-
-
-@contextmanager
-def _task(bar: Progress, name: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A task of a progress bar; yields what counts a frame."""
-    task = bar.add_task(name, total=total)
-    try:
-        yield lambda: bar.advance(task)
-    finally:
-        bar.remove_task(task)
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from panoda.config import Projection
 from panoda.data.formats.gpano import FileFacts, Pose, read_facts
-from panoda.geometry.area import Area
+from panoda.geometry.area import Area, tilt
 from panoda.geometry.erp import FULL_CIRCLE_DEG, is_full_circle
 
 Asked = Literal["auto", "erp", "band", "pinhole"]
@@ -56,7 +58,6 @@ class Geometry:
     roll_deg: float | None = None
 
     def __post_init__(self) -> None:
-        """Check the values."""
         if self.projection not in get_args(Asked):
             raise ValueError(
                 f"projection is {self.projection!r}; expected one of {', '.join(get_args(Asked))}"
@@ -131,6 +132,11 @@ class View:
         half = min(90.0, (self.fov_x_deg or 360.0) * height / width / 2)
         return math.radians(half), -math.radians(half)
 
+    @property
+    def turn(self) -> Tensor:
+        """(3, 3) rotation of rays by the pitch and roll of ``level``."""
+        return torch.eye(3) if self.level is None else tilt(*map(math.radians, self.level))
+
     def area(self, height: int, width: int) -> Area:
         """The part of the sphere that a panorama of this size shows."""
         fov = math.radians(self.fov_x_deg or 360.0)
@@ -166,7 +172,6 @@ def view_of(
 
     Args:
         path: Its file, or None: no metadata.
-        geometry: What the user says.
         trained: ``params["prepared"]`` of the model's card: the images it was trained on.
         pixels: (H, W, 3) uint8, to look whether its ends meet; None = its shape alone tells.
         facts: What its metadata say, where they do not stand in an image file.

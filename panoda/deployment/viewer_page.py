@@ -47,9 +47,6 @@ def write_viewer(
         width: Largest width of a picture in pixels.
         say: Told which images are left out, and why.
 
-    Returns:
-        The page.
-
     Raises:
         ValueError: no predictions there, none whose photograph can be read, or two that cannot be compared.
     """

@@ -79,8 +79,7 @@ def accumulate(
     """Gradients of a batch, in micro-batches.
 
     Args:
-        losses: Step and batch -> named losses; ``loss/total`` is minimised. A DistributedDataParallel
-            module averages gradients over processes in the last backward pass.
+        losses: A DistributedDataParallel module averages gradients over processes in the last backward pass.
         scale: Of a loss before its backward pass.
         batch: This process's shard of the batch.
         modules: Those whose buffers the losses change: the model, prototypes.

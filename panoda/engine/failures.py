@@ -46,9 +46,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explained(what: Callable[[], str], advice: Callable[[], str]) -> Iterator[None]:
     """Turn failed allocations and a missing deterministic operator into errors that say what to do.
 
-    Args:
-        what: What was computed; both are asked for only when it failed.
-        advice: What to lower.
+    ``what`` was computed and the ``advice`` are asked for only when it failed.
 
     Raises:
         OutOfMemory: names both.

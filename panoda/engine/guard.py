@@ -9,8 +9,7 @@ computed in vain then, and none of them is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,18 +17,11 @@ from torch import Tensor
 from panoda.engine.spikes import LossSpikes
 
 PENDING = 100
+WATCHED = ("loss/total", "grad_norm")
 
 
 class TrainingDiverged(ValueError):
     """A loss or gradient is not finite; nothing of that step or later ones is kept."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    number: int
-    samples: str
-    values: dict[str, Tensor]
-    watched: tuple[str, ...]
 
 
 class StepGuard:
@@ -40,35 +32,22 @@ class StepGuard:
 
         Args:
             lag: Steps are checked together, when ``check`` is called, instead of one by one.
-            scaler: Of half precision: it skips steps whose gradients overflow and lowers its scale; only at
-                a scale below 1 such a gradient is an error.
+            scaler: Skips steps whose gradients overflow and lowers its scale; only below 1 they are an error.
             spikes: Receives every finite loss.
         """
         self._lag, self._scaler, self._spikes = lag, scaler, spikes
-        self._pending: list[_Step] = []
+        self._pending: list[tuple[int, str, dict[str, Tensor], tuple[str, ...]]] = []
 
-    def add(self, number: int, samples: str, values: Mapping[str, Tensor]) -> None:
-        """Take note of step ``number`` (from 1); ``values`` has ``loss/total`` and ``grad_norm``.
-
-        Raises:
-            TrainingDiverged: from ``check``.
-        """
-        self._note(number, samples, values, ("loss/total", "grad_norm"))
-
-    def add_late(self, number: int, samples: str, values: Mapping[str, Tensor]) -> None:
-        """Take note of what step ``number`` gave after it was taken, such as the discriminator's loss.
-
-        Raises:
-            TrainingDiverged: from ``check``.
-        """
-        if values:
-            self._note(number, samples, values, tuple(values))
-
-    def _note(
-        self, number: int, samples: str, values: Mapping[str, Tensor], watched: tuple[str, ...]
+    def add(
+        self, number: int, samples: str, values: Mapping[str, Tensor], watched: Sequence[str] = WATCHED
     ) -> None:
+        """Take note of what step ``number`` (from 1) gave; the values that are ``watched`` must be finite.
+
+        Raises:
+            TrainingDiverged: from ``check``.
+        """
         kept = {name: value.detach() for name, value in values.items()}
-        self._pending.append(_Step(number, samples, kept, watched))
+        self._pending.append((number, samples, kept, tuple(watched)))
         if not self._lag or len(self._pending) >= PENDING:
             self.check()
 
@@ -81,24 +60,22 @@ class StepGuard:
         steps, self._pending = self._pending, []
         if not steps:
             return
-        found = iter(torch.stack([s.values[name].float() for s in steps for name in s.watched]).tolist())
-        for step in steps:
-            values = {name: next(found) for name in step.watched}
+        found = iter(
+            torch.stack([given[n].float() for *_, given, watched in steps for n in watched]).tolist()
+        )
+        for number, samples, given, watched in steps:
+            values = {name: next(found) for name in watched}
             for name, value in values.items():
-                if not math.isfinite(value) and not (name == "grad_norm" and self._overflow()):
-                    raise TrainingDiverged(_message(name, value, step))
+                overflow = (
+                    name == "grad_norm" and self._scaler.is_enabled() and self._scaler.get_scale() >= 1.0
+                )
+                if not math.isfinite(value) and not overflow:
+                    what = {"loss/total": "loss", "grad_norm": "gradient norm"}.get(name, name)
+                    terms = ", ".join(f"{term} {float(one):.4g}" for term, one in given.items())
+                    raise TrainingDiverged(
+                        f"{what} is {value} at step {number} ({terms}); batch: {samples}. Nothing of this step is "
+                        "kept, and the last resume point is from before it. Lower the learning rate, set clip_norm, "
+                        "or look at these images."
+                    )
             if "loss/total" in values:
-                self._spikes.add(step.number, values["loss/total"], step.samples)
-
-    def _overflow(self) -> bool:
-        return self._scaler.is_enabled() and self._scaler.get_scale() >= 1.0
-
-
-def _message(name: str, value: float, step: _Step) -> str:
-    what = {"loss/total": "loss", "grad_norm": "gradient norm"}.get(name, name)
-    terms = ", ".join(f"{name} {float(value):.4g}" for name, value in step.values.items())
-    return (
-        f"{what} is {value} at step {step.number} ({terms}); batch: {step.samples}. Nothing of this step is "
-        "kept, and the last resume point is from before it. Lower the learning rate, set clip_norm, or look "
-        "at these images."
-    )
+                self._spikes.add(number, values["loss/total"], samples)

@@ -151,7 +151,6 @@ class _Workers:
             process.join()
 
     def _failed(self) -> bool:
-        """Whether a process has ended with an error."""
         return any(process.exitcode for process in self._processes)
 
     def _vanished(self) -> str:
@@ -166,17 +165,15 @@ class _Workers:
         for link in list(self._links):
             try:
                 while link.poll():
-                    self._take(*link.recv())
+                    kind, *values = link.recv()
+                    if kind == "result":
+                        self._results.extend(values)
+                    elif kind == "error":
+                        self._errors.append((values[0], values[1]))
+                    else:
+                        getattr(self._logger, kind)(*values)
             except (EOFError, OSError):  # it ended, perhaps in the middle of a message
                 self._links.remove(link)
-
-    def _take(self, kind: str, *values: Any) -> None:
-        if kind == "result":
-            self._results.extend(values)
-        elif kind == "error":
-            self._errors.append((values[0], values[1]))
-        else:
-            getattr(self._logger, kind)(*values)
 
 
 def _work(
@@ -218,7 +215,7 @@ class _PipeLogger(MetricLogger):
     """Hands every call on to the logger of the process that started this one."""
 
     def __init__(self, link: Connection) -> None:
-        for name in ("log_metrics", "log_image", "log_figure", "log_artifact"):
+        for name in ("log_metrics", "log_image", "log_figure"):
             setattr(self, name, lambda *values, name=name: link.send((name, *values)))
 
 

@@ -10,13 +10,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
 from panoda.engine.distributed import agree, barrier, gather, mean
-from panoda.engine.guard import StepGuard, TrainingDiverged
+from panoda.engine.guard import StepGuard
 from panoda.engine.parallel import full_states
 from panoda.engine.preemption import stop_requests
 from panoda.engine.resume_points import Stateful, load_resume, save_resume
@@ -25,8 +28,6 @@ from panoda.engine.step import Stepper
 from panoda.engine.task import Task
 from panoda.system.context import RunContext
 from panoda.system.progress import progress_bar
-
-__all__ = ["LoopState", "TrainingDiverged", "run_loop"]
 
 
 @dataclass
@@ -46,6 +47,12 @@ class LoopState:
     best: float = -math.inf
     validated: int = 0
     spikes: LossSpikes = field(default_factory=LossSpikes)
+
+    def write_history(self, path: Path) -> None:
+        """Write the rows as CSV, one a step."""
+        rows = pd.DataFrame(self.history or [{"step": 0.0}])
+        rows = rows.groupby("step", as_index=False).first().astype({"step": int})
+        rows.to_csv(path, index=False, float_format="%.6g")
 
 
 def run_loop(
@@ -79,15 +86,22 @@ def run_loop(
     """
     scaler = torch.amp.GradScaler(context.device.type, enabled=context.dtype is torch.float16)
     spikes = LossSpikes()
-    parts: dict[str, Stateful] = {
+    stateful: dict[str, Stateful] = {
         **task.components(),
         "optimizer": optimizer,
         "scheduler": scheduler,
         "scaler": scaler,
         "spikes": spikes,
     }
-    components = full_states(parts)
-    state, extra = _resumed(components, spikes, context)
+    components = full_states(stateful)
+    step, extra = load_resume(context.state_dir, components)
+    if not context.main:
+        spikes.rows = []  # the first process has those of all
+    history, best = list(extra.get("history", [])), extra.get("best", -math.inf)
+    state = LoopState(step, history, best, extra.get("validated", 0), spikes)
+    parts = accumulate
+    if context.on_oom == "accumulate":  # a killed run that had run out of memory may again
+        parts = max(accumulate, context.micro_batches, extra.get("parts", 1))
     guard = StepGuard(lag=context.device.type == "cuda", scaler=scaler, spikes=spikes)
     take_step = Stepper(
         task,
@@ -98,10 +112,31 @@ def run_loop(
         seed=seed,
         clip_norm=clip_norm,
         name=description.replace("-", ""),
-        parts=_parts(accumulate, extra, context),
+        parts=parts,
     )
-    points = _ResumePoints(state, components, guard, take_step, context)
     compiled = _Compiled(task.trained, context.compile)
+    saved = time.monotonic()
+
+    def record(row: dict[str, float]) -> None:
+        state.history.append({"step": float(state.step), **row})
+        context.logger.log_metrics(row, state.step)
+
+    def save() -> None:
+        """Save a resume point; of several processes the first does, and the others wait for it."""
+        nonlocal saved
+        saved = time.monotonic()
+        guard.check()
+        _to_the_first(spikes, context)
+        done = {"history": state.history, "best": state.best, "validated": state.validated}
+        save_resume(
+            context.state_dir,
+            step=state.step,
+            components=components,
+            extra=done | {"parts": take_step.parts},
+            keep=context.keep_checkpoints,
+            write=context.main,
+        )
+        barrier(context)
 
     def validate_when_due() -> bool:
         on_schedule = state.step == num_steps or (validate_every and state.step % validate_every == 0)
@@ -110,8 +145,8 @@ def run_loop(
         guard.check()
         result = validate(state)
         state.validated = state.step
-        _record(state, result, context)
-        points.save()
+        record(result)
+        save()
         return True
 
     with progress_bar(enabled=context.progress) as bar, stop_requests() as stop:
@@ -120,7 +155,8 @@ def run_loop(
             context.logger.log_metrics({k: v for k, v in row.items() if k != "step"}, int(row["step"]))
         if state.step:
             validate_when_due()  # a run that was killed while it validated
-        batches = _Paced(_take(task, state.step, num_steps), state)
+        left = max(0, num_steps - state.step)
+        batches = _Paced(islice(task.batches(state.step) if left else (), left), state)
         for batch in batches:
             with compiled:
                 values = take_step(state.step, batch)
@@ -131,12 +167,13 @@ def run_loop(
                 row = {**mean(values, context), "lr": float(max(scheduler.get_last_lr())), **batches.pace()}
                 if take_step.parts > 1:
                     row["micro_batches"] = float(take_step.parts)
-                _record(state, row, context)
+                record(row)
                 bar.update(line, description=f"{description} loss {row['loss/total']:.3f}")
             scheduler.step()
-            asked, late = agree(context, bool(stop), points.overdue())
+            overdue = 0 < context.checkpoint_minutes * 60 <= time.monotonic() - saved
+            asked, late = agree(context, bool(stop), overdue)
             if state.step % context.checkpoint_every == 0 or last or late or asked:
-                points.save()
+                save()
             if asked:
                 stop.obey(f"step {state.step} of {num_steps}")
             if validate_when_due():  # and saved
@@ -148,75 +185,10 @@ def run_loop(
     return state
 
 
-def _resumed(
-    components: dict[str, Stateful], spikes: LossSpikes, context: RunContext
-) -> tuple[LoopState, dict[str, Any]]:
-    """The state of the last resume point, and all that was saved beside it; a fresh state without one."""
-    step, extra = load_resume(context.state_dir, components)
-    if not context.main:
-        spikes.rows = []  # the first process has those of all
-    history, best = list(extra.get("history", [])), extra.get("best", -math.inf)
-    return LoopState(step, history, best, extra.get("validated", 0), spikes), extra
-
-
-def _record(state: LoopState, row: dict[str, float], context: RunContext) -> None:
-    state.history.append({"step": float(state.step), **row})
-    context.logger.log_metrics(row, state.step)
-
-
-class _ResumePoints:
-    """Saves the resume points of a loop."""
-
-    def __init__(
-        self,
-        state: LoopState,
-        components: dict[str, Stateful],
-        guard: StepGuard,
-        take_step: Stepper,
-        context: RunContext,
-    ) -> None:
-        self._state, self._components, self._context = state, components, context
-        self._guard, self._take_step = guard, take_step
-        self._saved = time.monotonic()
-
-    def overdue(self) -> bool:
-        """The last one is ``checkpoint_minutes`` old."""
-        return 0 < self._context.checkpoint_minutes * 60 <= time.monotonic() - self._saved
-
-    def save(self) -> None:
-        """Save one; of several processes the first does, and the others wait for it."""
-        state, context = self._state, self._context
-        self._saved = time.monotonic()
-        self._guard.check()
-        _to_the_first(state.spikes, context)
-        extra = {
-            "history": state.history,
-            "best": state.best,
-            "validated": state.validated,
-            "parts": self._take_step.parts,
-        }
-        save_resume(
-            context.state_dir,
-            step=state.step,
-            components=self._components,
-            extra=extra,
-            keep=context.keep_checkpoints,
-            write=context.main,
-        )
-        barrier(context)
-
-
 def _to_the_first(spikes: LossSpikes, context: RunContext) -> None:
     """The first process, which writes them, takes over what the others noted of their shares."""
     rows = sorted(sum(gather(spikes.rows, context), []), key=lambda row: row["step"])
     spikes.rows = rows if context.main else []
-
-
-def _parts(accumulate: int, extra: dict[str, Any], context: RunContext) -> int:
-    """Micro-batches to begin with: those of a killed run that had run out of memory, if it may again."""
-    if context.on_oom == "fail":
-        return accumulate
-    return max(accumulate, context.micro_batches, extra.get("parts", 1))
 
 
 class _Compiled:
@@ -265,9 +237,3 @@ class _Paced:
         steps, waited = self._state.step - self._step, self._waited
         self.restart()
         return {"steps_per_second": steps / passed, "data_wait_share": waited / passed}
-
-
-def _take(task: Task, start: int, stop: int) -> Iterator[Any]:
-    if start < stop:
-        for _, batch in zip(range(start, stop), task.batches(start), strict=False):
-            yield batch

@@ -107,12 +107,7 @@ def auxiliary_cross_entropy(
 ) -> Tensor:
     """Weighted sum of the cross-entropies of a decoder's auxiliary heads; 0 without heads.
 
-    Args:
-        auxiliary: (loss weight, logits (B, K, H, W)) of every head.
-        label: (B, H, W) int64, 255 = ignored.
-        weight: (K,) class weights.
-        label_smoothing: As in ``cross_entropy``.
-        lacking: As in ``leave_out``.
+    ``auxiliary`` is (loss weight, logits (B, K, H, W)) of every head; the rest is that of the functions above.
     """
     terms = [
         share * cross_entropy(leave_out(logits, lacking), label, weight, label_smoothing=label_smoothing)
@@ -136,12 +131,9 @@ def ohem_cross_entropy(
     pixels are hard, the hardest ones fill up. Denominator: as in ``cross_entropy``, over kept pixels.
 
     Args:
-        logits: (B, K, H, W).
-        label: (B, H, W) int64, 255 = ignored.
         threshold: probability in 0..1.
         min_kept: share of labelled pixels in 0..1 that is kept at least.
-        weight: (K,) class weights.
-        label_smoothing: As in ``cross_entropy``; which pixels are hard does not depend on it.
+        label_smoothing: As the rest in ``cross_entropy``; which pixels are hard does not depend on it.
     """
     with torch.no_grad():
         labelled = label != IGNORE_INDEX

@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from panoda.config import AugmentParams, ClassWeightParams, Section
-from panoda.data.loading.loader import Augment, Batch, SampleSource
+from panoda.data.loading.loader import Augment, Batch, SampleSource, training_batches
 from panoda.data.loading.mixture import Mixture
 from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.transforms import JointTransform
+from panoda.engine.losses import class_weights
 from panoda.engine.seeds import stream_seed
 from panoda.engine.task import Task
-from panoda.engine.training import batches, random_batches, source_weights
 from panoda.system.context import RunContext
 
 if TYPE_CHECKING:
@@ -32,16 +34,12 @@ class Setup:
     """What a stage hands to its method.
 
     Attributes:
-        stage: Name of the stage.
         model: What is trained, on ``context.device``; in stage ssl_pretrain what ``Method.model`` made.
         params: The stage's section: the method's own parameters.
-        seed: Run seed.
-        context: Device, precision, processes.
         labelled: Samples of the sources; None where a method is to do without. In stage ssl_pretrain the
             images, whatever domain they are of.
         target: Samples whose labels, if any, are never read; None in source training.
-        pseudo_labels: Folder of stage pseudo_labels, in stage adapt.
-        prototypes: Folder of stage prototypes, in stage adapt.
+        pseudo_labels: Folder of that stage, in stage adapt; ``prototypes`` likewise.
     """
 
     stage: str
@@ -64,15 +62,13 @@ class Setup:
     @property
     def unlabelled(self) -> PreparedSplit:
         """The target."""
-        if self.target is None:
-            raise ValueError(f"stage {self.stage} has no target; the method is for another stage")
+        assert self.target is not None, "Method.stage names a stage that has a target"
         return self.target
 
     def folder(self, stage: Literal["pseudo_labels", "prototypes"]) -> Path:
         """Result of an earlier stage."""
         found: Path | None = getattr(self, stage)
-        if found is None:
-            raise ValueError(f"stage {self.stage} has no {stage}; the method is for another stage")
+        assert found is not None, "Method.stage is the stage that has it"
         return found
 
     @property
@@ -84,51 +80,45 @@ class Setup:
         self, split: SampleSource, augment: AugmentParams, *, domain: str, colour: bool = True
     ) -> Callable[[int], Iterator[Batch]]:
         """A function from start step to random batches; ``colour=False`` leaves jitter and exposure out."""
-        return batches(
-            split,
-            batch_size=self.params.batch_size,
-            augment=augment,
-            colour=colour,
-            seed=stream_seed(self.seed, f"{self.stage} {domain}"),
-            num_steps=self.params.iterations,
-            context=self.context,
-        )
+        keywords = augment.model_dump() | ({} if colour else {"jitter": 0.0, "exposure": 0.0})
+        keywords["yaw_roll"] = augment.yaw_roll and split.full_circle
+        return self.crops(split, JointTransform(**keywords), domain=domain)
 
     def crops(
         self, split: SampleSource, transform: Augment, *, domain: str, params: Any = None
     ) -> Callable[[int], Iterator[Batch]]:
         """A function from start step to random batches of what ``transform`` makes.
 
-        ``params`` has batch_size and iterations, where these are not the stage's.
+        Of several processes each gets its share of every batch. ``params`` has batch_size and iterations, where
+        these are not the stage's.
         """
-        sizes = params or self.params
-        return random_batches(
-            split,
-            transform,
-            batch_size=sizes.batch_size,
-            seed=stream_seed(self.seed, f"{self.stage} {domain}"),
-            num_steps=sizes.iterations,
-            context=self.context,
-        )
+        sizes, context = params or self.params, self.context
+
+        def start(step: int) -> Iterator[Batch]:
+            return training_batches(
+                split,
+                batch_size=sizes.batch_size,
+                augment=transform,
+                seed=stream_seed(self.seed, f"{self.stage} {domain}"),
+                start_step=step,
+                num_steps=sizes.iterations - step,
+                workers=context.workers,
+                share=(context.rank, context.world),
+                pin=context.device.type == "cuda",
+            )
+
+        return start
 
     def whole_batches(
         self, split: SampleSource, augment: AugmentParams, *, domain: str, count: int
     ) -> Callable[[], Iterator[Batch]]:
         """``count`` random batches, whole ones in each of several processes; the same ones every time."""
-        seed = stream_seed(self.seed, f"{self.stage} {domain}")
+        params = self.params.model_copy(update={"iterations": count})
+        alone = replace(self, params=params, context=replace(self.context, rank=0, world=1))
 
         def start() -> Iterator[Batch]:
-            torch.manual_seed(seed)
-            context = replace(self.context, rank=0, world=1)
-            return batches(
-                split,
-                batch_size=self.params.batch_size,
-                augment=augment,
-                colour=True,
-                seed=seed,
-                num_steps=count,
-                context=context,
-            )(0)
+            torch.manual_seed(stream_seed(self.seed, f"{self.stage} {domain}"))
+            return alone.batches(split, augment, domain=domain)(0)
 
         return start
 
@@ -139,7 +129,10 @@ class Setup:
 
     def class_weights(self, params: ClassWeightParams) -> Tensor | None:
         """(K,) weights of the source's classes, or None."""
-        return source_weights(self.source, params, self.device)
+        if params.kind == "none":
+            return None
+        pixels = torch.as_tensor(np.asarray(self.source.class_pixels))
+        return class_weights(pixels, kind=params.kind, cap=params.cap).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ def parameter_groups(
 
     Args:
         module: A ``Segmenter``, or anything else, which then has one learning rate.
-        weight_decay: Of the matrices and kernels.
         lr: Learning rate of the neck, and of the encoder without layer-wise decay.
         layer_decay: Factor on the rate of each layer of the encoder relative to the layer after it
             (``panoda.models.encoders`` says how layers are numbered); 1 = off.

@@ -65,13 +65,9 @@ class StopRequest:
             raise KeyboardInterrupt
 
     def obey(self, done: str) -> None:
-        """End here: there was a signal, to this process or to another that trains the same model.
+        """Raise ``Preempted``: there was a signal, to this process or to another that trains the same model.
 
-        Args:
-            done: What is done and saved, such as ``step 40 of 320``.
-
-        Raises:
-            Preempted: always.
+        ``done`` says what is done and saved, such as ``step 40 of 320``.
         """
         _Ending.since = time.monotonic()
         _Ending.message = (

@@ -22,6 +22,15 @@ from panoda.models.core.errors import CheckpointError
 from panoda.system.files import staged_file
 
 log = logging.getLogger("panoda")
+DAMAGE = (
+    CheckpointError,
+    OSError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 _NAME = re.compile(r"resume-(\d+)\.pt")
 
 
@@ -54,8 +63,7 @@ def save_resume(
 
     Args:
         extra: Plain values (numbers, strings, lists and dicts of them).
-        keep: Points kept, this one included. Later ones are from a run that this one does not go on from
-            (they were damaged) and are removed.
+        keep: Points kept, this one included. Later ones were damaged, and are removed.
         write: False in processes that only take part in collecting the states of sharded components.
 
     Raises:
@@ -88,7 +96,7 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
         Steps already done (0 when there is nothing to resume) and the extra values.
 
     Raises:
-        ValueError: every point is damaged, or they belong to other components.
+        ValueError: every point is damaged.
     """
     # Of a process that was killed while it wrote one; a point of that step may never be written again.
     for left in folder.glob(".resume-*.tmp") if folder else ():
@@ -97,48 +105,23 @@ def load_resume(folder: Path | None, components: dict[str, Stateful]) -> tuple[i
     problems = []
     for path in points:
         try:
-            state = _read(
-                path, [name for name, part in components.items() if isinstance(part, torch.nn.Module)]
-            )
-        except _Damaged as problem:
-            problems.append(str(problem))
+            with zipfile.ZipFile(path) as archive:  # torch.load does not look at checksums
+                if broken := archive.testzip():
+                    raise zipfile.BadZipFile(f"checksum of {broken}")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            step, saved, extra = int(state["step"]), state["components"], dict(state["extra"])
+            for name, component in components.items():
+                if isinstance(component, torch.nn.Module):  # one that is not finite leads nowhere either
+                    check_finite(saved.get(name, {}), where=name)
+        except DAMAGE as error:
+            problems.append(f"{path}: resume point is damaged ({error})")
             continue
         if problems:
             log.warning("%s; going on from %s", "; ".join(problems), path.name)
-        _restore(path, state["components"], components)
-        return int(state["step"]), dict(state["extra"])
+        for name, component in components.items():
+            if saved[name]:  # a scaler that was off has no state; the precision may change
+                component.load_state_dict(saved[name])
+        return step, extra
     if problems:
         raise ValueError(f"{'; '.join(problems)}; delete the folder {folder} to start clean")
     return 0, {}
-
-
-class _Damaged(Exception):
-    """A file that is no whole resume point."""
-
-
-def _read(path: Path, models: list[str]) -> dict[str, Any]:
-    """A resume point; one whose ``models`` hold values that are not finite leads nowhere either."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at checksums
-            broken = archive.testzip()
-        if broken is not None:
-            raise _Damaged(f"{path}: resume point is damaged (checksum of {broken})")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for name in models:
-            check_finite(state["components"].get(name, {}), where=name)
-        return {key: state[key] for key in ("step", "components", "extra")}
-    except CheckpointError as error:
-        raise _Damaged(f"{path}: resume point is damaged ({error})") from error
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise _Damaged(f"{path}: resume point is damaged ({error})") from error
-
-
-def _restore(path: Path, saved: dict[str, Any], components: dict[str, Stateful]) -> None:
-    if set(saved) != set(components):
-        raise ValueError(
-            f"{path}: resume point holds {sorted(saved)}, this stage needs {sorted(components)}; "
-            "delete its folder to start clean"
-        )
-    for name, component in components.items():
-        if saved[name]:  # a gradient scaler that was off has no state; the precision may change in between
-            component.load_state_dict(saved[name])

@@ -29,8 +29,6 @@ class Stepper:
     """Takes the steps of a run.
 
     Attributes:
-        optimizer: Over ``task.trained``.
-        guard: Looks at losses and gradient norms.
         seed: Of the run; a step draws from (seed, step) alone.
         clip_norm: Gradient-norm limit; 0 = off.
         parts: Micro-batches of a batch; more after memory ran out, if ``context.on_oom`` says so.
@@ -67,7 +65,8 @@ class Stepper:
             self.scaler.step(self.optimizer)
             self.scaler.update()
             late = self.task.after_step(step)
-            self.guard.add_late(step + 1, self.task.describe(batch), late)
+            if late:
+                self.guard.add(step + 1, self.task.describe(batch), late, watched=tuple(late))
             return {k: v.detach() for k, v in {**values, **late}.items()}
 
     def _fitting_gradients(self, step: int, batch: Any) -> dict[str, Tensor]:
@@ -122,10 +121,11 @@ class Stepper:
         return f"stage {self.name}, step {step + 1}, {shapes or 'one batch'}{parts}, on {self.context.device}"
 
     def _advice(self, batch: Any) -> str:
-        own, parts = f"{self.name}.batch_size", f"{self.name}.accumulate (now {self.parts})"
-        advice = f"Lower {own} or the crop (crop_height, crop_width of its augmentation)"
+        advice = f"Lower {self.name}.batch_size or the crop (crop_height, crop_width of its augmentation)"
         if self.context.on_oom == "accumulate":
             left = self.context.world > 1 and finer(batch_size(batch), self.parts)
             return advice if left else f"{advice}: smaller micro-batches are not left or do not help"
-        advice += f", or raise {parts}: the batch stays and is computed in so many parts"
-        return f"{advice}; runtime.on_oom: accumulate does so by itself"
+        return (
+            f"{advice}, or raise {self.name}.accumulate (now {self.parts}): the batch stays and is computed in so "
+            "many parts; runtime.on_oom: accumulate does so by itself"
+        )

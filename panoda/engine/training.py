@@ -1,43 +1,89 @@
-"""What the training stages share: training as params say, saving results."""
+"""What the training stages share: training as params say, training a given model further, saving results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
 
-from panoda.config import AugmentParams, ClassWeightParams, MethodParams, Section
-from panoda.data.loading.loader import Augment, Batch, SampleSource, training_batches
+from panoda.config import MethodParams
 from panoda.data.loading.mixture import Mixture
 from panoda.data.loading.prepared import PreparedSplit
-from panoda.data.loading.transforms import JointTransform
+from panoda.engine.distributed import result_directory
 from panoda.engine.loop import LoopState, run_loop
-from panoda.engine.losses import class_weights
+from panoda.engine.method import Setup, get_method
 from panoda.engine.optim import build_optimizer, build_scheduler
+from panoda.engine.parallel import full_model, parallelise
+from panoda.engine.seeds import stream_seed
 from panoda.engine.task import Task
 from panoda.inference.pictures import picture_indices, prediction_picture
-from panoda.models.core.checkpoint import ModelCard, save_model
+from panoda.models.core.checkpoint import ModelCard, load_model, make_card, save_model
 from panoda.models.core.segmenter import Segmenter
-from panoda.system.context import RunContext, check_shares
+from panoda.system.context import RunContext
 from panoda.system.files import write_json
 
 PICTURES = 3
 
 
-def source_weights(
-    source: PreparedSplit | Mixture, params: ClassWeightParams, device: torch.device
-) -> Tensor | None:
-    """(K,) class weights of the source loss on ``device``, or None for none."""
-    if params.kind == "none":
-        return None
-    pixels = torch.as_tensor(np.asarray(source.class_pixels))
-    return class_weights(pixels, kind=params.kind, cap=params.cap).to(device)
+def train_further(
+    checkpoint: Path,
+    *,
+    stage: str,
+    source: PreparedSplit | Mixture | None,
+    target: PreparedSplit,
+    out: Path,
+    params: MethodParams,
+    seed: int,
+    context: RunContext,
+    pseudo_labels: Path | None = None,
+    prototypes: Path | None = None,
+) -> dict[str, float]:
+    """Train the model in ``checkpoint`` with ``params.method`` and write ``out``; 0 iterations pass it through.
+
+    The last weights are kept: no target label could select others.
+
+    Args:
+        checkpoint: The model to start from.
+        stage: Name of the stage, for random streams, messages and the model's card.
+        source: Labelled samples; None for methods that do without.
+        target: Samples whose labels, if any, are never read.
+        out: Result folder (replaced): model.safetensors, history.csv, metrics.json, and what the method saves.
+        pseudo_labels: Folder of that stage, for methods that need it; ``prototypes`` likewise.
+
+    Returns:
+        The last step's losses and the method's own metrics.
+    """
+    space = (source or target).space
+    model, old = load_model(checkpoint, space=space, device=context.device)
+    state, task, own = LoopState(), None, stream_seed(seed, stage)
+    if params.iterations:
+        torch.manual_seed(own)
+        task = get_method(params.method).task(
+            Setup(stage, model, params, seed, context, source, target, pseudo_labels, prototypes)
+        )
+        parallelise(task, context)
+        state = run_training(task, params, seed=own, context=context, description=stage)
+        model = full_model(task.result(), context)
+    card = make_card(
+        model,
+        label_space=space,
+        stage=stage,
+        seed=seed,
+        params={**old.params, stage: params.model_dump(mode="json"), "prepared": prepared_size(target)},
+    )
+    last = next((row for row in reversed(state.history) if "loss/total" in row), {})
+    metrics = {name: value for name, value in last.items() if name.startswith(("loss/", "teacher/"))}
+    with result_directory(out, context) as folder:
+        if task is not None:
+            metrics |= task.metrics()
+            if context.main:
+                task.save(folder)
+        return save_training_result(
+            folder, model=model, card=card, state=state, metrics=metrics, split=target, context=context
+        )
 
 
 def run_training(
@@ -52,22 +98,13 @@ def run_training(
 ) -> LoopState:
     """Train ``task.trained`` for all iterations of a stage, in train mode; evaluation mode after."""
     optim, constant = params.optim, task.constant_rate
-    optimizer = build_optimizer(
-        task.trained,
-        name=optim.name,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        momentum=optim.momentum,
-        betas=optim.betas,
-        layer_decay=optim.layer_decay,
-        head_lr_factor=optim.head_lr_factor,
-    )
+    schedule = {"warmup_iterations", "poly_power", "schedule"}
+    own = optim.model_dump(exclude=schedule | {"horizon", "clip_norm"})
+    optimizer = build_optimizer(task.trained, **own)
     scheduler = build_scheduler(
         optimizer,
+        **optim.model_dump(include=schedule),
         horizon=optim.horizon or params.iterations,
-        warmup_iterations=optim.warmup_iterations,
-        poly_power=optim.poly_power,
-        schedule=optim.schedule,
         constant=None if constant is None else (constant[0], constant[1] / optim.lr),
     )
     task.trained.train()
@@ -87,63 +124,6 @@ def run_training(
         )
     finally:
         task.trained.eval()
-
-
-def batches(
-    split: SampleSource,
-    *,
-    batch_size: int,
-    augment: AugmentParams,
-    colour: bool,
-    seed: int,
-    num_steps: int,
-    context: RunContext,
-) -> Callable[[int], Iterator[Batch]]:
-    """A function from start step to batches; ``colour=False`` leaves jitter and exposure to the step.
-
-    Of several processes each gets its share of every batch.
-    """
-    keywords = augment.model_dump()
-    if not colour:
-        keywords.update(jitter=0.0, exposure=0.0)
-    if not split.full_circle:
-        keywords["yaw_roll"] = False
-    return random_batches(
-        split,
-        JointTransform(**keywords),
-        batch_size=batch_size,
-        seed=seed,
-        num_steps=num_steps,
-        context=context,
-    )
-
-
-def random_batches(
-    split: SampleSource,
-    transform: Augment,
-    *,
-    batch_size: int,
-    seed: int,
-    num_steps: int,
-    context: RunContext,
-) -> Callable[[int], Iterator[Batch]]:
-    """A function from start step to batches; of several processes each gets its share of every batch."""
-    check_shares(batch_size, context.world)
-
-    def start(step: int) -> Iterator[Batch]:
-        return training_batches(
-            split,
-            batch_size=batch_size,
-            augment=transform,
-            seed=seed,
-            start_step=step,
-            num_steps=num_steps - step,
-            workers=context.workers,
-            share=(context.rank, context.world),
-            pin=context.device.type == "cuda",
-        )
-
-    return start
 
 
 def save_training_result(
@@ -172,9 +152,7 @@ def save_training_result(
 
 def save_history(out: Path, state: LoopState, metrics: Mapping[str, float], context: RunContext) -> None:
     """Write history.csv, loss_spikes.csv and metrics.json into ``out``, and log the metrics."""
-    history = pd.DataFrame(state.history or [{"step": 0.0}])
-    history = history.groupby("step", as_index=False).first().astype({"step": int})
-    history.to_csv(out / "history.csv", index=False, float_format="%.6g")
+    state.write_history(out / "history.csv")
     state.spikes.write(out / "loss_spikes.csv")
     write_json(out / "metrics.json", dict(metrics))
     if metrics:
@@ -190,8 +168,3 @@ def prepared_size(split: PreparedSplit) -> dict[str, Any]:
         "projection": split.projection,
         "fov_x_deg": split.fov_x_deg,
     }
-
-
-def section_dict(section: Section) -> dict[str, Any]:
-    """A params section as plain JSON values, for the model card."""
-    return section.model_dump(mode="json")

@@ -15,7 +15,6 @@ from panoda.inference.prediction import predict_logits
 from panoda.system.context import RunContext
 
 
-@torch.no_grad()
 def validate_split(
     model: nn.Module, split: PreparedSplit, *, batch_size: int, context: RunContext
 ) -> ConfusionMatrix:
@@ -25,20 +24,12 @@ def validate_split(
     """
     space = split.space
     matrix = ConfusionMatrix(space.num_classes)
-    was_training = model.training
-    model.eval()
     for start in range(context.rank * batch_size, len(split), context.world * batch_size):
         samples = [split[i] for i in range(start, min(start + batch_size, len(split)))]
         images = torch.stack([s["image"] for s in samples]).to(context.device)
-        with context.autocast():
-            logits = predict_logits(model, images, scales=(1.0,), flip=False, wrap=split.full_circle)
+        logits = predict_logits(model, images, wrap=split.full_circle, dtype=context.dtype)
         matrix.update(logits.argmax(dim=1).cpu(), torch.stack([s["label"] for s in samples]))
-    model.train(was_training)
-    return _total(matrix, context)
-
-
-def _total(mine: ConfusionMatrix, context: RunContext) -> ConfusionMatrix:
-    matrix = ConfusionMatrix(mine.num_classes)
-    for one in gather(mine, context):
-        matrix.merge(one)
-    return matrix
+    total = ConfusionMatrix(space.num_classes)
+    for one in gather(matrix, context):
+        total.matrix += one.matrix
+    return total

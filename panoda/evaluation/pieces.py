@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save
 
 from panoda.config import EvaluateParams
 from panoda.data.loading.mixture import source_splits
-from panoda.evaluation.counts import Evaluation, PixelCounter
-from panoda.evaluation.evaluate import evaluate_model
+from panoda.evaluation.evaluate import Evaluation, evaluate_model
 from panoda.evaluation.sets import EvaluationSet, open_sets
 from panoda.geometry.views import Views
 from panoda.labels import LabelSpace
@@ -82,47 +81,33 @@ class EvaluateWork(Work):
     """Every model on every set; a piece holds ``Evaluation.tensors``.
 
     Attributes:
-        models: Name, file and digest of every model that differs from the one before.
+        models: Name -> file and digest of every model that differs from the one before.
         sets: Name, digest and number of images of every set.
     """
 
     name = "evaluate"
-    models: tuple[tuple[str, Path, str], ...]
+    models: Mapping[str, tuple[Path, str]]
     paths: SetPaths
     sets: tuple[tuple[str, str, int], ...]
     params: EvaluateParams
     piece_size: int
 
-    @classmethod
-    def of(
-        cls,
-        models: Mapping[str, EvaluatedModel],
-        paths: SetPaths,
-        params: EvaluateParams,
-        sets: Sequence[EvaluationSet],
-        piece_size: int,
-    ) -> EvaluateWork:
-        """The work on open sets."""
-        different = tuple((n, m.path, m.digest) for n, m in models.items() if m.same_as is None)
-        about = tuple((current.name, current.split.digest, len(current.split)) for current in sets)
-        return cls(different, paths, about, params, piece_size)
-
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""
         return {
-            "models": [digest for _, _, digest in self.models],
+            "models": [digest for _, digest in self.models.values()],
             "sets": self.sets,
             "params": self.params.model_dump(mode="json"),
             "piece_size": self.piece_size,
         }
 
     @property
-    def plan(self) -> list[tuple[int, int, range]]:
+    def plan(self) -> list[tuple[str, str, range]]:
         """Model, set and images of every piece."""
         return [
-            (model, current, span)
-            for model in range(len(self.models))
-            for current, (_, _, images) in enumerate(self.sets)
+            (model, name, span)
+            for model in self.models
+            for name, _, images in self.sets
             for span in spans(images, self.piece_size)
         ]
 
@@ -131,56 +116,57 @@ class EvaluateWork(Work):
 
     def open(self, compute: RunContext) -> Callable[[int, Path], None]:
         """Open the sets; a model is loaded by its first piece and let go by the next model's."""
-        sets = self.paths.open(self.params.pictures)
-        loaded: dict[int, Segmenter] = {}
+        params = self.params
+        sets = {one.name: one for one in self.paths.open(params.pictures)}
+        loaded: dict[str, Segmenter] = {}
 
         def make(number: int, folder: Path) -> None:
-            model, current, span = self.plan[number]
+            model, name, span = self.plan[number]
+            one = sets[name]
             if model not in loaded:
                 loaded.clear()
-                classes = sets[current].space.num_classes
-                loaded[model], _ = load_model(
-                    self.models[model][1], num_classes=classes, device=compute.device
-                )
-            counted = _count(loaded[model], sets[current], span, self.params, compute)
+                path, classes = self.models[model][0], one.space.num_classes
+                loaded[model], _ = load_model(path, num_classes=classes, device=compute.device)
+            counted = self._nothing(one)
+            evaluate_model(
+                loaded[model],
+                one.split,
+                counted,
+                batch_size=compute.inference_batch,
+                keep=one.pictures,
+                images=span,
+                device=compute.device,
+                dtype=compute.dtype,
+                scales=params.scales,
+                flip=params.flip,
+                sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
+                views=Views(**params.views.model_dump()) if params.views and one.split.full_circle else None,
+                source_colours=params.source_colours,
+            )
             (folder / COUNTS).write_bytes(save(counted.tensors()))
 
         return make
 
     def joined(self, model: str, current: EvaluationSet, pieces: Sequence[Path]) -> Evaluation:
         """What one model did on one set, from the folders of all pieces."""
-        bands, sectors = self.params.latitude_bands, self.params.azimuth_sectors
-        counter = PixelCounter(current.split, current.space.num_classes, bands, sectors)
-        result = counter.result(current.groups if current.labelled else None)
-        for (which, of, _), piece in zip(self.plan, pieces, strict=True):
-            if self.models[which][0] == model and self.sets[of][0] == current.name:
+        result = self._nothing(current)
+        for (of, name, _), piece in zip(self.plan, pieces, strict=True):
+            if (of, name) == (model, current.name):
                 result.add(load_file(piece / COUNTS))
         return result
 
     def seconds(self, model: str, pieces: Sequence[Path]) -> float:
         """How long the pieces of one model took."""
-        plan = zip(self.plan, pieces, strict=True)
-        return sum(seconds_of(piece) for (which, _, _), piece in plan if self.models[which][0] == model)
+        return sum(
+            seconds_of(piece) for (of, *_), piece in zip(self.plan, pieces, strict=True) if of == model
+        )
 
-
-def _count(
-    model: Segmenter, current: EvaluationSet, span: range, params: EvaluateParams, compute: RunContext
-) -> Evaluation:
-    return evaluate_model(
-        model,
-        current.split,
-        num_classes=current.space.num_classes,
-        scales=params.scales,
-        flip=params.flip,
-        views=Views(**params.views.model_dump()) if params.views else None,
-        source_colours=params.source_colours,
-        sliding=(params.sliding.window, params.sliding.stride) if params.sliding else None,
-        batch_size=compute.inference_batch,
-        latitude_bands=params.latitude_bands,
-        azimuth_sectors=params.azimuth_sectors,
-        groups=current.groups if current.labelled else None,
-        keep=current.pictures,
-        images=span,
-        device=compute.device,
-        dtype=compute.dtype,
-    )
+    def _nothing(self, current: EvaluationSet) -> Evaluation:
+        """What is to be counted on a set, of no image yet."""
+        return Evaluation(
+            current.split,
+            current.space.num_classes,
+            bands=self.params.latitude_bands,
+            sectors=self.params.azimuth_sectors,
+            groups=current.groups if current.labelled else None,
+        )

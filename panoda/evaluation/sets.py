@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from panoda.data.loading.prepared import PreparedSplit, check_same_space
 from panoda.inference.pictures import picture_indices
-from panoda.labels import LabelSpace, remap_report
+from panoda.labels import LabelSpace
 
 SETS = ("source_val", "target_test")
 """The sets that every report speaks of, whether they are there or not."""
@@ -26,7 +25,6 @@ class EvaluationSet:
         name: source_val, target_test or ROLE_val.
         split: The images.
         space: Label space of the scores.
-        native: Label space of the raw labels; None without labels.
         shared: Classes that labels of the sources can take.
         pictures: Indices of the images kept for the report.
         in_source_val: Images that the val split of a source has as well; 0 for those themselves.
@@ -35,7 +33,6 @@ class EvaluationSet:
     name: str
     split: PreparedSplit
     space: LabelSpace
-    native: str | None
     shared: tuple[int, ...]
     pictures: tuple[int, ...]
     in_source_val: int
@@ -53,6 +50,10 @@ class EvaluationSet:
 
     def describe(self) -> dict[str, Any]:
         """What the report says about the set."""
+        split, sphere = self.split, None
+        if split.projection == "erp":  # the part of it that panoramas show
+            keys = ("fov_x_deg", "lat_top_deg", "lat_bottom_deg")
+            sphere = {key: float(getattr(split, key)) for key in keys}
         note = "" if self.labelled else f"the {self.name.replace('_', ' ')} images have no labels"
         return {
             "images": len(self.split),
@@ -60,24 +61,16 @@ class EvaluationSet:
             "labelled": self.labelled,
             "projection": self.split.projection,
             "full_circle": bool(self.split.full_circle),
-            "sphere": self._sphere(),
+            "sphere": sphere,
             "label_space": self.space.name,
-            "raw_label_space": self.native,
+            "raw_label_space": self.split.raw_label_space if self.labelled else None,
             "class_names": self.space.names,
             "palette": self.space.palette,
-            "remap": _remap(self.split),
+            "remap": self.split.remap,
             "shared_classes": [self.space.names[i] for i in self.shared],
             "digest": self.split.digest,
             "note": note,
         }
-
-    def _sphere(self) -> dict[str, float] | None:
-        """The part of the sphere that panoramas show, in degrees; None for pinhole images."""
-        split = self.split
-        if split.projection != "erp":
-            return None
-        top, bottom = float(split.lat_top_deg), float(split.lat_bottom_deg)
-        return {"fov_x_deg": float(split.fov_x_deg), "lat_top_deg": top, "lat_bottom_deg": bottom}
 
 
 def open_sets(
@@ -93,8 +86,10 @@ def open_sets(
         splits["target_test"] = PreparedSplit(target_test)
     source = sources["source"]
     space = source.space
-    learned = {name for split in sources.values() for name in _reached(split)}
-    shared = tuple(i for i, name in enumerate(space.names) if name in learned)
+    learned = [
+        set(split.space.names) - set((split.remap or {}).get("empty", ())) for split in sources.values()
+    ]
+    shared = tuple(i for i, name in enumerate(space.names) if any(name in names for names in learned))
     known = {sha for split in sources.values() for sha in split.index["image_sha256"]}
     sets = []
     for name, split in splits.items():
@@ -102,30 +97,5 @@ def open_sets(
             check_same_space(split, source)
         fixed = tuple(picture_indices(len(split), pictures)) if pictures else ()
         also = int(split.index["image_sha256"].isin(known).sum()) if name == "target_test" else 0
-        sets.append(EvaluationSet(name, split, space, _native_space(split), shared, fixed, also))
+        sets.append(EvaluationSet(name, split, space, shared, fixed, also))
     return sets
-
-
-def _native_space(split: PreparedSplit) -> str | None:
-    """Label space of the raw labels; of splits that do not say it, from the dataset.json beside them."""
-    if not split.has_labels:
-        return None
-    if split.raw_label_space is not None:
-        return split.raw_label_space
-    path = split.folder.parent / "dataset.json"
-    raw = json.loads(path.read_text(encoding="utf-8")).get("raw_label_space") if path.is_file() else None
-    return str(raw or split.label_space)
-
-
-def _remap(split: PreparedSplit) -> dict[str, Any] | None:
-    """What became of the raw classes (``RemapReport``); None without labels."""
-    native = _native_space(split)
-    if native is None:
-        return None
-    return split.remap or asdict(remap_report(native, split.label_space))
-
-
-def _reached(split: PreparedSplit) -> set[str]:
-    """Names of the classes that labels of a split can have."""
-    remap = _remap(split) or {"empty": ()}
-    return set(split.space.names) - set(remap["empty"])

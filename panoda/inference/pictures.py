@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 
 from panoda.data.loading.prepared import PreparedSplit
@@ -11,17 +10,11 @@ from panoda.inference.prediction import predict_logits
 from panoda.system.context import RunContext
 
 
-@torch.no_grad()
 def prediction_picture(model: nn.Module, split: PreparedSplit, index: int, context: RunContext) -> np.ndarray:
     """(H', W, 3) uint8: input, truth where there is one, and prediction, from top to bottom."""
     sample = split[index]
-    was_training = model.training
-    model.eval()
-    with context.autocast():
-        logits = predict_logits(
-            model, sample["image"][None].to(context.device), scales=(1.0,), flip=False, wrap=split.full_circle
-        )
-    model.train(was_training)
+    image = sample["image"][None].to(context.device)
+    logits = predict_logits(model, image, wrap=split.full_circle, dtype=context.dtype)
     space = split.space
     rows = [sample["image"].permute(1, 2, 0).numpy()]
     if split.has_labels:

@@ -69,11 +69,9 @@ def predict_logits(
         (B, K, H, W) float32.
 
     Raises:
-        ValueError: images of another shape or dtype, no scales or one that is not positive, windows that
-            leave gaps or do not suit the model, views of what is no full circle, or source_colours for a model
-            that does not know them.
+        ValueError: windows that leave gaps or do not suit the model, views of what is no full circle, or
+            source_colours for a model that does not know them.
     """
-    check_images(images, scales)
     options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
     if source_colours > 0:
         both = partial(predict_logits, model, wrap=wrap, sliding=sliding, views=views, band=band, **options)
@@ -103,7 +101,6 @@ def predict_features(
     images: Tensor,
     *,
     scales: Sequence[float] = (1.0,),
-    flip: bool = False,
     wrap: bool,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -114,12 +111,11 @@ def predict_features(
     Returns:
         logits (B, K, H, W) and features (B, D, ceil(H / s), ceil(W / s)), float32.
     """
-    check_images(images, scales)
     height, width = images.shape[-2:]
     stride = _stride(model)
     totals: list[Tensor] = []
     with _inference(model, images, dtype):
-        for view, mirrored, size, margin in _views(model, images, scales, flip=flip, wrap=wrap):
+        for view, _, size, margin in _views(model, images, scales, flip=False, wrap=wrap):
             logits, features = model(view, return_features=True)
             logits = _crop(logits.float(), margin, size[1])
             features = _crop(features.float(), margin // stride, -(-size[1] // stride))
@@ -127,10 +123,8 @@ def predict_features(
                 resize_linear(logits, (height, width), wrap=wrap),
                 resize_linear(features, (-(-height // stride), -(-width // stride)), wrap=wrap),
             ]
-            parts = [part.flip(-1) for part in parts] if mirrored else parts
             totals = [a + b for a, b in zip(totals, parts, strict=True)] if totals else parts
-    count = len(scales) * (2 if flip else 1)
-    return totals[0] / count, totals[1] / count
+    return totals[0] / len(scales), totals[1] / len(scales)
 
 
 def mix_colours(
@@ -140,14 +134,9 @@ def mix_colours(
     share: float,
     valid: Tensor | None,
 ) -> Tensor:
-    """Mean of what is predicted for images as they are and, with weight ``share``, in the model's colours.
+    """Mean of what ``predict`` gives for images as they are and, with weight ``share``, in the model's colours.
 
-    Args:
-        model: Knows its colours.
-        predict: Images (B, 3, H, W) uint8 -> logits (B, K, H, W).
-        images: As in ``predict_logits``.
-        share: Weight of the second.
-        valid: As in ``predict_logits``.
+    ``predict`` takes images (B, 3, H, W) uint8 and gives logits (B, K, H, W).
     """
     if valid is None:
         valid = torch.ones(1, *images.shape[-2:], dtype=torch.bool, device=images.device)
@@ -168,12 +157,7 @@ def mix_views(
     """Logits of perspective views, mixed with those of the whole images where these have a share.
 
     Args:
-        model: As in ``predict_logits``.
-        images: As in ``predict_logits``.
         whole: Gives the logits (B, K, H, W) of the whole images; not asked where views alone count.
-        views: Where the views are, and their share.
-        wrap: The width is a full circle.
-        band: Latitudes of the images' upper and lower edge in radians.
         options: ``scales``, ``flip``, ``dtype`` of ``predict_logits``, for every view.
 
     Returns:
@@ -227,25 +211,18 @@ def resize_linear(x: Tensor, size: tuple[int, int], *, wrap: bool, rows: range |
 
 def _lerp(x: Tensor, dim: int, size: int, wanted: Tensor, *, wrap: bool) -> Tensor:
     """Rows or columns ``wanted`` of ``x`` at a new size."""
-    old = x.shape[dim]
-    place = (wanted.to(torch.float64) + 0.5) * old / size - 0.5
-    low = place.floor()
-    weight = (place - low).to(x.dtype)
-    first, second = low.long(), low.long() + 1
-    if wrap:
-        first, second = first % old, second % old
-    else:
-        first, second = first.clamp(0, old - 1), second.clamp(0, old - 1)
-    weight = weight if dim == -1 else weight[:, None]
+    first, second, weight = neighbours(x.shape[dim], size, wanted, wrap=wrap)
+    weight = (weight if dim == -1 else weight[:, None]).to(x.dtype)
     return torch.lerp(x.index_select(dim, first), x.index_select(dim, second), weight)
 
 
-def check_images(images: Tensor, scales: Sequence[float]) -> None:
-    """ValueError unless images are (B, 3, H, W) uint8 and scales positive."""
-    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
-        raise ValueError(f"expected uint8 images (B, 3, H, W), found {images.dtype} {tuple(images.shape)}")
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive and at least one, found {tuple(scales)}")
+def neighbours(old: int, new: int, wanted: Tensor, *, wrap: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """For ``wanted`` of ``new`` places the two of ``old`` around each, and how near it is to the second (0..1)."""
+    place = (wanted.to(torch.float64) + 0.5) * old / new - 0.5
+    low = place.floor()
+    around = (low.long(), low.long() + 1)
+    first, second = (one % old if wrap else one.clamp(0, old - 1) for one in around)
+    return first, second, place - low
 
 
 @contextmanager
@@ -266,7 +243,6 @@ def _inference(model: nn.Module, images: Tensor, dtype: torch.dtype | None) -> I
 
 
 def _stride(model: nn.Module) -> int:
-    """Stride of the model's features."""
     return int(getattr(model, "feature_stride", 4))
 
 

@@ -6,9 +6,8 @@ Convention: as in ``panoda.inference.prediction``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,11 @@ from panoda.inference.prediction import (
     MIN_SIDE,
     VIEW_FILL,
     Band,
-    check_images,
     closes_itself,
     margin_of,
     mix_colours,
     mix_views,
+    neighbours,
     predict_logits,
     resize_image,
     resize_linear,
@@ -42,8 +41,6 @@ def predict_image(
     *,
     height: int,
     wrap: bool,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
     dtype: torch.dtype | None = None,
     window: int = WINDOW,
     sliding: Sliding | None = None,
@@ -64,13 +61,8 @@ def predict_image(
         model: As in ``predict_logits``.
         image: (3, H, W) uint8, on any device; any order in memory.
         height: Working height in pixels; the working width keeps the aspect, in steps of 4 pixels.
-        wrap: The width is a full circle.
-        scales: As in ``predict_logits``.
-        flip: As in ``predict_logits``.
-        dtype: As in ``predict_logits``.
+        wrap: The width is a full circle; dtype, sliding and views as in ``predict_logits``, too.
         window: Widest piece in pixels.
-        sliding: As in ``predict_logits``.
-        views: As in ``predict_logits``.
         area: What a panorama shows; for views and levelling only.
         level: Pitch and roll of the camera in radians: the model sees the panorama with a level horizon.
         source_colours: As in ``predict_logits``; of full circles the colours up to 45 degrees from the horizon
@@ -80,32 +72,23 @@ def predict_image(
     Returns:
         label (H, W) uint8 train ids, and confidence (H, W) uint8 in 255ths: the largest probability at the
         working size, enlarged. On the CPU.
-
-    Raises:
-        ValueError: not a (3, H, W) uint8 image, or a working height below 32 pixels.
     """
-    if image.ndim != 3:
-        raise ValueError(f"expected one image (3, H, W), found shape {tuple(image.shape)}")
-    if height < MIN_SIDE or window < MIN_SIDE:
-        raise ValueError(f"working height and window must be at least {MIN_SIDE} pixels: {height}, {window}")
-    check_images(image[None], scales)
     device = next((p.device for p in model.parameters()), image.device)
     full = (image.shape[1], image.shape[2])
     width = max(MIN_SIDE, 4 * round(full[1] * height / full[0] / 4))
     work = _at_working_size(image, (height, width), wrap=wrap).to(device)
-    options: dict[str, Any] = {"scales": scales, "flip": flip, "dtype": dtype}
 
     def logits_of(images: Tensor, area: Area, wrap: bool) -> Tensor:
         band = (area.lat_top, area.lat_bottom)
 
         def whole(images: Tensor) -> Tensor:
-            pieces = _pieces(model, images, wrap=wrap, window=window, sliding=sliding, **options)
+            pieces = _pieces(model, images, wrap=wrap, window=window, dtype=dtype, sliding=sliding)
             return torch.cat(list(pieces), dim=-1)
 
         def predicted(images: Tensor) -> Tensor:
             if views is None:
                 return whole(images)
-            return mix_views(model, images, partial(whole, images), views, wrap=wrap, band=band, **options)
+            return mix_views(model, images, partial(whole, images), views, wrap=wrap, band=band, dtype=dtype)
 
         if source_colours == 0:
             return predicted(images)
@@ -190,8 +173,10 @@ def _enlarged(logits: Tensor, size: tuple[int, int], *, wrap: bool) -> tuple[Ten
     beside = low.roll(-1, dims=1) if wrap else torch.cat((low[:, 1:], low[:, -1:]), dim=1)
     row = low != beside
     edge = row | _shifted_up(row) | (low != _shifted_up(low))
-    up, down, between_rows = _neighbours(height, size[0], wrap=False, device=logits.device)
-    left, right, between_columns = _neighbours(width, size[1], wrap=wrap, device=logits.device)
+    places = [torch.arange(side, device=logits.device) for side in size]
+    up, down, between_rows = neighbours(height, size[0], places[0], wrap=False)
+    left, right, between_columns = neighbours(width, size[1], places[1], wrap=wrap)
+    between_rows, between_columns = between_rows.float(), between_columns.float()
     label = torch.empty(size, dtype=torch.uint8)
     confidence = torch.empty(size, dtype=torch.uint8)
     step = max(1, _STRIP_PIXELS // size[1])
@@ -217,30 +202,19 @@ def _shifted_up(x: Tensor) -> Tensor:
     return torch.cat((x[1:], x[-1:]))
 
 
-def _neighbours(old: int, new: int, *, wrap: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of ``new`` places the two of ``old`` around it, and how far it lies towards the second (0..1)."""
-    place = (torch.arange(new, device=device, dtype=torch.float64) + 0.5) * old / new - 0.5
-    first = place.floor()
-    weight = (place - first).float()
-    one, two = first.long(), first.long() + 1
-    return (one % old, two % old, weight) if wrap else (one.clamp(0, old - 1), two.clamp(0, old - 1), weight)
-
-
 def _pieces(
     model: nn.Module,
     work: Tensor,
     *,
     wrap: bool,
     window: int,
-    scales: Sequence[float],
-    flip: bool,
     dtype: torch.dtype | None,
     sliding: Sliding | None,
 ) -> Iterator[Tensor]:
     """Logits (1, K, h, piece) from left to right."""
     width = work.shape[-1]
     if width <= window or closes_itself(model) or sliding is not None:
-        yield predict_logits(model, work, scales=scales, flip=flip, wrap=wrap, dtype=dtype, sliding=sliding)
+        yield predict_logits(model, work, wrap=wrap, dtype=dtype, sliding=sliding)
         return
     count = math.ceil(width / window)
     margin = margin_of(window) * 2
@@ -251,5 +225,5 @@ def _pieces(
             start, stop = max(0, start), min(width, stop)
         columns = torch.arange(start, stop, device=work.device) % width
         part = work.index_select(-1, columns)
-        logits = predict_logits(model, part, scales=scales, flip=flip, wrap=False, dtype=dtype)
+        logits = predict_logits(model, part, wrap=False, dtype=dtype)
         yield logits[..., left - start : right - start]

@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,19 @@ from panoda.data.formats.browse import images_below
 from panoda.engine.preemption import sigterm_ends
 from panoda.pipeline import runs
 from panoda.pipeline.table import flatten
-from panoda.system.context import RunContext, resolve_device, resolve_precision, resolve_workers
+from panoda.system.context import MetricLogger, RunContext, resolve_device, resolve_precision, resolve_workers
 from panoda.system.files import write_json
 
 log = logging.getLogger("panoda")
+TAKEN = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "checkpoint_minutes",
+    "compile",
+    "deterministic",
+)
+"""Of section runtime, as it is."""
 
 
 @contextmanager
@@ -55,17 +63,13 @@ def apart(
         context = RunContext(
             device=device,
             dtype=resolve_precision(runtime.precision, device),
+            logger=logger,
             state_dir=state,
             workers=resolve_workers(runtime.workers, device),
             progress=progress,
-            log_every=runtime.log_every,
-            checkpoint_every=runtime.checkpoint_every,
-            keep_checkpoints=runtime.keep_checkpoints,
-            checkpoint_minutes=runtime.checkpoint_minutes,
-            compile=runtime.compile,
-            deterministic=runtime.deterministic,
+            **{name: getattr(runtime, name) for name in TAKEN},
         )
-        yield context if logger is None else replace(context, logger=logger)
+        yield context
 
 
 def listing(folder: Path) -> str:
@@ -79,9 +83,9 @@ def listing(folder: Path) -> str:
 
 @contextmanager
 def _tracked(name: str, params: Mapping[str, Any], tracking: TrackingParams, state: Path) -> Iterator[Any]:
-    """An MLflow run, or the killed one's again; None where MLflow is not installed."""
+    """The logger of an MLflow run, or of the killed one's again; one that keeps nothing without MLflow."""
     if find_spec("mlflow") is None:
-        yield None
+        yield MetricLogger()
         return
     from panoda.tracking import start_run, tracking_uri
 

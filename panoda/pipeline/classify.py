@@ -48,13 +48,13 @@ def classify(
     """
     runtime, tracking = runtime or RuntimeParams(), tracking or TrackingParams(experiment="classify")
     name = f"classify-{params.action}"
+    weights = Path(params.checkpoint if isinstance(params, EvaluateParams) else params.encoder)
     if out is not None:
-        weights = Path(params.checkpoint if isinstance(params, EvaluateParams) else params.encoder)
         read = [Path(params.data)] if params.data != CITY else []
         read += [weights] if weights.exists() else []
         check_replaceable(out, made=[runs.RECORD], inputs=read)
     data = city_objects(progress=progress) if params.data == CITY else Path(params.data)
-    inputs = {"data": listing(data), "weights": _digest(params)}
+    inputs = {"data": listing(data), "weights": runs.digest(weights) if weights.is_file() else ""}
     asked = params.model_dump(mode="json")
     options: dict[str, Any] = {"runtime": runtime, "tracking": tracking, "progress": progress}
     with apart(name, asked, inputs, code=CODE, **options) as context:
@@ -68,9 +68,3 @@ def classify(
             place / runs.RECORD, {"action": name, "params": asked, "inputs": inputs, **runs.provenance()}
         )
     return place, metrics
-
-
-def _digest(params: Any) -> str:
-    """Of the file that the weights come from; "" for a name."""
-    path = Path(getattr(params, "checkpoint", None) or params.encoder)
-    return runs.digest(path) if path.is_file() else ""

@@ -64,13 +64,10 @@ def _md5(path: Path) -> str:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder):
+        # The same patterns as .dvcignore.
         folders[:] = sorted(set(folders) - IGNORED_NAMES)
-        yield from (Path(parent, name) for name in sorted(names) if not _ignored(name))
-
-
-def _ignored(name: str) -> bool:
-    # The same patterns as .dvcignore.
-    return name in IGNORED_NAMES or name.endswith((".pyc", ".tmp"))
+        kept = (name for name in set(names) - IGNORED_NAMES if not name.endswith((".pyc", ".tmp")))
+        yield from (Path(parent, name) for name in sorted(kept))
 
 
 # --- code ------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +36,18 @@ def look(dataset: AnyDataset) -> dict[str, Any]:
     There may be no folder yet; a rendered data set has none.
     """
     total, files, size = hashlib.sha256(), 0, 0
-    for line, count in _lines(dataset):
-        total.update(line.encode(errors="surrogateescape"))
-        files, size = files + 1, size + count
+    rendered = isinstance(dataset, CityDataset)
+    folder = Path("" if isinstance(dataset, CityDataset) else dataset.path).expanduser()
+    for name, cause in walk(folder) if folder.is_dir() and not rendered else ():
+        if name.endswith(PASSING):
+            continue
+        line, files = name, files + 1
+        with suppress(OSError):  # removed meanwhile, or missing
+            if not cause:
+                status = (folder / name).stat()
+                line, size = f"{name}\0{status.st_size}\0{status.st_mtime_ns}", size + status.st_size
+        total.update(f"{line}\n".encode(errors="surrogateescape"))
     return {"files": files, "bytes": size, "sha256": total.hexdigest()}
-
-
-def _lines(dataset: AnyDataset) -> Iterator[tuple[str, int]]:
-    """(name, size and time, bytes) of every file."""
-    if isinstance(dataset, CityDataset):
-        return
-    folder = Path(dataset.path).expanduser()
-    if folder.is_dir():
-        for name, cause in walk(folder):
-            if not name.endswith(PASSING):
-                yield _line(name, None if cause else folder / name)
-
-
-def _line(name: str, path: Path | None) -> tuple[str, int]:
-    try:
-        status = path.stat() if path is not None else None
-    except OSError:  # removed meanwhile, or missing
-        status = None
-    if status is None:
-        return f"{name}\n", 0
-    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n", status.st_size
 
 
 def contents(files: Mapping[str, Path]) -> dict[str, str]:

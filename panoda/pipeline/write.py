@@ -121,31 +121,21 @@ if __name__ == "__main__":
 '''
 
 
-def dvc_yaml() -> str:
-    """The content of dvc.yaml."""
-    return f"{DVC_HEAD}\nstages:\n{WATCH}{''.join(map(_dvc_stage, STAGES.values()))}\n{DVC_TAIL}"
-
-
-def prefect_yaml() -> str:
-    """The content of prefect.yaml."""
-    return PREFECT_HEAD + "".join(map(_deployment, STAGES.values())) + CLASSIFY
-
-
-def flow_file(stage: Stage) -> str:
-    """The content of ``flows/<stage>.py``."""
-    return FLOW.format(name=stage.name, description=stage.description)
-
-
 def written_files() -> dict[Path, str]:
     """Path relative to the project root -> content, for every file that follows from the table."""
-    flows = {Path("flows") / f"{name}.py": flow_file(stage) for name, stage in STAGES.items()}
-    return {Path("dvc.yaml"): dvc_yaml(), Path("prefect.yaml"): prefect_yaml(), **flows}
+    stages = STAGES.values()
+    dvc = f"{DVC_HEAD}\nstages:\n{WATCH}{''.join(map(_dvc_stage, stages))}\n{DVC_TAIL}"
+    prefect = PREFECT_HEAD + "".join(map(_deployment, stages)) + CLASSIFY
+    flows = {Path(f"flows/{s.name}.py"): FLOW.format(name=s.name, description=s.description) for s in stages}
+    return {Path("dvc.yaml"): dvc, Path("prefect.yaml"): prefect, **flows}
 
 
 def _dvc_stage(stage: Stage) -> str:
     role = " --role ${key}" if stage.per_role else ""
     watched = [WATCHED[stage.name]] if stage.name in WATCHED else []
-    inputs = _results() if stage.name == "report" else [*watched, *_in_dvc(stage.inputs.values())]
+    inputs = [*watched, *_in_dvc(stage.inputs.values())]
+    if stage.name == "report":  # it is made of every output
+        inputs = [stage.out for stage in STAGES.values() if stage.out.startswith("outputs/")]
     lines = [
         f"desc: {stage.description}",
         f"cmd: sh flows/python.sh -m flows.{stage.name}{role} --pipeline",
@@ -158,11 +148,6 @@ def _dvc_stage(stage: Stage) -> str:
     if stage.per_role:
         head, indent = f"{head}    foreach: ${{data}}\n    do:\n", " " * 6
     return head + "".join(f"{indent}{line}\n" for line in lines)
-
-
-def _results() -> list[str]:
-    """Every output that the report is made of."""
-    return [stage.out for stage in STAGES.values() if stage.out.startswith("outputs/")]
 
 
 def _in_dvc(texts: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,13 @@ def collect(outputs: Path) -> Results:
         ValueError: there is no readable evaluation.
     """
     folder = outputs / "evaluate"
-    metrics, sets = _json(folder / "metrics.json"), _json(folder / "sets.json")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; run the stage evaluate first")
+    metrics, sets, about = (_json(folder / f"{name}.json") for name in ("metrics", "sets", "models"))
     per_class = _csv(folder / "per_class.csv")
-    models = list(dict.fromkeys(per_class["model"]))
-    if not models or set(models) != set(metrics):
-        raise ValueError(
-            f"{folder}: metrics.json has models {sorted(metrics)}, per_class.csv has {models}; "
-            "run the stage evaluate again"
-        )
-    about = _json(folder / "models.json")
     scored = sets["source_val"]
     copies = {name: one["same_weights_as"] for name, one in about.items() if one["same_weights_as"]}
-    models = [name for name in models if name not in copies]
+    models = [name for name in dict.fromkeys(per_class["model"]) if name not in copies]
     learned = outputs / "ssl_pretrain" / "reconstruction.png"
     return Results(
         models=models,
@@ -125,23 +120,18 @@ def collect(outputs: Path) -> Results:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; run the stage evaluate first") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); run the stage evaluate again") from error
+    return _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
 
 
 def _csv(path: Path) -> pd.DataFrame:
+    return _read(path, lambda: pd.read_csv(path))
+
+
+def _read(path: Path, how: Callable[[], Any]) -> Any:
     try:
-        return pd.read_csv(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; run the stage that writes it") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: not a readable table ({error}); run the stage that writes it again"
-        ) from error
+        return how()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); run the stage that writes it again") from error
 
 
 def _confusion(

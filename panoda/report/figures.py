@@ -1,4 +1,4 @@
-"""Figures of results: confusion, classes, curves, directions, pseudo-labels, prototypes, overlays.
+"""Figures of results: confusion, classes, curves, directions, pseudo-labels, prototypes.
 
 Every function takes tables as the stages write them and returns a matplotlib ``Figure``; fractions are
 shown in percent. Nothing here touches pyplot, so no figure outlives its use.
@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from panoda.labels import IGNORE_INDEX, LabelSpace
 from panoda.report.style import (
     INK,
     LINE,
@@ -151,19 +150,9 @@ def latitude_figure(by_latitude: pd.DataFrame, *, models: Mapping[str, str]) -> 
         figure, axes = new_figure(4.6, 4.2)
         for model, colour in model_colours(list(models)).items():
             rows = by_latitude[by_latitude["model"] == model].sort_values("lat_deg")
-            if rows.empty:
-                continue
             edges = np.append(rows["lat_bottom_deg"].to_numpy(), rows["lat_top_deg"].max())
-            label = models[model]
-            axes.stairs(
-                100 * rows["miou"].to_numpy(),
-                edges,
-                orientation="horizontal",
-                baseline=None,
-                color=colour,
-                lw=2,
-                label=label,
-            )
+            look: dict[str, Any] = {"color": colour, "lw": 2, "label": models[model], "baseline": None}
+            axes.stairs(100 * rows["miou"].to_numpy(), edges, orientation="horizontal", **look)
         axes.set(xlabel="mIoU in %", ylabel="latitude in degrees", xlim=(0, None))
         axes.set_yticks(sorted({*by_latitude["lat_bottom_deg"], *by_latitude["lat_top_deg"]}))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f}°".replace("-", "−"))
@@ -180,8 +169,6 @@ def azimuth_figure(by_azimuth: pd.DataFrame, *, models: Mapping[str, str]) -> Fi
         axes.set_theta_direction(-1)
         for model, colour in model_colours(list(models)).items():
             rows = by_azimuth[by_azimuth["model"] == model].sort_values("azimuth_deg")
-            if rows.empty:
-                continue
             angle = np.deg2rad(np.append(rows["azimuth_deg"], rows["azimuth_deg"].iloc[0]))
             values = 100 * np.append(rows["miou"], rows["miou"].iloc[0])
             axes.plot(angle, values, color=colour, marker="o", ms=3.5, label=models[model])
@@ -235,24 +222,3 @@ def prototype_figure(classes: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("cosine similarity, source to target prototype")
         axes.set_xlim(min(0.0, float(both["cosine"].min()) - 0.05), 1.09)
     return figure
-
-
-def overlay(image: np.ndarray, label: np.ndarray, space: LabelSpace, *, opacity: float = 0.55) -> np.ndarray:
-    """Blend label colours over an image.
-
-    Args:
-        label: (H, W) train ids; 255 leaves the image as it is.
-        opacity: Share of the label colour, 0..1.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: image and label differ in size.
-    """
-    if image.shape[:2] != label.shape:
-        raise ValueError(
-            f"overlay: image is {image.shape[:2]}, label is {label.shape}; they must be of one size"
-        )
-    share = np.where(label == IGNORE_INDEX, 0.0, opacity)[..., None]
-    return np.round(image * (1 - share) + space.colourise(label) * share).astype(np.uint8)

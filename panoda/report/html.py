@@ -64,6 +64,9 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
     table = tables.result_table(
         results.metrics, results.per_class, models=results.models, sets=results.shown_sets
     )
+    origin = {k: v for k, v in provenance.items() if not _is_run(v)}
+    origin["data digest (SHA-256 of the index)"] = {n: one.get("digest") for n, one in results.sets.items()}
+    origin["checkpoint SHA-256"] = results.checkpoints
     return environment.get_template("report.html.j2").render(
         scenario=params.get("scenario", "report"),
         title=words.title(results),
@@ -78,7 +81,11 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         scores=_score_table(table, results.shown_sets),
         shared_note=words.shared_note(results),
         remaps=words.remap_rows(results),
-        groups=list(_groups(results)),
+        groups=[
+            {"set": name, "table": tables.group_table(rows, models=results.models)}
+            for name in results.shown_sets
+            if not (rows := results.by_group[results.by_group["set"] == name]).empty
+        ],
         recipe=tables.recipe_table(params).to_dict("records"),
         pictures=_pictures(results),
         legend=_legend(results),
@@ -92,7 +99,7 @@ def render(results: Results, *, params: Mapping[str, Any], provenance: Mapping[s
         reconstruction=_sheet(results.reconstruction),
         confusion=list(_confusion(results)),
         params_yaml=yaml.safe_dump(dict(params), sort_keys=False, allow_unicode=True, width=100),
-        provenance=list(_flatten(_with_digests(results, provenance))),
+        provenance=list(_flatten(origin)),
         runs=[{"stage": k, **v} for k, v in provenance.items() if _is_run(v)],
         commit=str(provenance.get("git_commit") or ""),
         dirty=bool(provenance.get("git_dirty")),
@@ -150,14 +157,6 @@ def _per_class(results: Results) -> Iterator[dict[str, Any]]:
                 f"Bars of IoU per class on {title}, one bar per model; the numbers are in the table below.",
             ),
         }
-
-
-def _groups(results: Results) -> Iterator[dict[str, Any]]:
-    """Scores by group of the sets that have more than one."""
-    for name in results.shown_sets:
-        rows = results.by_group[results.by_group["set"] == name]
-        if not rows.empty:
-            yield {"set": name, "table": tables.group_table(rows, models=results.models)}
 
 
 def _predictions(results: Results) -> dict[str, Any] | None:
@@ -305,13 +304,6 @@ def _legend(results: Results) -> list[dict[str, str]]:
     order = pixels[pixels > 0].sort_values(ascending=False, kind="stable").index
     palette = dict(zip(results.space.names, results.space.palette, strict=True))
     return [{"name": n, "colour": "rgb({} {} {})".format(*palette[n])} for n in order if n in palette]
-
-
-def _with_digests(results: Results, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    data = {name: about["digest"] for name, about in results.sets.items() if about.get("digest")}
-    found = {"data digest (SHA-256 of the index)": data, "checkpoint SHA-256": results.checkpoints}
-    rest = {k: v for k, v in provenance.items() if not _is_run(v)}
-    return {**rest, **{k: v for k, v in found.items() if v}}
 
 
 def _is_run(value: Any) -> bool:

@@ -38,11 +38,6 @@ def set_label(name: str) -> str:
     return name.replace("_", " ")
 
 
-def percent(value: float | None) -> float:
-    """Fraction -> percent; nan for None."""
-    return float("nan") if value is None else 100.0 * float(value)
-
-
 def frequent_classes(per_class: pd.DataFrame, count: int = FREQUENT) -> list[str]:
     """The classes with most labelled pixels, most frequent first; per_class.csv rows of one set."""
     pixels = per_class.groupby("class", sort=False)["label_pixels"].max()
@@ -82,7 +77,7 @@ def result_table(
                 "solid_angle": scores.get("miou_solid_angle"),
             }
             for key, value in row.items():
-                columns.setdefault(f"{name}/{key}", []).append(percent(value))
+                columns.setdefault(f"{name}/{key}", []).append(math.nan if value is None else 100.0 * value)
     table = pd.DataFrame(columns, index=pd.Index(list(models), name="model")).dropna(axis=1, how="all")
     gaps = {f"{column}/gap": table[column] - table[column].iloc[0] for column in table.columns}
     return table.assign(**gaps)
@@ -99,14 +94,17 @@ def per_class_table(per_class: pd.DataFrame, *, models: Sequence[str]) -> pd.Dat
     Returns:
         Index = class; ``share`` of labelled pixels, one column per model and ``gap`` (last - first), percent.
     """
-    first = per_class.drop_duplicates("class").set_index("class")
-    pixels = first["label_pixels"]
-    table = pd.DataFrame({"share": 100.0 * pixels / max(1, int(pixels.sum()))})
+    pixels = per_class.drop_duplicates("class").set_index("class")["label_pixels"]
+    share = pd.DataFrame({"share": 100.0 * pixels / max(1, int(pixels.sum()))})
+    return _with_models(share, per_class, "iou", models).sort_values("share", ascending=False, kind="stable")
+
+
+def _with_models(table: pd.DataFrame, rows: pd.DataFrame, value: str, models: Sequence[str]) -> pd.DataFrame:
+    """A table with a column of percent for every model, and ``gap`` (last - first)."""
     for model in models:
-        rows = per_class[per_class["model"] == model].set_index("class")
-        table[model] = 100.0 * rows["iou"]
+        table[model] = 100.0 * rows[rows["model"] == model].set_index(table.index.name)[value]
     table["gap"] = table[models[-1]] - table[models[0]]
-    return table.sort_values("share", ascending=False, kind="stable")
+    return table
 
 
 def group_table(by_group: pd.DataFrame, *, models: Sequence[str]) -> pd.DataFrame:
@@ -116,11 +114,8 @@ def group_table(by_group: pd.DataFrame, *, models: Sequence[str]) -> pd.DataFram
         Index = group; ``images``, one column per model and ``gap`` (last - first), percent.
     """
     by_group = by_group.assign(group=by_group["group"].astype(str))
-    table = pd.DataFrame({"images": by_group.drop_duplicates("group").set_index("group")["images"]})
-    for model in models:
-        table[model] = 100.0 * by_group[by_group["model"] == model].set_index("group")["miou"]
-    table["gap"] = table[models[-1]] - table[models[0]]
-    return table
+    images = by_group.drop_duplicates("group").set_index("group")[["images"]]
+    return _with_models(images, by_group, "miou", models)
 
 
 def prediction_table(per_class: pd.DataFrame, *, models: Sequence[str]) -> pd.DataFrame:
@@ -149,20 +144,16 @@ def recipe_table(params: Mapping[str, Any]) -> pd.DataFrame:
                 "steps": section.get("iterations"),
                 "batch": section.get("batch_size"),
                 "optimiser": f"{optim.get('name', 'adamw')}, {optim.get('lr', float('nan')):g}",
-                "parts": _parts_or_none(stage, section),
+                "parts": ", ".join(_parts(stage, section)) or "none",
             }
         )
     return pd.DataFrame(rows)
 
 
-def _parts_or_none(stage: str, section: Mapping[str, Any]) -> str:
-    if section.get("iterations") == 0:
-        return "not run: passes the model through"
-    return ", ".join(_parts(stage, section)) or "none"
-
-
 def _parts(stage: str, section: Mapping[str, Any]) -> list[str]:
     """The optional parts of a stage that are switched on, with their strength."""
+    if section.get("iterations") == 0:
+        return ["not run: passes the model through"]
     kind = (section.get("class_weights") or {}).get("kind", "none")
     parts = [] if kind == "none" else [f"class weights ({kind.replace('_', ' ')})"]
     if stage == "ssl":

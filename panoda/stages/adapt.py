@@ -9,7 +9,7 @@ from panoda.config import MethodParams
 from panoda.data.loading.mixture import training_source
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.launch import on_devices
-from panoda.engine.train_further import train_further
+from panoda.engine.training import train_further
 from panoda.system.context import RunContext
 
 
@@ -28,17 +28,7 @@ def adapt(
     more_sources: Path | None = None,
     sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Adapt a model to the target domain.
-
-    Args:
-        source_train: None for methods that read no source.
-        target_train: Prepared split; its labels, if any, are never read.
-        prototypes: Folder of the prototypes stage; None for methods that read none.
-        out: Result folder (replaced): model.safetensors, prototypes.safetensors, history.csv, metrics.json.
-
-    Returns:
-        The last step's losses and the method's own metrics.
-    """
+    """Adapt a model to the target domain, as ``train_further`` says; None for what a method does not read."""
     return train_further(
         checkpoint,
         stage="adapt",

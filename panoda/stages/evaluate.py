@@ -15,20 +15,23 @@ import pandas as pd
 from PIL import Image
 
 from panoda.config import EvaluateParams
-from panoda.evaluation.counts import Evaluation, Region, weighted_iou
+from panoda.evaluation.evaluate import Evaluation
 from panoda.evaluation.pieces import EvaluateWork, SetPaths, load_models
 from panoda.evaluation.sets import SETS, EvaluationSet
-from panoda.inference.metrics import ConfusionMatrix
+from panoda.inference.metrics import ConfusionMatrix, iou
 from panoda.system.context import RunContext
 from panoda.system.files import staged_directory, write_json
 from panoda.system.pieces import finish, work_folder
 
 FREQUENT = 8
 """How many of the most frequent classes the second mean is taken over."""
-PER_CLASS = ("model", "set", "class", "iou", "label_pixels", "predicted_pixels")
-BY_LATITUDE = ("model", "set", "lat_deg", "lat_bottom_deg", "lat_top_deg", "miou", "pixel_accuracy", "pixels")
-BY_GROUP = ("model", "set", "group", "images", "miou", "pixel_accuracy", "pixels")
-BY_AZIMUTH = ("model", "set", "azimuth_deg", "left_deg", "right_deg", "miou", "pixel_accuracy", "pixels")
+SCORES = ("miou", "pixel_accuracy", "pixels")
+TABLES = {
+    "per_class.csv": ("model", "set", "class", "iou", "label_pixels", "predicted_pixels"),
+    "by_latitude.csv": ("model", "set", "lat_deg", "lat_bottom_deg", "lat_top_deg", *SCORES),
+    "by_azimuth.csv": ("model", "set", "azimuth_deg", "left_deg", "right_deg", *SCORES),
+    "by_group.csv": ("model", "set", "group", "images", *SCORES),
+}
 
 
 def evaluate(
@@ -48,20 +51,15 @@ def evaluate(
         models: Name (source_only, warmup, round1, ...) -> model.safetensors, in training order, or
             the result folder of stage rounds for all its rounds; metrics without a model prefix are those of
             the last one.
-        source_val: Prepared split with labels.
         target_test: Prepared split, with or without labels; None when there is none.
-        out: Result folder; replaced as a whole.
-        context: Device, precision, logger, where finished pieces wait, who makes them.
         more_sources: Folder of further prepared sources; their val splits are sets of their own, ROLE_val.
 
     Returns:
         ``<model>/miou/<set>``, ``<model>/iou/<set>/<class>`` and so on; without prefix for the last model.
 
     Raises:
-        ValueError: no model, a model with another number of classes, or sets that do not fit together.
+        ValueError: a model with another number of classes, or sets that do not fit together.
     """
-    if not models:
-        raise ValueError("evaluate: no model given; pass at least source_only")
     test, more = (None if path is None else path.absolute() for path in (target_test, more_sources))
     inputs = SetPaths(source_val.absolute(), test, more, sources)
     sets = inputs.open(params.pictures)
@@ -71,7 +69,13 @@ def evaluate(
     # So that a table of evaluations says of what each one is.
     context.logger.log_params(loaded[list(models)[-1]].params)
     with work_folder(context, out) as place, staged_directory(out) as folder:
-        work = EvaluateWork.of(loaded, inputs, params, sets, context.piece_size)
+        work = EvaluateWork(
+            {name: (model.path, model.digest) for name, model in loaded.items() if model.same_as is None},
+            inputs,
+            tuple((current.name, current.split.digest, len(current.split)) for current in sets),
+            params,
+            context.piece_size,
+        )
         pieces = finish(work, place, context)
         writer = _Writer(folder, context)
         writer.inputs(sets)
@@ -114,10 +118,7 @@ class _Writer:
         self.logger = context.logger
         self.models: dict[str, dict[str, str | None]] = {}
         self.metrics: dict[str, dict[str, Any]] = {}
-        self.per_class: list[dict[str, Any]] = []
-        self.by_latitude: list[dict[str, Any]] = []
-        self.by_azimuth: list[dict[str, Any]] = []
-        self.by_group: list[dict[str, Any]] = []
+        self.rows: dict[str, list[dict[str, Any]]] = {table: [] for table in TABLES}
         self.montages: dict[tuple[str, int], list[np.ndarray]] = {}
 
     def inputs(self, sets: list[EvaluationSet]) -> None:
@@ -139,46 +140,55 @@ class _Writer:
             confidence.save(self._picture(current, number, f"{model}_confidence"))
         nested = _nested_metrics(current, result)
         self.metrics.setdefault(model, {})[current.name] = nested
-        counts, iou = result.confusion.matrix.cpu(), result.confusion.iou()
+        counts, ious = result.confusion.matrix.cpu(), result.confusion.iou()
         for k, name in enumerate(current.space.names):
-            row = (model, current.name, name, float(iou[k]) if current.labelled else np.nan)
+            score = float(ious[k]) if current.labelled else np.nan
             pixels = (int(counts[k].sum()), int(result.predicted_pixels[k]))
-            self.per_class.append(dict(zip(PER_CLASS, row + pixels, strict=True)))
+            self._row("per_class.csv", model, current, name, score, *pixels)
         if current.labelled:
-            self.by_latitude += [_region_row(BY_LATITUDE, model, current, r) for r in result.latitude]
-            self.by_azimuth += [_region_row(BY_AZIMUTH, model, current, r) for r in result.azimuth]
+            for table, regions in (("by_latitude.csv", result.latitude), ("by_azimuth.csv", result.azimuth)):
+                for one in regions:
+                    limits = ((one.start_deg + one.stop_deg) / 2, one.start_deg, one.stop_deg)
+                    self._counted(table, model, current, one.confusion, *limits)
             for group, counted in result.groups.items():
-                head = (model, current.name, group, result.group_images[group])
-                self.by_group.append(_counted_row(BY_GROUP, head, counted, current))
-            self._confusion(model, current, result)
-        return _flat_metrics(current.name, nested)
+                self._counted("by_group.csv", model, current, counted, group, result.group_images[group])
+            names = list(current.space.names)
+            frame = pd.DataFrame(counts.numpy(), index=names, columns=names)
+            frame.to_csv(self.folder / f"confusion_{model}_{current.name}.csv", index_label="label")
+        scalars = {
+            f"{key}/{current.name}": float(v) for key, v in nested.items() if not isinstance(v, Mapping)
+        }
+        iou = {f"iou/{current.name}/{label}": v for label, v in nested.get("iou", {}).items()}
+        return scalars | iou
 
     def close(self, sets: list[EvaluationSet], *, last: int) -> None:
         """Write the collected tables and hand the montages to the logger."""
         write_json(self.folder / "metrics.json", self.metrics)
-        write_json(self.folder / "headlines.json", headlines(self.metrics, self.per_class))
+        write_json(self.folder / "headlines.json", headlines(self.metrics, self.rows["per_class.csv"]))
         write_json(self.folder / "models.json", self.models)
         described: dict[str, Any] = {current.name: current.describe() for current in sets}
         for name in SETS:
             note = f"there is no {name.replace('_', ' ')} set"
             described.setdefault(name, {"images": 0, "labelled": False, "note": note})
         write_json(self.folder / "sets.json", described)
-        tables = {
-            "per_class.csv": (self.per_class, PER_CLASS),
-            "by_latitude.csv": (self.by_latitude, BY_LATITUDE),
-            "by_azimuth.csv": (self.by_azimuth, BY_AZIMUTH),
-            "by_group.csv": (self.by_group, BY_GROUP),
-        }
-        for name, (rows, columns) in tables.items():
+        for name, columns in TABLES.items():
+            rows = self.rows[name]
             frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(columns))
             frame.to_csv(self.folder / name, index=False, float_format="%.6f")
         for (name, number), tiles in self.montages.items():
             self.logger.log_image(f"pictures/{name}/{number:02d}", np.concatenate(tiles, axis=0), last)
 
-    def _confusion(self, model: str, current: EvaluationSet, result: Evaluation) -> None:
-        names = list(current.space.names)
-        frame = pd.DataFrame(result.confusion.matrix.cpu().numpy(), index=names, columns=names)
-        frame.to_csv(self.folder / f"confusion_{model}_{current.name}.csv", index_label="label")
+    def _row(self, table: str, model: str, current: EvaluationSet, *values: Any) -> dict[str, Any]:
+        row = dict(zip(TABLES[table], (model, current.name, *values), strict=True))
+        self.rows[table].append(row)
+        return row
+
+    def _counted(
+        self, table: str, model: str, current: EvaluationSet, counted: ConfusionMatrix, *head: Any
+    ) -> None:
+        scores = (counted.miou(), counted.pixel_accuracy(), int(counted.matrix.sum()))
+        row = self._row(table, model, current, *head, *scores)
+        row |= {f"iou/{n}": float(v) for n, v in zip(current.space.names, counted.iou(), strict=True)}
 
     def _picture(self, current: EvaluationSet, number: int, what: str) -> Path:
         return self.pictures / f"{current.name}-{number:02d}-{what}.png"
@@ -219,33 +229,13 @@ def _nested_metrics(current: EvaluationSet, result: Evaluation) -> dict[str, Any
         "predicted_share": {n: float(p) for n, p in zip(current.space.names, predicted, strict=True)},
     }
     if current.labelled:
-        iou = result.confusion.iou()
         values["miou"] = result.confusion.miou()
         values["pixel_accuracy"] = result.confusion.pixel_accuracy()
-        values["iou"] = {n: float(v) for n, v in zip(current.space.names, iou, strict=True) if v == v}
+        values["iou"] = {
+            n: float(v) for n, v in zip(current.space.names, result.confusion.iou(), strict=True) if v == v
+        }
         if len(current.shared) < current.space.num_classes:
             values["miou_shared"] = result.confusion.miou(current.shared)
         if result.solid_angle is not None:
-            values["miou_solid_angle"] = float(weighted_iou(result.solid_angle).nanmean())
+            values["miou_solid_angle"] = float(iou(result.solid_angle).nanmean())
     return {k: v for k, v in values.items() if not (isinstance(v, float) and v != v)}
-
-
-def _flat_metrics(name: str, nested: Mapping[str, Any]) -> dict[str, float]:
-    scalars = {f"{key}/{name}": float(v) for key, v in nested.items() if not isinstance(v, Mapping)}
-    iou = {f"iou/{name}/{label}": float(v) for label, v in nested.get("iou", {}).items()}
-    return scalars | iou
-
-
-def _region_row(
-    columns: tuple[str, ...], model: str, current: EvaluationSet, region: Region
-) -> dict[str, Any]:
-    head = (model, current.name, region.centre_deg, region.start_deg, region.stop_deg)
-    return _counted_row(columns, head, region.confusion, current)
-
-
-def _counted_row(
-    columns: tuple[str, ...], head: tuple[Any, ...], counted: ConfusionMatrix, current: EvaluationSet
-) -> dict[str, Any]:
-    scores = (counted.miou(), counted.pixel_accuracy(), int(counted.matrix.sum()))
-    row = dict(zip(columns, (*head, *scores), strict=True))
-    return row | {f"iou/{n}": float(v) for n, v in zip(current.space.names, counted.iou(), strict=True)}

@@ -28,7 +28,6 @@ def preprocess(
         out: Folder of the role below ``data/prepared``; replaced as a whole: a folder per split,
             dataset.json, statistics.json, groups.csv, contact_sheet.png and, with labels, classes.csv and
             by_latitude.csv.
-        context: Logger, progress, and the folder where finished shards wait for a killed run to go on.
 
     Returns:
         The content of statistics.json (see ``panoda.data.prepare.statistics.write_statistics``).

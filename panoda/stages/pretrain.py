@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,7 @@ from panoda.engine.loop import LoopState
 from panoda.engine.method import Setup, get_method
 from panoda.engine.parallel import full_model, parallelise
 from panoda.engine.seeds import stream_seed
-from panoda.engine.training import (
-    prepared_size,
-    run_training,
-    save_training_result,
-    section_dict,
-)
+from panoda.engine.training import prepared_size, run_training, save_training_result
 from panoda.engine.validation import validate_split
 from panoda.inference.metrics import ConfusionMatrix
 from panoda.models.core.checkpoint import ModelCard, load_model, make_card, save_model
@@ -57,7 +52,6 @@ def pretrain(
     """Train a segmentation model on the source domain.
 
     Args:
-        source_val: Prepared, labelled split for validation and checkpoint selection.
         weights: Result of stage weights; None starts from random weights.
         ssl_weights: Folder encoder/ of stage ssl_pretrain's result; None where it had nothing to do.
         sources: Section sources: labelled source -> share of the training samples; None = source alone.
@@ -89,8 +83,8 @@ def pretrain(
         stage="pretrain",
         seed=seed,
         params={
-            "model": section_dict(model),
-            "pretrain": section_dict(params),
+            "model": model.model_dump(mode="json"),
+            "pretrain": params.model_dump(mode="json"),
             "weights": start,
             "prepared": prepared_size(first),
         },
@@ -185,7 +179,7 @@ class _Keeper:
 
     def __call__(self, state: LoopState) -> dict[str, float]:
         net = full_model(self.net, self.context)
-        values = {f"miou/{name}": float(m.miou()) for name, m in self._validate(net).items()}
+        values = {f"miou/{name}": matrix.miou() for name, matrix in self._validate(net)}
         miou = sum(values.values()) / len(values)
         better = self.params.select == "last" or miou > state.best or not self.path.exists()
         if broadcast(better, self.context):
@@ -214,17 +208,13 @@ class _Keeper:
         return (averaged, own | report) if kept else (single, metrics | report)
 
     def _metrics(self, net: Segmenter) -> dict[str, float]:
-        names = self.card.class_names
         metrics = {}
-        for name, matrix in self._validate(net).items():
-            metrics[f"miou/{name}"] = float(matrix.miou())
-            iou = zip(names, matrix.iou(), strict=True)
+        for name, matrix in self._validate(net):
+            metrics[f"miou/{name}"] = matrix.miou()
+            iou = zip(self.card.class_names, matrix.iou(), strict=True)
             metrics |= {f"iou/{name}/{label}": float(v) for label, v in iou if v == v}
         return metrics
 
-    def _validate(self, net: Segmenter) -> dict[str, ConfusionMatrix]:
-        size = self.params.batch_size
-        return {
-            name: validate_split(net, val, batch_size=size, context=self.context)
-            for name, val in self.vals.items()
-        }
+    def _validate(self, net: Segmenter) -> Iterator[tuple[str, ConfusionMatrix]]:
+        for name, val in self.vals.items():
+            yield name, validate_split(net, val, batch_size=self.params.batch_size, context=self.context)

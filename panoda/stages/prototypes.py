@@ -50,7 +50,6 @@ def prototypes(
 
     Args:
         checkpoint: The model whose features are averaged.
-        target_train: Prepared split; its labels, if any, are never read.
         out: Result folder (replaced): prototypes.safetensors, classes.csv, metrics.json.
 
     Returns:
@@ -75,12 +74,12 @@ def prototypes(
     )
     with work_folder(context, out) as place:
         pieces = finish(work, place, context)
-        domains = [Sums(*shape), Sums(*shape)]
+        domains = [DomainPrototypes(*shape), DomainPrototypes(*shape)]
         for (part, _), piece in zip(work.plan, pieces, strict=True):
-            domains[part >= len(source)].add(load_file(piece / SUMS))
+            _add(domains[part >= len(source)], load_file(piece / SUMS))
     if summed:
-        domains[1].add(summed)
-    (s_mean, s_seen, s_images), (t_mean, t_seen, t_images) = (domain.result() for domain in domains)
+        _add(domains[1], summed)
+    (s_mean, t_mean), (s_seen, t_seen) = (d.mean() for d in domains), (d.seen() for d in domains)
     mean, seen = mutual(s_mean, s_seen, t_mean, t_seen)
     both = s_seen & t_seen
     cosine = torch.where(both, F.cosine_similarity(s_mean, t_mean, dim=1), torch.nan)
@@ -89,8 +88,8 @@ def prototypes(
             "class": space.names,
             "source_seen": s_seen.tolist(),
             "target_seen": t_seen.tolist(),
-            "source_images": s_images.tolist(),
-            "target_images": t_images.tolist(),
+            "source_images": domains[0].images.tolist(),
+            "target_images": domains[1].images.tolist(),
             "cosine": cosine.tolist(),
         }
     )
@@ -116,17 +115,9 @@ def prototypes(
     return metrics
 
 
-class Sums(DomainPrototypes):
-    """Sums of one domain, joined from pieces."""
-
-    def add(self, other: Mapping[str, Tensor]) -> None:
-        """Add ``total`` and ``images``."""
-        self.total += other["total"]
-        self.images += other["images"]
-
-    def result(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Means (K, D), seen (K,) and images (K,)."""
-        return self.mean(), self.seen(), self.images
+def _add(domain: DomainPrototypes, sums: Mapping[str, Tensor]) -> None:
+    domain.total += sums["total"]
+    domain.images += sums["images"]
 
 
 @dataclass(frozen=True)
@@ -191,7 +182,6 @@ def _summed(pseudo_labels: Path, checkpoint: str, scales: Sequence[float]) -> di
         return {name: stored.get_tensor(name) for name in ("total", "images")}
 
 
-@torch.no_grad()
 def _sum(
     model: Segmenter,
     split: PreparedSplit | PseudoLabelSplit,
@@ -203,7 +193,7 @@ def _sum(
     for samples in read_ahead([split[i] for i in part] for part in compute.batches(span)):
         images = torch.stack([s["image"] for s in samples]).to(compute.device)
         label = torch.stack([s["label"] for s in samples]).long().to(compute.device)
-        with compute.autocast():
-            logits, features = predict_features(model, images, scales=params.scales, wrap=split.full_circle)
+        options: dict[str, Any] = {"scales": params.scales, "dtype": compute.dtype}
+        logits, features = predict_features(model, images, wrap=split.full_circle, **options)
         sums.update(features, logits.argmax(dim=1), label)
     return sums

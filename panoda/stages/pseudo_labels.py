@@ -64,8 +64,9 @@ def pseudo_labels(
     split = PreparedSplit(target_train)
     load_model(checkpoint, num_classes=split.num_classes, device="cpu")  # refuses a wrong one here and now
     with work_folder(context, out) as place:
-        label = LabelWork.of(
-            checkpoint.absolute(), target_train.absolute(), params, split, context.piece_size
+        digests = (sha256_file(checkpoint), split.digest)
+        label = LabelWork(
+            checkpoint.absolute(), target_train.absolute(), params, len(split), digests, context.piece_size
         )
         labelled = finish(label, place, context)
         limits = class_limits(labelled, params, split.num_classes)
@@ -96,19 +97,6 @@ class LabelWork(Work):
     images: int
     digests: tuple[str, str]
     piece_size: int
-
-    @classmethod
-    def of(
-        cls,
-        checkpoint: Path,
-        target_train: Path,
-        params: PseudoLabelParams,
-        split: PreparedSplit,
-        piece_size: int,
-    ) -> LabelWork:
-        """The work on a split."""
-        digests = (sha256_file(checkpoint), split.digest)
-        return cls(checkpoint, target_train, params, len(split), digests, piece_size)
 
     def identity(self) -> dict[str, Any]:
         """What decides the bytes of a piece."""

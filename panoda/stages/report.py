@@ -11,7 +11,7 @@ import pandas as pd
 from panoda.report.collect import collect
 from panoda.report.figures import confusion_figure
 from panoda.report.html import render
-from panoda.system.context import MetricLogger, RunContext
+from panoda.system.context import RunContext
 from panoda.system.files import staged_directory
 
 
@@ -29,7 +29,6 @@ def report(
         outputs: Folder with evaluate/ and, where they ran, pretrain/, warmup/, pseudo_labels/, prototypes/,
             adapt/ and rounds/.
         provenance: Where the run comes from: ``git_commit``, ``git_dirty`` and anything else worth showing.
-        context: Logger; None keeps no figures.
 
     Returns:
         ``bytes``, the size of the page.
@@ -40,7 +39,7 @@ def report(
     page = render(collect(outputs), params=params, provenance=provenance).encode()
     with staged_directory(out) as folder:
         (folder / "index.html").write_bytes(page)
-    logger = MetricLogger() if context is None else context.logger
+    logger = (context or RunContext()).logger
     for table in sorted((outputs / "evaluate").glob("confusion_*.csv")):
         title = table.stem.removeprefix("confusion_").replace("_", " ")
         frame = pd.read_csv(table, index_col="label")

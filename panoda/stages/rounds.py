@@ -40,7 +40,6 @@ def rounds(
 
     Args:
         adapted: model.safetensors of round 1.
-        target_train: Prepared split; its labels, if any, are never read.
         out: Result folder (replaced): round2/{pseudo_labels,prototypes,adapt}/, ...
         rounds: N, counting the first.
 
@@ -49,11 +48,7 @@ def rounds(
     """
     metrics: dict[str, float] = {}
     checkpoint = adapted
-    labelled: dict[str, Any] = {
-        "source_train": source_train,
-        "more_sources": more_sources,
-        "sources": sources,
-    }
+    labelled = {"source_train": source_train, "more_sources": more_sources, "sources": sources}
     with staged_directory(out) as folder:
         for number in range(2, rounds + 1):
             name = f"round{number}"
@@ -62,32 +57,12 @@ def rounds(
             common: dict[str, Any] = {"checkpoint": checkpoint, "target_train": target_train}
             state_dir = context.state_dir / name if context.state_dir else None
             logger = _LaterSteps(context.logger, (number - 2) * (adapt.iterations + 1))
-            one = replace(context, state_dir=state_dir, logger=logger)
-            values = {
-                "pseudo_labels": _once(
-                    pseudo_labels_stage, **common, out=labels, params=pseudo_labels, context=one
-                ),
-                "prototypes": _once(
-                    prototypes_stage,
-                    **common,
-                    **labelled,
-                    pseudo_labels=labels,
-                    out=banks,
-                    params=prototypes,
-                    context=one,
-                ),
-                "adapt": _once(
-                    adapt_stage,
-                    **common,
-                    **labelled,
-                    pseudo_labels=labels,
-                    prototypes=banks,
-                    out=result,
-                    params=adapt,
-                    seed=stream_seed(seed, name),
-                    context=one,
-                ),
-            }
+            common["context"] = replace(context, state_dir=state_dir, logger=logger)
+            values = {"pseudo_labels": _once(pseudo_labels_stage, out=labels, params=pseudo_labels, **common)}
+            common |= labelled | {"pseudo_labels": labels}
+            values["prototypes"] = _once(prototypes_stage, out=banks, params=prototypes, **common)
+            common |= {"prototypes": banks, "seed": stream_seed(seed, name)}
+            values["adapt"] = _once(adapt_stage, out=result, params=adapt, **common)
             metrics |= {f"{name}/{s}/{k}": v for s, found in values.items() for k, v in found.items()}
             checkpoint = result / "model.safetensors"
             if here != folder / name:
@@ -124,11 +99,3 @@ class _LaterSteps(MetricLogger):
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         """Log a picture."""
         self._logger.log_image(key, image, step + self._offset)
-
-    def log_figure(self, name: str, figure: Any) -> None:
-        """Log a figure."""
-        self._logger.log_figure(name, figure)
-
-    def log_artifact(self, path: Path) -> None:
-        """Log a file or folder."""
-        self._logger.log_artifact(path)

@@ -9,7 +9,7 @@ from panoda.config import MethodParams
 from panoda.data.loading.mixture import training_source
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.launch import on_devices
-from panoda.engine.train_further import train_further
+from panoda.engine.training import train_further
 from panoda.system.context import RunContext
 
 
@@ -26,11 +26,7 @@ def warmup(
     more_sources: Path | None = None,
     sources: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Align target outputs with source outputs before self-training.
-
-    Returns:
-        The last step's losses.
-    """
+    """Align target outputs with source outputs before self-training, as ``train_further`` says."""
     return train_further(
         checkpoint,
         stage="warmup",

@@ -28,9 +28,6 @@ class MetricLogger:
     def log_figure(self, name: str, figure: Any) -> None:
         """Log a matplotlib figure under a file name."""
 
-    def log_artifact(self, path: Path) -> None:
-        """Log a file or folder."""
-
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters, nested as in params.yaml, that are not the stage's own."""
 
@@ -39,22 +36,15 @@ class MetricLogger:
 class RunContext:
     """How a stage runs; none of it is part of the result's identity.
 
+    What has the name of a field of section runtime means what it means there (``panoda.config.running``).
+
     Attributes:
         dtype: Autocast type, or None for plain float32.
         state_dir: Folder for resume points, or None to keep none.
-        workers: Loader processes; 0 loads in the training process.
         progress: Show a progress bar (it stays quiet when the output is not a terminal).
-        log_every: Steps of training between logged metrics.
-        checkpoint_every: Steps of training between resume points.
-        inference_batch: Images per forward pass of the stages that work in pieces.
-        piece_images: Images per piece of these stages, at least.
+        piece_images: Images per piece, at least.
         fan_out: Who makes the pieces; None = this process.
-        keep_checkpoints: Resume points kept.
-        checkpoint_minutes: A training stage writes one after so long, before ``checkpoint_every``; 0 = off.
-        on_oom: When a training step runs out of memory: fail, or accumulate over more micro-batches.
-        micro_batches: So many at least, with ``accumulate``: memory ran out with fewer.
-        compile: Compile what is trained with torch.compile.
-        deterministic: torch's deterministic mode, for those too.
+        micro_batches: So many at least, with ``on_oom`` accumulate: memory ran out with fewer.
         devices: Processes that training stages start, one per GPU (or per share of the CPU's cores).
         rank: Number of this process among those that train one model, from 0; the first one writes.
         world: Number of processes that train one model.
@@ -136,12 +126,7 @@ def resolve_devices(
 ) -> int:
     """Number of processes that train a model on batches of ``batch_size`` images.
 
-    Args:
-        wanted: A number, or ``auto``: the most visible GPUs that divide the batch; 1 on the CPU or with
-            cuda:N.
-        device: What ``resolve_device`` found.
-        batch_size: Images of a step, over all processes.
-        accumulate: Micro-batches that every process computes its share in.
+    ``auto`` is the most visible GPUs that divide the batch; 1 on the CPU or with cuda:N.
 
     Raises:
         ValueError: more than the visible GPUs, more than one with cuda:N, or the batch does not divide.
@@ -161,11 +146,7 @@ def resolve_devices(
 
 
 def check_shares(batch_size: int, count: int, *, accumulate: int = 1) -> None:
-    """Refuse a batch that does not split into ``count`` equal shares, of ``accumulate`` micro-batches each.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """ValueError for a batch that does not split into ``count`` equal shares, of ``accumulate`` micro-batches each."""
     if batch_size % (count * accumulate):
         fitting = [str(n) for n in range(1, count) if batch_size % (n * accumulate) == 0]
         parts = f", in {accumulate} micro-batches each (accumulate)" if accumulate > 1 else ""

@@ -151,11 +151,7 @@ def one_name(path: Path) -> Path:
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; on success it replaces ``path``, on error it is removed.
-
-    Raises:
-        OSError: disk full, with the path and what to do.
-    """
+    """Yield a temporary sibling of ``path``; on success it replaces ``path``, on error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path, "tmp")
     try:
@@ -203,11 +199,7 @@ def check_replaceable(
 
 @contextmanager
 def staged_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder; on success it replaces ``path``, on error ``path`` stays as it was.
-
-    Raises:
-        OSError: disk full, with the path and what to do.
-    """
+    """Yield an empty sibling folder; on success it replaces ``path``, on error ``path`` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, old = _aside(path, "tmp"), _aside(path, "old")
     aside.mkdir()
@@ -229,9 +221,6 @@ def staged_once(path: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes ``path``, unless another process put one there first.
 
     For results that are the same whoever makes them: of several, the first stays and the others are dropped.
-
-    Raises:
-        OSError: disk full, with the path and what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = _aside(path, "tmp")

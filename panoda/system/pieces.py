@@ -26,6 +26,7 @@ from panoda.system.progress import progress_bar
 if TYPE_CHECKING:
     from panoda.system.context import RunContext
 
+_lock = threading.Lock()
 NOTE = "piece.json"
 """Name of the note in the folder of a finished piece."""
 SEEN_WITHIN = 60.0
@@ -34,6 +35,8 @@ SEEN_WITHIN = 60.0
 
 Make = Callable[[int, Path], Mapping[str, str] | None]
 """Makes the piece of a number in an empty folder; may return the SHA-256 of files that it knows."""
+_open: list[tuple[Any, Make]] = []
+"""The work that is open in this process, if any: what tells it apart, and what makes its pieces."""
 
 
 class Work(Protocol):
@@ -86,11 +89,17 @@ def finish(work: Work, place: Path, compute: RunContext) -> list[Path]:
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter free
         kept = list(pool.map(lambda piece: _kept(piece, made_from), folders))
     missing = [number for number, found in enumerate(kept) if not found]
-    run = compute.fan_out or _Here(compute)
     with progress_bar(enabled=compute.progress) as bar:
         task = bar.add_task(work.name, total=len(work), completed=len(work) - len(missing))
-        if missing:
-            run(work, folder, missing, lambda: bar.advance(task))
+        if missing and compute.fan_out is not None:
+            compute.fan_out(work, folder, missing, lambda: bar.advance(task))
+        else:
+            try:
+                for number in missing:
+                    make_piece(work, compute, folder, number)
+                    bar.advance(task)
+            finally:
+                _open.clear()
     _see(work, [folders[number] for number in missing])
     return folders
 
@@ -121,53 +130,17 @@ def make_piece(work: Work, compute: Any, folder: Path, number: int) -> None:
 
     Pieces of one process are made one after the other, whichever threads ask for them.
     """
-    with _bench.lock:
-        make = _bench.open(work, compute)
+    with _lock:
+        mark = (recipe(work), compute)
+        if not _open or _open[0][0] != mark:
+            _open.clear()  # before models and files of the next work are opened
+            _open.append((mark, work.open(compute)))
         with staged_once(piece_folder(folder, number)) as aside:
             start = time.perf_counter()
-            known = make(number, aside) or {}
+            known = _open[0][1](number, aside) or {}
             files = {path.name: known.get(path.name) or sha256_file(path) for path in sorted(aside.iterdir())}
             note = {"recipe": recipe(work), "files": files, "seconds": time.perf_counter() - start}
             write_json(aside / NOTE, note)
-
-
-class _Bench:
-    """The work that is open in this process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.mark: Any = None
-        self.make: Make | None = None
-
-    def open(self, work: Work, compute: Any) -> Make:
-        """Open ``work``, unless it is open already; what was open before is let go."""
-        mark = (recipe(work), compute)
-        if self.make is None or mark != self.mark:
-            self.close()
-            self.make, self.mark = work.open(compute), mark
-        return self.make
-
-    def close(self) -> None:
-        """Let go of models and files."""
-        self.mark = self.make = None
-
-
-_bench = _Bench()
-
-
-class _Here:
-    """This process makes the pieces."""
-
-    def __init__(self, compute: RunContext) -> None:
-        self.compute = compute
-
-    def __call__(self, work: Work, folder: Path, numbers: Sequence[int], done: Callable[[], None]) -> None:
-        try:
-            for number in numbers:
-                make_piece(work, self.compute, folder, number)
-                done()
-        finally:
-            _bench.close()
 
 
 def _kept(piece: Path, made_from: str) -> bool:

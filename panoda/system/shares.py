@@ -58,10 +58,7 @@ def batch_shard(shard: BatchShard) -> Iterator[None]:
 def rows(draw: Callable[[int], Tensor], count: int, *, dim: int = 0) -> Tensor:
     """Random rows of this shard's ``count`` images, the ones they would get in the full batch.
 
-    Args:
-        draw: Number of images -> random tensor with that size along ``dim``.
-        count: Images of this shard.
-        dim: Dimension of the images.
+    ``draw`` makes a random tensor for a number of images, its size along ``dim``.
 
     Example:
         >>> def draw(count: int) -> Tensor:

@@ -72,20 +72,16 @@ class MLflowLogger(MetricLogger):
 
     def log_image(self, key: str, image: np.ndarray, step: int) -> None:
         """Log an (H, W, 3) uint8 RGB picture."""
-        self._try(
-            key, lambda: self._client.log_image(self.run_id, np.ascontiguousarray(image), key=key, step=step)
-        )
+        pixels = np.ascontiguousarray(image)
+        self._try(key, lambda: self._client.log_image(self.run_id, pixels, key=key, step=step))
 
     def log_figure(self, name: str, figure: Any) -> None:
         """Log a matplotlib figure under a file name."""
         self._try(name, lambda: self._client.log_figure(self.run_id, figure, f"figures/{name}"))
 
     def log_artifact(self, path: Path) -> None:
-        """Log a file, or a folder with everything in it."""
-        if path.is_dir():
-            self._try(str(path), lambda: self._client.log_artifacts(self.run_id, str(path), path.name))
-        else:
-            self._try(str(path), lambda: self._client.log_artifact(self.run_id, str(path)))
+        """Log a file."""
+        self._try(str(path), lambda: self._client.log_artifact(self.run_id, str(path)))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters of other stages, nested as in params.yaml."""

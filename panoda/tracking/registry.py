@@ -36,12 +36,7 @@ REQUIREMENTS = (
 def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, file: Path) -> str:
     """Log a checkpoint as an MLflow model of a run and make it the newest version of ``name``, alias ``adapted``.
 
-    Args:
-        client: Of the store.
-        uri: The store, which MLflow's model functions take from a global setting.
-        run_id: Run that made the model.
-        name: Registered model.
-        file: The model.safetensors.
+    ``uri`` is the client's store, which MLflow's model functions take from a global setting.
 
     Returns:
         The version.
@@ -50,22 +45,13 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
     import pandas as pd
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model, ModelSignature
-    from mlflow.types.schema import (
-        AnyType,
-        ColSpec,
-        DataType,
-        Map,
-        ParamSchema,
-        ParamSpec,
-        Schema,
-        TensorSpec,
-    )
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, ParamSchema, ParamSpec, Schema
+    from PIL import Image
 
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "label_png"),
-        ColSpec(DataType.string, "taken_for"),
-        ColSpec(Map(DataType.double), "shares"),
-    ]
+    columns: list[Any] = [ColSpec(DataType.string, name) for name in ("label_png", "taken_for")]
+    columns.append(ColSpec(Map(DataType.double), "shares"))
+    grey = io.BytesIO()
+    Image.new("RGB", (128, 64), (128, 128, 128)).save(grey, format="JPEG")
     with _global_store(uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it would infer the signature from type hints
         logged = Model.log(
@@ -82,7 +68,7 @@ def log_and_register(client: MlflowClient, uri: str, run_id: str, name: str, fil
                 Schema(columns),
                 ParamSchema([ParamSpec("projection", DataType.string, "auto")]),
             ),
-            input_example=pd.DataFrame({"image": [_example()]}),
+            input_example=pd.DataFrame({"image": [base64.b64encode(grey.getvalue()).decode()]}),
             model_config={"max_megabytes": MAX_MEGABYTES},
         )
         with suppress(MlflowException):  # it is there
@@ -127,10 +113,7 @@ def link_evaluation(
 ) -> None:
     """Show what an evaluation says of the last model as values of that logged model on these data sets.
 
-    Args:
-        run_id: Run of the evaluation.
-        makers: Runs that made the evaluated models; the one of the adapted model has logged it.
-        datasets: Digests by name.
+    ``makers`` are the runs that made the evaluated models; the one of the adapted model has logged it.
     """
     for maker in makers:
         outputs = client.get_run(maker).outputs
@@ -155,15 +138,6 @@ def _global_store(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ[STORE_VARIABLE] = before
-
-
-def _example() -> str:
-    """A small grey panorama as base64 JPEG."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.new("RGB", (128, 64), (128, 128, 128)).save(stream, format="JPEG")
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 def fetch_model(uri: str, store: str) -> Path:

@@ -64,7 +64,7 @@ def start_run(
     client = connect(uri)
     all_tags = {"stage": stage, **{k: v for k, v in tags.items() if v is not None}}
     try:
-        resumed = _resume(client, run_id or _opened(client, experiment, start))
+        resumed = _resume(client, experiment, run_id, start)
         opened = resumed or _create(client, uri, experiment, name, all_tags, root)
         _describe(client, opened, params, datasets)
     except TrackingError:
@@ -107,18 +107,15 @@ def _watch_machine(run_id: str, uri: str, *, resumed: bool, warn: Callable[[str]
     return monitor
 
 
-def _opened(client: MlflowClient, experiment: str, start: str | None) -> str | None:
-    """The run with that tag ``start``, if there is one."""
-    found = client.get_experiment_by_name(experiment) if start else None
-    if found is None:
-        return None
-    runs = client.search_runs([found.experiment_id], filter_string=f"tags.start = '{start}'", max_results=1)
-    return str(runs[0].info.run_id) if runs else None
-
-
-def _resume(client: MlflowClient, run_id: str | None) -> str | None:
+def _resume(client: MlflowClient, experiment: str, run_id: str | None, start: str | None) -> str | None:
+    """The run of that number, else the one with that tag ``start``, open again; None where there is none."""
     from mlflow.exceptions import MlflowException
 
+    found = client.get_experiment_by_name(experiment) if start and not run_id else None
+    if found is not None:
+        tagged = f"tags.start = '{start}'"
+        runs = client.search_runs([found.experiment_id], filter_string=tagged, max_results=1)
+        run_id = runs[0].info.run_id if runs else None
     if run_id is None:
         return None
     try:
@@ -148,29 +145,24 @@ def _create(
 ) -> str:
     from mlflow.exceptions import MlflowException
 
+    if client.get_experiment_by_name(experiment) is None:
+        # A server picks its own place; a plain sqlite store would take the current folder.
+        own = (root / "mlruns" / folder_name(experiment)).resolve().as_uri()
+        place = own if uri.startswith(SQLITE) else None
+        try:
+            client.create_experiment(experiment, artifact_location=place, tags=_saved_view())
+        except MlflowException:
+            if client.get_experiment_by_name(experiment) is None:  # else another stage was faster
+                raise
     found = client.get_experiment_by_name(experiment)
-    if found is not None and found.lifecycle_stage != "active":
+    assert found is not None
+    if found.lifecycle_stage != "active":
         raise TrackingError(
             f"MLflow experiment {experiment!r} is deleted; restore it (mlflow experiments restore) or set "
             "tracking.experiment to another name"
         )
-    if found is None:
-        # A server picks its own place; a plain sqlite store would take the current folder.
-        place = (
-            (root / "mlruns" / folder_name(experiment)).resolve().as_uri() if uri.startswith(SQLITE) else None
-        )
-        try:
-            identity = client.create_experiment(experiment, artifact_location=place, tags=_saved_view())
-        except MlflowException:  # another stage was faster
-            again = client.get_experiment_by_name(experiment)
-            if again is None:
-                raise
-            identity = again.experiment_id
-    else:
-        identity = found.experiment_id
-    return str(
-        client.create_run(identity, run_name=name, tags={k: str(v) for k, v in tags.items()}).info.run_id
-    )
+    made = client.create_run(found.experiment_id, run_name=name, tags={k: str(v) for k, v in tags.items()})
+    return str(made.info.run_id)
 
 
 def _describe(
@@ -179,12 +171,7 @@ def _describe(
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     write_params(client, run_id, params)
-    inputs = [
-        DatasetInput(
-            Dataset(d.name, d.digest, "local", json.dumps({"uri": d.path})),
-            tags=[InputTag("mlflow.data.context", "input")],
-        )
-        for d in datasets
-    ]
-    if inputs:
-        client.log_inputs(run_id, datasets=inputs)
+    sets = [Dataset(d.name, d.digest, "local", json.dumps({"uri": d.path})) for d in datasets]
+    tags = [InputTag("mlflow.data.context", "input")]
+    if sets:
+        client.log_inputs(run_id, datasets=[DatasetInput(one, tags=tags) for one in sets])

@@ -60,19 +60,18 @@ class ServedModel(PythonModel):
         return [self._one(number, image, projection) for number, image in enumerate(images)]
 
     def _one(self, number: int, image: Any, projection: str) -> dict[str, Any]:
-        from panoda.deployment.predict import label_png
+        from panoda.deployment.model import label_png
 
         with TemporaryDirectory() as folder:
             try:
-                given = (
-                    self._file(image, Path(folder)) if isinstance(image, str | bytes) else self._array(image)
-                )
+                is_file = isinstance(image, str | bytes)
+                given = self._file(image, Path(folder)) if is_file else self._array(image)
                 found = self._model.predict(given, projection=projection)  # type: ignore[arg-type]
             except ValueError as error:
                 reason = str(error).replace(f"{folder}/image: ", "")
                 raise MlflowException.invalid_parameter_value(f"image {number}: {reason}") from error
         stream = io.BytesIO()
-        label_png(found).save(stream, format="PNG")
+        label_png(found.label, found.space).save(stream, format="PNG")
         return {
             "label_png": base64.b64encode(stream.getvalue()).decode(),
             "taken_for": str(found.view),
