@@ -196,7 +196,7 @@ def test_values_of_a_scenario_may_be_set(project: Path) -> None:
 def test_an_edited_params_file_is_not_replaced(project: Path) -> None:
     panoda("city")
     text = Path("params.yaml").read_text(encoding="utf-8")
-    Path("params.yaml").write_text(text.replace("iterations: 560", "iterations: 321"), encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("iterations: 480", "iterations: 321"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"differs from every scenario.*--force"):
         panoda("city_small")
     assert load_params().adapt.iterations == 321
