@@ -10,9 +10,13 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Row, Settings, interleaved
 from panoda.engine.optim import build_optimizer
-from panoda.models.mae import DECODER, SIZES, MaskedAutoencoder, create_mae
+from panoda.models.mae import DECODER, MaskedAutoencoder
 from panoda.system.machine import peak_memory, reset_peak_memory
 
+SIZES = {
+    "tiny": {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6},
+}
 _BLOCK = {
     **{"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj"},
     **{"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"},
@@ -74,7 +78,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     if settings.device.type == "cuda" and not settings.quick:
         batch = 128
     torch.manual_seed(settings.seed)
-    model = create_mae(img_size=side, **SIZES[size], **DECODER)
+    model = MaskedAutoencoder(img_size=side, **SIZES[size], **DECODER)
     theirs = transformers_mae(model).to(settings.device)
     model.to(settings.device)
     images = torch.randn(batch, 3, side, side, device=settings.device)

@@ -11,17 +11,9 @@ import torch
 from parity import RELEASED, filled, image, layout_of, released_layout
 from torch import Tensor
 
-from benchmarks.mae import transformers_mae
+from benchmarks.mae import SIZES, transformers_mae
 from panoda.models.core.errors import CheckpointError
-from panoda.models.mae import (
-    DECODER,
-    SIZES,
-    MaskedAutoencoder,
-    create_mae,
-    load_released,
-    noise_by_area,
-    reconstruction,
-)
+from panoda.models.mae import DECODER, MaskedAutoencoder, load_released, noise_by_area, reconstruction
 
 TINY = {
     **{"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3},
@@ -46,7 +38,7 @@ def sine_filled(model: MaskedAutoencoder, layout: list[tuple[str, list[int]]]) -
 def test_numbers_of_the_released_code() -> None:
     about = json.loads((RELEASED / "mae_a.json").read_text())
     expected = dict(np.load(RELEASED / "mae_a.npz"))
-    model = create_mae(**about["config"])
+    model = MaskedAutoencoder(**about["config"])
     assert layout_of(model.state_dict()) == released_layout("mae_a")
     sine_filled(model, released_layout("mae_a"))
     count, side = about["batch"], about["config"]["img_size"]
@@ -72,7 +64,7 @@ def test_numbers_of_the_released_code() -> None:
 
 def test_numbers_of_transformers() -> None:
     pytest.importorskip("transformers")
-    ours = create_mae(**TINY)
+    ours = MaskedAutoencoder(**TINY)
     theirs = transformers_mae(ours)
     images, noise = torch.randn(3, 3, 32, 32), torch.rand(3, 16)
     expected = theirs(images, noise=noise)
@@ -89,8 +81,8 @@ def test_numbers_of_transformers() -> None:
 
 @pytest.mark.parametrize("size", [(32, 64), (96, 16)])
 def test_any_height_and_width(size: tuple[int, int]) -> None:
-    model = create_mae(**TINY)
-    other = create_mae(**{**TINY, "img_size": size})
+    model = MaskedAutoencoder(**TINY)
+    other = MaskedAutoencoder(**{**TINY, "img_size": size})
     tables = {key: other.state_dict()[key] for key in FIXED}
     other.load_state_dict({**model.state_dict(), **tables})
     images, patches = torch.randn(2, 3, *size), size[0] * size[1] // 64
@@ -103,7 +95,7 @@ def test_any_height_and_width(size: tuple[int, int]) -> None:
 
 
 def test_only_removed_patches_count_and_only_kept_ones_are_seen() -> None:
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     images, noise = torch.randn(1, 3, 32, 32), torch.rand(1, 16)
     loss, prediction, mask = model(images, mask_ratio=0.75, noise=noise)
     error = (prediction - model.patchify(images)).square().mean(dim=2)
@@ -119,7 +111,7 @@ def test_only_removed_patches_count_and_only_kept_ones_are_seen() -> None:
 
 
 def test_patches_are_pixels_row_by_row_with_colours_last() -> None:
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     images = torch.arange(3 * 16 * 24.0).view(1, 3, 16, 24)
     patches = model.patchify(images)
     assert patches.shape == (1, 6, 192)
@@ -133,7 +125,7 @@ def test_patches_are_pixels_row_by_row_with_colours_last() -> None:
 
 
 def test_a_perfect_prediction_gives_back_the_image_whatever_the_targets() -> None:
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     images = torch.rand(2, 3, 32, 32) + torch.randn(2, 3, 1, 1)
     patches = model.patchify(images)
     mask = (torch.rand(2, 16) < 0.75).float()
@@ -152,7 +144,7 @@ def test_removal_by_area() -> None:
     noise = noise_by_area(torch.rand(40000, 4), area)
     first = noise.argmax(dim=1).bincount() / 40000
     torch.testing.assert_close(first, area / area.sum(), atol=0.01, rtol=0)
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     latitude = torch.tensor([67.5, 22.5, -22.5, -67.5]).deg2rad().cos().repeat_interleave(4)
     noise = noise_by_area(torch.rand(2000, 16), latitude)
     mask = model(torch.zeros(2000, 3, 32, 32), mask_ratio=0.5, noise=noise)[2]
@@ -165,7 +157,7 @@ def test_removal_by_area() -> None:
 
 def test_initial_values_and_what_decays() -> None:
     torch.manual_seed(0)
-    model = create_mae(img_size=64, **SIZES["tiny"], **{**DECODER, "decoder_depth": 1})
+    model = MaskedAutoencoder(img_size=64, **SIZES["tiny"], **{**DECODER, "decoder_depth": 1})
     state = model.state_dict()
     for key in ("patch_embed.proj.weight", "blocks.3.attn.qkv.weight", "decoder_pred.weight"):
         matrix = state[key].flatten(1)
@@ -177,7 +169,7 @@ def test_initial_values_and_what_decays() -> None:
 
 
 def test_half_precision_gives_a_finite_loss_in_full_precision() -> None:
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     with torch.autocast("cpu", torch.bfloat16):
         loss, _, _ = model(torch.randn(2, 3, 32, 32), mask_ratio=0.75, norm_pix_loss=True)
     assert loss.dtype is torch.float32 and loss.isfinite()
@@ -185,7 +177,7 @@ def test_half_precision_gives_a_finite_loss_in_full_precision() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 0.01, 0.99])
 def test_a_ratio_must_keep_and_remove_something(ratio: float) -> None:
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     if ratio == 0.01:  # one of sixteen: int(16 * 0.99) = 15
         assert model(torch.zeros(1, 3, 32, 32), mask_ratio=ratio)[2].sum() == 1
         return
@@ -194,19 +186,15 @@ def test_a_ratio_must_keep_and_remove_something(ratio: float) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     with pytest.raises(ValueError, match=r"30 x 50 pixels .* patches of 8; set the crop .* 32 x 48"):
         model(torch.zeros(1, 3, 30, 50), mask_ratio=0.75)
-    with pytest.raises(ValueError, match=r"noise is \(1, 9\); expected \(1, 16\)"):
-        model(torch.zeros(1, 3, 32, 32), mask_ratio=0.75, noise=torch.rand(1, 9))
-    with pytest.raises(ValueError, match="embed_dim is 25; expected a multiple of num_heads"):
-        create_mae(**{**TINY, "embed_dim": 25})
     with pytest.raises(ValueError, match="no whole number of patches of 8"):
-        create_mae(**{**TINY, "img_size": (30, 32)})
+        MaskedAutoencoder(**{**TINY, "img_size": (30, 32)})
 
 
 def test_other_weights_are_refused_with_their_keys() -> None:
-    model = create_mae(**TINY)
+    model = MaskedAutoencoder(**TINY)
     state = model.state_dict()
     load_released(model, {key: value + 1 for key, value in state.items()})
     wrong = {**state, "head.weight": torch.zeros(2), "norm.bias": torch.zeros(7)}
@@ -215,10 +203,3 @@ def test_other_weights_are_refused_with_their_keys() -> None:
         load_released(model, wrong)
     for part in ("1 missing: mask_token", "unexpected: head.weight", r"norm.bias is (7,), expected (24,)"):
         assert part in str(error.value)
-    encoder = {key: value for key, value in state.items() if not key.startswith(("decoder", "mask_token"))}
-    with pytest.raises(CheckpointError, match="an encoder alone"):
-        load_released(model, encoder)
-    with pytest.raises(CheckpointError, match=r"(?s)segmentation checkpoint.*missing: cls_token"):
-        load_released(model, {f"encoder.net.{key}": value for key, value in state.items()})
-    with pytest.raises(CheckpointError, match="under 'model'"):
-        load_released(model, {"model": state, "epoch": 3})  # type: ignore[dict-item]

@@ -18,23 +18,14 @@ from torch import Tensor, nn
 
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.models.core.checkpoint import check_fit
-from panoda.models.core.errors import CheckpointError
 from panoda.models.core.products import linear
 from panoda.models.core.quick import quicken
 from panoda.models.encoders.layers import without_decay
 from panoda.models.encoders.positions import Grid, resize_table, sincos_table
 from panoda.models.encoders.timm_models import build, normalisation
 
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},
-    "small": {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6},
-    "base": {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12},
-    "large": {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
-    "huge": {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16},
-}
-"""Keywords of ``create_mae`` for the usual encoders; tiny and small are timm's, the others the paper's."""
 DECODER = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
-"""Keywords of ``create_mae`` for the decoder as published."""
+"""Keywords of ``MaskedAutoencoder`` for the decoder as published."""
 EPS = 1e-6
 _OF_DECODER = ("decoder_", "mask_token")
 
@@ -64,11 +55,16 @@ class MaskedAutoencoder(nn.Module):
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
-        """Arguments as in ``create_mae``, and ``mean`` and ``std`` as above.
+        """Build with random weights.
 
         Args:
+            img_size: Side, or (height, width), in pixels that the position tables are made for. Images of other
+                sizes get tables of their own.
             resizes_table: What the encoder's positions are on another grid than ``native``: its table resized,
                 as ``panoda.models.encoders.vit`` does it, or a table made for that grid.
+
+        Raises:
+            ValueError: sides that are no multiple of the patch.
         """
         super().__init__()
         self.arguments: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -122,15 +118,20 @@ class MaskedAutoencoder(nn.Module):
             mask: (N, L) float, 1 where a patch was removed.
 
         Raises:
-            ValueError: sides that are no multiple of the patch, a ratio that keeps or removes nothing, or
-                noise of another shape.
+            ValueError: sides that are no multiple of the patch, or a ratio that keeps or removes nothing.
         """
         grid = _grid(images.shape[2], images.shape[3], self.patch_size)
         patches = self.patchify(images)
         count, length, _ = patches.shape
         if noise is None:
             noise = torch.rand(count, length, device=images.device)
-        kept = self._kept(noise, (count, length), mask_ratio)
+        keep = int(length * (1 - mask_ratio))
+        if not 0 < mask_ratio < 1 or not 0 < keep < length:
+            raise ValueError(
+                f"mask_ratio is {mask_ratio}, which keeps {keep} of {length} patches; expected a share between "
+                "0 and 1 that keeps one or more and removes one or more, such as 0.75"
+            )
+        kept = noise.argsort(dim=1, stable=True)[:, :keep]
         tokens = self._encode(patches, kept, grid)
         prediction = self._decode(tokens, kept, grid)
         mask = torch.ones(count, length, device=images.device).scatter(1, kept, 0.0)
@@ -150,20 +151,8 @@ class MaskedAutoencoder(nn.Module):
         cut = patches.unflatten(2, (size, size, 3)).unflatten(1, grid)  # (N, h, w, p, p, 3)
         return cut.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
-    def _kept(self, noise: Tensor, shape: tuple[int, int], mask_ratio: float) -> Tensor:
-        """(N, K) places of the patches that stay."""
-        keep = int(shape[1] * (1 - mask_ratio))
-        if not 0 < mask_ratio < 1 or not 0 < keep < shape[1]:
-            raise ValueError(
-                f"mask_ratio is {mask_ratio}, which keeps {keep} of {shape[1]} patches; expected a share between "
-                "0 and 1 that keeps one or more and removes one or more, such as 0.75"
-            )
-        if noise.shape != shape:
-            raise ValueError(f"noise is {tuple(noise.shape)}; expected {shape}, a value for every patch")
-        return noise.argsort(dim=1, stable=True)[:, :keep]
-
     def _encode(self, patches: Tensor, kept: Tensor, grid: Grid) -> Tensor:
-        """Tokens (N, 1 + K, D) of the patches that stay, the class token first."""
+        """Tokens (N, 1 + K, D) of the patches that stay, at the places (N, K); the class token first."""
         projection = self.patch_embed.proj
         weight = projection.weight.permute(0, 2, 3, 1).flatten(1)  # colours last, as in patches
         seen = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
@@ -199,50 +188,6 @@ class MaskedAutoencoder(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the tokens (and position tables, which are not trained)."""
         return without_decay(self)
-
-
-def create_mae(
-    *,
-    img_size: int | Grid,
-    patch_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    decoder_embed_dim: int,
-    decoder_depth: int,
-    decoder_num_heads: int,
-) -> MaskedAutoencoder:
-    """Build a masked autoencoder with random weights.
-
-    Args:
-        img_size: Side, or (height, width), in pixels that the position tables are made for. Images of other
-            sizes get tables of their own.
-        patch_size: Side of a patch in pixels.
-        embed_dim: Width of the encoder.
-        depth: Blocks of the encoder.
-        num_heads: Attention heads of the encoder.
-        decoder_embed_dim: Width of the decoder.
-        decoder_depth: Blocks of the decoder.
-        decoder_num_heads: Attention heads of the decoder.
-
-    Raises:
-        ValueError: sides that are no multiple of the patch, a width that is no multiple of 4 (positions) or
-            of the heads.
-
-    Example:
-        >>> model = create_mae(img_size=(32, 64), **{**SIZES["tiny"], "depth": 1}, **{**DECODER, "decoder_depth": 1})
-        >>> loss, prediction, mask = model(torch.rand(2, 3, 32, 64), mask_ratio=0.75)
-        >>> prediction.shape, mask.sum(dim=1)
-        (torch.Size([2, 8, 768]), tensor([6., 6.]))
-    """
-    given: dict[str, Any] = dict(locals())
-    for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
-        if given[width] % given[heads] or given[width] % 4:
-            raise ValueError(
-                f"{width} is {given[width]}; expected a multiple of {heads} ({given[heads]}) and of 4 "
-                "(sines and cosines of two directions)"
-            )
-    return MaskedAutoencoder(**given)
 
 
 def mae_for(
@@ -299,27 +244,13 @@ def encoder_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
 
 
 def load_released(model: MaskedAutoencoder, state_dict: Mapping[str, Tensor]) -> None:
-    """Load weights in the layout of the released code, strictly.
-
-    Args:
-        state_dict: Encoder and decoder; what the released files hold under ``model``.
+    """Load weights of encoder and decoder in the layout of the released code, strictly.
 
     Raises:
         CheckpointError: keys that are missing, unexpected or of another shape, all of them named.
     """
-    tensors = dict(state_dict)
-    hint = ""
-    if any(key.startswith(("encoder.", "backbone.", "decode_head.")) for key in tensors):
-        hint = "This is a segmentation checkpoint; a masked autoencoder has decoder_blocks and mask_token."
-    elif "decoder_pred.weight" not in tensors and "patch_embed.proj.weight" in tensors:
-        hint = "The file holds an encoder alone; take the one with the decoder (mae_visualize_..., ..._full)."
-    if not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(
-            f"a masked autoencoder's weights are tensors by name; found {', '.join(list(tensors)[:4])}: hand over "
-            "what the file holds under 'model'"
-        )
-    check_fit(model, tensors, where="masked autoencoder", hint=hint)
-    model.load_state_dict(tensors)
+    check_fit(model, dict(state_dict), where="masked autoencoder")
+    model.load_state_dict(state_dict)
 
 
 def normalised(patches: Tensor) -> Tensor:
