@@ -5,7 +5,7 @@ Source: Deformable ConvNets v2 (Zhu et al. 2019). The semantics are those of
 deterministic mode and for exports it is ours, in two steps: all samples as columns (``sampling``, ``traced``),
 then one matrix product. There torchvision's serves the tests as an oracle.
 
-Convention: an offset channel pair is (y, x) in pixels of the input, y first; tap k = ky * kw + kx;
+Convention: an offset channel pair is (y, x) in pixels of the input, y first; tap k = ky * kernel + kx;
 channels 2 * (g * K + k) and the next hold the pair of offset group g, tap k. A sample outside the
 image is zero and fades out bilinearly over the last pixel.
 """
@@ -21,7 +21,6 @@ from panoda.models.deform import sampling, traced
 from panoda.models.deform.sampling_geometry import Geometry
 from panoda.models.encoders.layers import exporting, without_autocast
 
-Pair = int | tuple[int, int]
 # Up to here gathering single values beats reading rows (measured on a CPU with AVX-512).
 _FEW_CHANNELS = 4
 
@@ -32,23 +31,21 @@ def deform_conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    mask: Tensor | None = None,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
+    mask: Tensor,
+    stride: int = 1,
+    padding: int = 0,
 ) -> Tensor:
     """Convolution whose taps are sampled at learned positions.
 
     Args:
         x: (N, C, H, W). Half precision is sampled in float32: positions need more significant bits.
-        offset: (N, 2 * G * kh * kw, Ho, Wo) in pixels; G offset groups divide C (G = C gives every
+        offset: (N, 2 * G * k * k, Ho, Wo) in pixels; G offset groups divide C (G = C gives every
             channel positions of its own).
-        weight: (D, C, kh, kw).
+        weight: (D, C, k, k).
         bias: (D,) or None.
-        mask: (N, G * kh * kw, Ho, Wo) factor on every sample, or None for 1.
-        stride: Step of the output grid, height before width.
+        mask: (N, G * k * k, Ho, Wo) factor on every sample.
+        stride: Step of the output grid.
         padding: Zero padding.
-        dilation: Distance between taps.
 
     Returns:
         (N, D, Ho, Wo) in the dtype of ``weight`` (of autocast, where that is on).
@@ -56,16 +53,22 @@ def deform_conv2d(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    kernel = (weight.shape[2], weight.shape[3])
-    geometry = Geometry(kernel, _pair(stride), _pair(padding), _pair(dilation))
-    groups = _checked_groups(x, offset, weight, mask, geometry)
+    geometry = Geometry(weight.shape[2], stride, padding)
+    groups = offset.shape[1] // (2 * geometry.taps)
+    size = geometry.output(x.shape[2:])
+    expected = (x.shape[0], groups * geometry.taps, *size)
+    if tuple(mask.shape) != expected or tuple(offset.shape[2:]) != size or x.shape[1] % max(groups, 1):
+        raise ValueError(
+            f"offsets {tuple(offset.shape)} and mask {tuple(mask.shape)} do not fit an input {tuple(x.shape)} and a "
+            f"weight {tuple(weight.shape)}; expected (N, 2*G*K, Ho, Wo) and (N, G*K, Ho, Wo) = {expected}"
+        )
     if x.is_cuda and not torch.are_deterministic_algorithms_enabled() and not exporting():
         return _by_torchvision(x, offset, mask, weight, bias, geometry)
     return _by_columns(x, offset, mask, weight, bias, groups, geometry)
 
 
 def _by_torchvision(
-    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     """The CUDA kernel of torchvision, in float32; its backward pass is non-deterministic."""
     device = x.device.type
@@ -81,7 +84,6 @@ def _by_torchvision(
             added,
             stride=geometry.stride,
             padding=geometry.padding,
-            dilation=geometry.dilation,
             mask=factor,
         )
     return out.to(product)
@@ -90,7 +92,7 @@ def _by_torchvision(
 def _by_columns(
     x: Tensor,
     offset: Tensor,
-    mask: Tensor | None,
+    mask: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     groups: int,
@@ -100,46 +102,16 @@ def _by_columns(
     few, size = x.shape[1] // groups <= _FEW_CHANNELS, offset.shape[2:]
     exact = torch.promote_types(x.dtype, torch.float32)
     with without_autocast(x):
-        inputs = (x.to(exact), offset.to(exact), None if mask is None else mask.to(exact), groups)
+        inputs = (x.to(exact), offset.to(exact), mask.to(exact), groups)
         if exporting():
             columns = (traced.gather if few else traced.bag)(*inputs, geometry)
         else:
-            columns = (sampling.gather if few else sampling.bag)(*inputs, geometry.packed())
+            columns = (sampling.gather if few else sampling.bag)(*inputs, geometry)
     if x.is_meta or not torch.is_autocast_enabled(x.device.type):
         columns = columns.to(weight.dtype)
     if few:  # (N, C * K, Ho * Wo)
         out = matmul(weight.flatten(1), columns).unflatten(2, size)
         return out if bias is None else out + bias.to(out.dtype).view(1, -1, 1, 1)
-    # (N, Ho * Wo, G * K * C/G), and the weight (D, C, kh, kw) -> (D, G * K * C/G)
+    # (N, Ho * Wo, G * K * C/G), and the weight (D, C, k, k) -> (D, G * K * C/G)
     grouped = weight.reshape(weight.shape[0], groups, -1, geometry.taps).transpose(2, 3).flatten(1)
     return linear(columns, grouped, bias).transpose(1, 2).unflatten(2, size).contiguous()
-
-
-def _checked_groups(
-    x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry
-) -> int:
-    """Number of offset groups; ValueError where the shapes do not fit."""
-    if x.ndim != 4 or offset.ndim != 4 or x.shape[0] != offset.shape[0]:
-        raise ValueError(
-            f"expected (N, C, H, W) and offsets (N, 2*G*K, Ho, Wo), "
-            f"got {tuple(x.shape)} and {tuple(offset.shape)}"
-        )
-    if weight.shape[1] != x.shape[1]:
-        raise ValueError(f"weight {tuple(weight.shape)} does not fit an input of {x.shape[1]} channels")
-    groups = offset.shape[1] // (2 * geometry.taps)
-    if offset.shape[1] % (2 * geometry.taps) or groups == 0 or x.shape[1] % groups:
-        raise ValueError(
-            f"{offset.shape[1]} offset channels do not make 2 per tap of {geometry.taps} taps in groups "
-            f"dividing {x.shape[1]} channels"
-        )
-    size = geometry.output(x.shape[2:])
-    if tuple(offset.shape[2:]) != size:
-        raise ValueError(f"offsets are {tuple(offset.shape[2:])} (height, width), the output is {size}")
-    expected = (offset.shape[0], groups * geometry.taps, *size)
-    if mask is not None and tuple(mask.shape) != expected:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected {expected}")
-    return groups
-
-
-def _pair(value: Pair) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value

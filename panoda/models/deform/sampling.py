@@ -48,16 +48,14 @@ class _Tile(NamedTuple):
     taps: slice
     first: Tensor  # int64
     corners: Corners
-    mask: Tensor | None
+    mask: Tensor
 
 
-def _tiles(
-    x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry
-) -> Iterator[_Tile]:
+def _tiles(x: Tensor, offset: Tensor, mask: Tensor, groups: int, geometry: Geometry) -> Iterator[_Tile]:
     """Cut all samples into tiles; one tile on other devices than the CPU."""
     rows, taps, (height, width) = x.shape[0] * groups, geometry.taps, offset.shape[2:]
     offsets = offset.reshape(rows, taps, 2, height * width).permute(2, 0, 1, 3)
-    masks = None if mask is None else mask.reshape(rows, taps, height * width)
+    masks = mask.reshape(rows, taps, height * width)
     base = geometry.positions((height, width), offset).flatten(2).unsqueeze(1)  # (2, 1, K, Ho * Wo)
     fitting = max(1, _TILE // (height * width)) if x.device.type == "cpu" else rows * taps
     tile_taps, tile_rows = min(fitting, taps), max(1, fitting // taps)
@@ -65,21 +63,20 @@ def _tiles(
         for tap in range(0, taps, tile_taps):
             at, of = slice(row, row + tile_rows), slice(tap, tap + tile_taps)
             corners = Corners.of(offsets[:, at, of], base[:, :, of], x.shape[2:]).flatten(1)
-            factor = None if masks is None else masks[at, of].flatten(1)
-            yield _Tile(at, of, corners.start.long(), corners, factor)
+            yield _Tile(at, of, corners.start.long(), corners, masks[at, of].flatten(1))
 
 
-_FORWARD = "(Tensor x, Tensor offset, Tensor? mask, int groups, int[] geometry) -> Tensor"
+_FORWARD = "(Tensor x, Tensor offset, Tensor mask, int groups, int[] geometry) -> Tensor"
 _BACKWARD = (
-    "(Tensor grad, Tensor x, Tensor offset, Tensor? mask, int groups, int[] geometry, bool with_x)"
+    "(Tensor grad, Tensor x, Tensor offset, Tensor mask, int groups, int[] geometry, bool with_x)"
     " -> (Tensor, Tensor, Tensor)"
 )
 
 
 @torch.library.custom_op("panoda::deform_gather", mutates_args=(), schema=_FORWARD)
-def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
+def gather(x: Tensor, offset: Tensor, mask: Tensor, groups: int, geometry: Sequence[int]) -> Tensor:
     """Samples (N, C * K, Ho * Wo)."""
-    shape = Geometry.unpacked(geometry)
+    shape = Geometry(*geometry)
     flat = padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
     samples = flat.new_empty(*flat.shape[:2], shape.taps, offset.shape[2] * offset.shape[3])
     for tile in _tiles(x, offset, mask, groups, shape):
@@ -91,8 +88,9 @@ def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry
             value = parts[0].mul_(shares[0])
             for part, share in zip(parts[1:], shares[1:], strict=True):
                 value.add_(part.mul_(share))
-            value = value if tile.mask is None else value.mul_(tile.mask)
-            samples[tile.rows, channel, tile.taps] = value.unflatten(1, (-1, samples.shape[3]))
+            samples[tile.rows, channel, tile.taps] = value.mul_(tile.mask).unflatten(
+                1, (-1, samples.shape[3])
+            )
     return samples.reshape(x.shape[0], -1, samples.shape[3])
 
 
@@ -101,18 +99,18 @@ def _gather_backward(
     grad: Tensor,
     x: Tensor,
     offset: Tensor,
-    mask: Tensor | None,
+    mask: Tensor,
     groups: int,
     geometry: Sequence[int],
     with_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (empty unless with_x), offset and mask (empty without one)."""
-    shape, pixels = Geometry.unpacked(geometry), offset.shape[2] * offset.shape[3]
+    """Gradients of x (empty unless with_x), offset and mask."""
+    shape, pixels = Geometry(*geometry), offset.shape[2] * offset.shape[3]
     flat = padded(x).reshape(x.shape[0] * groups, x.shape[1] // groups, -1)
     grad = grad.reshape(*flat.shape[:2], shape.taps, pixels)
     grad_flat = torch.zeros_like(flat) if with_x else flat.new_empty(0)
     grad_offset = offset.new_empty(flat.shape[0], shape.taps, 2, pixels)
-    grad_mask = flat.new_empty(0) if mask is None else offset.new_empty(flat.shape[0], shape.taps, pixels)
+    grad_mask = offset.new_empty(flat.shape[0], shape.taps, pixels)
     for tile in _tiles(x, offset, mask, groups, shape):
         at, of = tile.rows, tile.taps
         products: list[Tensor] = []  # gradient times corner, summed over channels
@@ -121,29 +119,21 @@ def _gather_backward(
             parts = [flat[at, channel, step:].gather(1, tile.first).mul_(own) for step in steps(x)]
             products = [p.add_(q) for p, q in zip(products, parts, strict=True)] if products else parts
             if with_x:
-                own = own if tile.mask is None else own * tile.mask
+                own = own * tile.mask
                 for step, share in zip(steps(x), tile.corners.shares(), strict=True):
                     grad_flat[at, channel, step:].scatter_add_(1, tile.first, share.mul_(own))
         value, *along = tile.corners.surface(products)
         for axis, slope in enumerate(along):
-            slope = slope if tile.mask is None else slope.mul_(tile.mask)
-            grad_offset[at, of, axis] = slope.unflatten(1, (-1, pixels))
-        if tile.mask is not None:
-            grad_mask[at, of] = value.unflatten(1, (-1, pixels))
+            grad_offset[at, of, axis] = slope.mul_(tile.mask).unflatten(1, (-1, pixels))
+        grad_mask[at, of] = value.unflatten(1, (-1, pixels))
     if with_x:
         grad_flat = unpadded(grad_flat.reshape(*x.shape[:2], *padded_size(x))).contiguous()
-    return (
-        grad_flat,
-        grad_offset.reshape(offset.shape),
-        grad_mask if mask is None else grad_mask.reshape(mask.shape),
-    )
+    return grad_flat, grad_offset.reshape(offset.shape), grad_mask.reshape(mask.shape)
 
 
 @gather.register_fake
-def _gather_fake(
-    x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]
-) -> Tensor:
-    taps = geometry[0] * geometry[1]
+def _gather_fake(x: Tensor, offset: Tensor, mask: Tensor, groups: int, geometry: Sequence[int]) -> Tensor:
+    taps = Geometry(*geometry).taps
     return x.new_empty(x.shape[0], x.shape[1] * taps, offset.shape[2] * offset.shape[3])
 
 
@@ -167,10 +157,9 @@ def _bags(corners: Corners, x: Tensor) -> Tensor:
     return torch.stack([corners.start + step for step in steps(x)], dim=-1)
 
 
-def _weights(corners: Corners, flat_mask: Tensor | None) -> Tensor:
+def _weights(corners: Corners, flat_mask: Tensor) -> Tensor:
     """(P, 4) factors on those rows."""
-    shares = torch.stack(corners.shares(), dim=-1)
-    return shares if flat_mask is None else shares * flat_mask[:, None]
+    return torch.stack(corners.shares(), dim=-1) * flat_mask[:, None]
 
 
 def _table(x: Tensor, groups: int) -> Tensor:
@@ -178,15 +167,15 @@ def _table(x: Tensor, groups: int) -> Tensor:
     return padded(x).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2).reshape(-1, x.shape[1] // groups)
 
 
-def _flat_mask(mask: Tensor | None, groups: int) -> Tensor | None:
+def _flat_mask(mask: Tensor, groups: int) -> Tensor | None:
     """In the order of the samples."""
     return None if mask is None else mask.unflatten(1, (groups, -1)).permute(0, 3, 4, 1, 2).flatten()
 
 
 @torch.library.custom_op("panoda::deform_bag", mutates_args=(), schema=_FORWARD)
-def bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
+def bag(x: Tensor, offset: Tensor, mask: Tensor, groups: int, geometry: Sequence[int]) -> Tensor:
     """Samples (N, Ho * Wo, G * K * C/G)."""
-    corners = _bag_corners(offset, Geometry.unpacked(geometry), x.shape[2:], groups)
+    corners = _bag_corners(offset, Geometry(*geometry), x.shape[2:], groups)
     shares = _weights(corners, _flat_mask(mask, groups))
     bags = _bags(corners, x)
     samples = F.embedding_bag(bags, _table(x, groups), mode="sum", per_sample_weights=shares)
@@ -198,25 +187,24 @@ def _bag_backward(
     grad: Tensor,
     x: Tensor,
     offset: Tensor,
-    mask: Tensor | None,
+    mask: Tensor,
     groups: int,
     geometry: Sequence[int],
     with_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (empty unless with_x), offset and mask (empty without one)."""
-    shape = Geometry.unpacked(geometry)
+    """Gradients of x (empty unless with_x), offset and mask."""
+    shape = Geometry(*geometry)
     n, _, height, width = offset.shape
     corners, flat = _bag_corners(offset, shape, x.shape[2:], groups), _flat_mask(mask, groups)
     bags, table = _bags(corners, x), _table(x, groups)
     grad = grad.reshape(-1, table.shape[1]).contiguous()
     value, *slopes = corners.surface(_dot_rows(grad, table, bags).T.contiguous().unbind(0))
-    along = torch.stack(slopes if flat is None else [slope.mul_(flat) for slope in slopes])  # (2, P)
+    along = torch.stack([slope.mul_(flat) for slope in slopes])  # (2, P)
     along = along.reshape(2, n, height, width, groups, shape.taps)
     grad_offset = along.permute(1, 4, 5, 0, 2, 3).reshape(offset.shape).contiguous()
-    grad_mask, grad_x = x.new_empty(0), x.new_empty(0)
-    if mask is not None:
-        by_pixel = value.reshape(n, height, width, groups, shape.taps)
-        grad_mask = by_pixel.permute(0, 3, 4, 1, 2).reshape(mask.shape).contiguous()
+    by_pixel = value.reshape(n, height, width, groups, shape.taps)
+    grad_mask = by_pixel.permute(0, 3, 4, 1, 2).reshape(mask.shape).contiguous()
+    grad_x = x.new_empty(0)
     if with_x:
         shares = _weights(corners, flat)
         grad_table = _transposed_bag(grad, bags.flatten(), shares.flatten(), rows=table.shape[0])
@@ -228,8 +216,8 @@ def _bag_backward(
 
 
 @bag.register_fake
-def _bag_fake(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Sequence[int]) -> Tensor:
-    taps = geometry[0] * geometry[1]
+def _bag_fake(x: Tensor, offset: Tensor, mask: Tensor, groups: int, geometry: Sequence[int]) -> Tensor:
+    taps = Geometry(*geometry).taps
     return x.new_empty(x.shape[0], offset.shape[2] * offset.shape[3], x.shape[1] * taps)
 
 
@@ -256,13 +244,13 @@ def _backward_fake(
     grad: Tensor,
     x: Tensor,
     offset: Tensor,
-    mask: Tensor | None,
+    mask: Tensor,
     groups: int,
     geometry: Sequence[int],
     with_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = x.new_empty(x.shape) if with_x else x.new_empty(0)
-    return grad_x, offset.new_empty(offset.shape), x.new_empty(0 if mask is None else mask.shape)
+    return grad_x, offset.new_empty(offset.shape), x.new_empty(mask.shape)
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -277,7 +265,7 @@ def _connect(forward: Any, backward: Any) -> None:
         x, offset, mask = ctx.saved_tensors
         with_x = ctx.needs_input_grad[0]
         grad_x, grad_offset, grad_mask = backward(grad, x, offset, mask, ctx.groups, ctx.geometry, with_x)
-        return grad_x if with_x else None, grad_offset, None if mask is None else grad_mask, None, None
+        return grad_x if with_x else None, grad_offset, grad_mask, None, None
 
     backward.register_fake(_backward_fake)
     forward.register_autograd(gradient, setup_context=_keep_inputs)

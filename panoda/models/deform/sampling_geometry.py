@@ -18,45 +18,29 @@ MARGIN = 2
 
 
 class Geometry(NamedTuple):
-    """Kernel, stride, padding and dilation, height before width."""
+    """Side of a square kernel, stride and padding, in pixels."""
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    @classmethod
-    def unpacked(cls, numbers: Sequence[int]) -> Geometry:
-        """From the eight integers that an operator's schema can carry."""
-        pairs = [(numbers[i], numbers[i + 1]) for i in range(0, 8, 2)]
-        return cls(*pairs)
-
-    def packed(self) -> list[int]:
-        """The eight integers."""
-        return [number for pair in self for number in pair]
+    kernel: int
+    stride: int = 1
+    padding: int = 0
 
     @property
     def taps(self) -> int:
         """K."""
-        return self.kernel[0] * self.kernel[1]
+        return self.kernel**2
 
     def output(self, size: Sequence[int]) -> tuple[int, int]:
         """Output size for an input size."""
-        reach = [self.dilation[a] * (self.kernel[a] - 1) + 1 for a in (0, 1)]
-        height, width = ((size[a] + 2 * self.padding[a] - reach[a]) // self.stride[a] + 1 for a in (0, 1))
+        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in size)
         return height, width
 
     def positions(self, out_size: Sequence[int], like: Tensor) -> Tensor:
         """(2, K, Ho, Wo): y and x of every tap of every output pixel, without offsets."""
-        taps = torch.empty(2, *self.kernel, device=like.device, dtype=like.dtype)
-        steps = torch.empty(2, *out_size, device=like.device, dtype=like.dtype)
-        for axis in (0, 1):
-            shape = (-1, 1) if axis == 0 else (1, -1)
-            tap = torch.arange(self.kernel[axis], device=like.device)
-            taps[axis] = (tap * self.dilation[axis] - self.padding[axis]).reshape(shape)
-            step = torch.arange(out_size[axis], device=like.device)
-            steps[axis] = (step * self.stride[axis]).reshape(shape)
-        return taps.reshape(2, -1, 1, 1) + steps.unsqueeze(1)
+        tap = torch.arange(self.taps, device=like.device)
+        down, across = (torch.arange(side, device=like.device) * self.stride for side in out_size)
+        rows = (tap // self.kernel - self.padding)[:, None] + down  # (K, Ho)
+        columns = (tap % self.kernel - self.padding)[:, None] + across  # (K, Wo)
+        return torch.stack(torch.broadcast_tensors(rows[:, :, None], columns[:, None])).to(like.dtype)
 
 
 class Corners(NamedTuple):

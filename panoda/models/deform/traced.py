@@ -15,7 +15,7 @@ from torch import Tensor
 from panoda.models.deform.sampling_geometry import MARGIN, Geometry
 
 
-def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry) -> Tensor:
+def gather(x: Tensor, offset: Tensor, mask: Tensor, groups: int, geometry: Geometry) -> Tensor:
     """Samples (N, C * K, Ho * Wo), as ``panoda.models.deform.sampling.gather``; all four corners at once."""
     n, channels, each = x.shape[0], x.shape[1], x.shape[1] // groups
     pixels = offset.shape[2] * offset.shape[3]
@@ -25,12 +25,10 @@ def gather(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry
     index = torch.stack([first + step for step in steps], dim=2).reshape(n, groups, 1, 4 * count)
     values = flat.gather(3, index.expand(-1, -1, each, -1)).reshape(n, groups, each, 4, count)
     total = (values * torch.stack(shares, dim=2).reshape(n, groups, 1, 4, count)).sum(dim=3)
-    if mask is not None:
-        total = total * mask.reshape(n, groups, 1, count)
-    return total.reshape(n, channels * geometry.taps, pixels)
+    return (total * mask.reshape(n, groups, 1, count)).reshape(n, channels * geometry.taps, pixels)
 
 
-def bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: Geometry) -> Tensor:
+def bag(x: Tensor, offset: Tensor, mask: Tensor, groups: int, geometry: Geometry) -> Tensor:
     """Samples (N, Ho * Wo, G * K * C/G), as ``panoda.models.deform.sampling.bag``; one corner after the other."""
     n, each = x.shape[0], x.shape[1] // groups
     first, steps, shares = _corners(x, offset, groups, geometry)
@@ -42,8 +40,7 @@ def bag(x: Tensor, offset: Tensor, mask: Tensor | None, groups: int, geometry: G
     index = _by_pixel(first + maps * cells)
     total: Tensor | None = None
     for step, share in zip(steps, shares, strict=True):
-        weight = share if mask is None else share * mask.reshape(share.shape)
-        part = table.index_select(0, index + step) * _by_pixel(weight)[:, None]
+        part = table.index_select(0, index + step) * _by_pixel(share * mask.reshape(share.shape))[:, None]
         total = part if total is None else total + part
     assert total is not None
     return total.reshape(n, offset.shape[2] * offset.shape[3], geometry.taps * x.shape[1])
@@ -58,7 +55,10 @@ def _corners(
         Index of the upper left corner in the padded and flattened map; the way from it to all four
         corners; the corners' shares.
     """
-    y, x_ = _positions(offset, groups, geometry)
+    size = offset.shape[2:]
+    by_tap = offset.reshape(offset.shape[0], groups, geometry.taps, 2, *size)
+    base_y, base_x = geometry.positions(size, offset)
+    y, x_ = by_tap[:, :, :, 0] + base_y, by_tap[:, :, :, 1] + base_x
     top, left = y.floor(), x_.floor()
     row = top.to(torch.int64).clamp(-MARGIN, x.shape[2])
     column = left.to(torch.int64).clamp(-MARGIN, x.shape[3])
@@ -67,23 +67,6 @@ def _corners(
     my, mx = 1 - ly, 1 - lx
     first = row * width + column + MARGIN * (width + 1)
     return first, (0, 1, width, width + 1), [my * mx, my * lx, ly * mx, ly * lx]
-
-
-def _positions(offset: Tensor, groups: int, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """Rows y and columns x of every sample, (N, G, K, Ho, Wo) each."""
-    height, width = offset.shape[2:]
-    by_tap = offset.reshape(offset.shape[0], groups, geometry.taps, 2, height, width)
-    tap = torch.arange(geometry.taps, device=offset.device)
-    across = geometry.kernel[1]
-    rows = _places(tap // across, geometry, 0, height).to(offset.dtype)
-    columns = _places(tap % across, geometry, 1, width).to(offset.dtype)
-    return by_tap[:, :, :, 0] + rows[:, :, None], by_tap[:, :, :, 1] + columns[:, None]
-
-
-def _places(tap: Tensor, geometry: Geometry, axis: int, size: int) -> Tensor:
-    """(K, size): row (or column) of every tap of every output row (or column), without offsets."""
-    step = torch.arange(size, device=tap.device) * geometry.stride[axis]
-    return (tap * geometry.dilation[axis] - geometry.padding[axis])[:, None] + step
 
 
 def _by_pixel(values: Tensor) -> Tensor:
