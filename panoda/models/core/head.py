@@ -53,21 +53,10 @@ class Decoder(nn.Module):
         """Check and keep what every decoder is told.
 
         Raises:
-            ValueError: no maps, channels and strides of different number, a count below 1, or strides
-                that are not those of a pyramid where one is needed.
+            ValueError: a width below 1, or strides that are not those of a pyramid where one is needed.
         """
         super().__init__()
         self.channels, self.strides = tuple(channels), tuple(strides)
-        if not self.channels or len(self.channels) != len(self.strides):
-            raise ValueError(
-                f"{self.name}: got channels {self.channels} and strides {self.strides}; "
-                "every map of the encoder has one of each, and there is at least one map"
-            )
-        for what, values in (("channels", self.channels), ("strides", self.strides)):
-            if min(values) < 1:
-                raise ValueError(f"{self.name}: {what} are {values}; each must be at least 1")
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; a model needs at least one class")
         if width < 1:
             raise ValueError(
                 f"{self.name}: width is {width}; expected at least 1, published: {self.default_width}"

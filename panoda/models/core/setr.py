@@ -43,21 +43,20 @@ class SETRDecoder(Decoder, ABC):
         *,
         strides: Sequence[int],
         num_classes: int,
-        width: int | None = None,
+        width: int,
         auxiliary_weights: Sequence[float] | None = None,
     ) -> None:
         """Build for ``channels`` of maps that all have one stride.
 
         Args:
             strides: Of the maps, all equal: the encoder's patch size.
-            width: Channels of the features; None for those of the published model.
+            width: Channels of the features.
             auxiliary_weights: Loss weight of an auxiliary head on each map from the first on, 0 for none;
                 None for 0.4 on every map that has one in the published model.
 
         Raises:
             ValueError: as ``Decoder``, strides that differ or are below 8, more weights than maps.
         """
-        width = self.default_width if width is None else width
         super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
         if len(set(self.strides)) > 1 or self.strides[0] < 8:
             raise ValueError(

@@ -27,23 +27,13 @@ class SegFormerDecoder(Decoder):
     default_width = 256
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        *,
-        num_classes: int,
-        width: int = 256,
-        strides: Sequence[int] = PYRAMID,
-        dropout: float = 0.1,
+        self, channels: Sequence[int], *, num_classes: int, width: int = 256, strides: Sequence[int] = PYRAMID
     ) -> None:
-        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
-
-        Raises:
-            ValueError: as ``Decoder``.
-        """
+        """Build for stages of ``channels`` at strides 4, 8, 16, 32; errors as ``Decoder``."""
         super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
         self.linears = nn.ModuleList(nn.Linear(found, width) for found in self.channels)
         self.fuse = ConvBlock(len(self.channels) * width, width, 1)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(0.1)
         self.predict = prediction(width, num_classes)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -31,17 +31,16 @@ class PyramidPooling(nn.Module):
         fuse: 3x3 ConvBlock over the map and all branches.
     """
 
-    def __init__(self, in_channels: int, width: int, *, scales: Sequence[int] = POOL_SCALES) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.scales = tuple(scales)
-        self.branches = nn.ModuleList(ConvBlock(in_channels, width, 1) for _ in self.scales)
-        self.fuse = ConvBlock(in_channels + len(self.scales) * width, width, 3)
+        self.branches = nn.ModuleList(ConvBlock(in_channels, width, 1) for _ in POOL_SCALES)
+        self.fuse = ConvBlock(in_channels + len(POOL_SCALES) * width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, width, H, W)."""
         pooled = [
             resize(branch(_pooled(x, scale)), x.shape[2:])
-            for scale, branch in zip(self.scales, self.branches, strict=True)
+            for scale, branch in zip(POOL_SCALES, self.branches, strict=True)
         ]
         return self.fuse(torch.cat([x, *pooled], dim=1))
 
@@ -88,8 +87,6 @@ class UPerNetDecoder(Decoder):
         width: int = 512,
         strides: Sequence[int] = PYRAMID,
         auxiliary_weights: Sequence[float] = (0.4,),
-        pool_scales: Sequence[int] = POOL_SCALES,
-        dropout: float = 0.1,
     ) -> None:
         """Build for stages of ``channels``; ``auxiliary_weights`` has one weight, or none for no such head.
 
@@ -102,11 +99,11 @@ class UPerNetDecoder(Decoder):
                 f"upernet has one auxiliary head, on the third stage; got {len(auxiliary_weights)} weights "
                 f"{tuple(auxiliary_weights)}"
             )
-        self.pooling = PyramidPooling(self.channels[-1], width, scales=pool_scales)
+        self.pooling = PyramidPooling(self.channels[-1], width)
         self.laterals = nn.ModuleList(ConvBlock(found, width, 1) for found in self.channels[:-1])
         self.smooth = nn.ModuleList(ConvBlock(width, width, 3) for _ in self.channels[:-1])
         self.fuse = ConvBlock(len(self.channels) * width, width, 3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(0.1)
         self.predict = prediction(width, num_classes)
         self.heads = AuxiliaryHeads(
             self.channels,

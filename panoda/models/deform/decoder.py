@@ -27,11 +27,7 @@ class DeformableDecoder(Decoder):
     def __init__(
         self, channels: Sequence[int], *, num_classes: int, width: int = 128, strides: Sequence[int] = PYRAMID
     ) -> None:
-        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
-
-        Raises:
-            ValueError: as ``Decoder``.
-        """
+        """Build for stages of ``channels`` at strides 4, 8, 16, 32; errors as ``Decoder``."""
         super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
         self.blocks = nn.ModuleList(self.block(found, width) for found in self.channels)
         self.predict = nn.Conv2d(width, num_classes, 1)
