@@ -10,13 +10,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from panoda.data.loading.codec import Codec, decode, encode
+from panoda.data.loading.codec import Codec, decode
 from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
@@ -60,25 +59,27 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def append(self, row: Mapping[str, np.ndarray | bytes]) -> tuple[int, int, int]:
         """Write one row.
 
         Args:
-            row: One uint8 array per column, of the column's shape; or, with a codec that compresses, what
-                ``encode`` made of it (in another thread).
+            row: What ``encode`` made of each column's uint8 array.
 
         Returns:
             Shard number, row within the shard, CRC-32 of the row.
 
         Raises:
-            ValueError: a column is missing, or its dtype or shape is wrong.
+            ValueError: an array has another dtype or shape than its column.
         """
-        stored = [self._checked(row, name) for name in self.columns]
+        stored = [row[name] for name in self.columns]
+        for value, (name, shape) in zip(stored, self.columns.items(), strict=True):
+            if isinstance(value, np.ndarray) and (value.dtype != np.uint8 or value.shape != shape):
+                raise ValueError(
+                    f"column {name!r}: expected uint8 {shape}, found {value.dtype} {value.shape}"
+                )
         number = self.first + len(self.shards)
         if self._writer is None:
             self._path = self.folder / shard_name(number)
@@ -86,7 +87,7 @@ class ShardWriter:
             self._writer = pa.ipc.new_file(self._sink, self._schema)
         cells = [_cell(field.type, value) for field, value in zip(self._schema, stored, strict=True)]
         self._writer.write_batch(pa.record_batch(cells, schema=self._schema))
-        place = (number, self._rows, _crc([v if isinstance(v, bytes) else v.data for v in stored]))
+        place = (number, self._rows, _crc(stored))
         self._rows += 1
         if self._rows == self.rows_per_shard:
             self.close()
@@ -105,15 +106,6 @@ class ShardWriter:
         info = ShardInfo(file=path.name, rows=self._rows, bytes=path.stat().st_size, sha256=sha256_file(path))
         self.shards.append(info)
         self._rows = 0
-
-    def _checked(self, row: Mapping[str, np.ndarray | bytes], name: str) -> np.ndarray | bytes:
-        array, shape = row.get(name), self.columns[name]
-        if isinstance(array, bytes) and self.codec != "raw":
-            return array
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.shape != shape:
-            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"column {name!r}: expected uint8 {shape}, found {found}")
-        return encode(np.ascontiguousarray(array), self.codec)
 
 
 class ShardReader:
@@ -194,10 +186,10 @@ def shard_name(number: int) -> str:
 def _cell(kind: pa.DataType, value: np.ndarray | bytes) -> pa.Array:
     if isinstance(value, bytes):
         return pa.array([value], kind)
-    return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(value)])
+    return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(np.ascontiguousarray(value))])
 
 
-def _crc(parts: Sequence[memoryview | bytes]) -> int:
+def _crc(parts: Sequence[memoryview | np.ndarray | bytes]) -> int:
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.codec import Codec, check_codec
-from panoda.data.prepare.contact_sheet import SheetRow, contact_sheet
+from panoda.data.prepare.contact_sheet import contact_sheet
 from panoda.data.prepare.disk_space import check_space, foresee, megabytes
 from panoda.data.prepare.item import ItemSpec
 from panoda.data.prepare.items import PrepareConfig, raise_problems
@@ -128,19 +128,17 @@ def _write(
 ) -> None:
     """Everything that ``prepare`` leaves behind; completes the summary."""
     classes = {key: summary[key] for key in _classes(space, None)}
-    counts, rows = {}, []
+    counts = {}
     for name, members in splits.items():
         folder = staged / name
         folder.mkdir(parents=True)
         part, counts[name] = write_split(name, members, config, shards[name], folder, classes=classes)
         summary["splits"][name] = part
-        pixels = counts[name].labels[: space.num_classes]
-        rows.append(SheetRow(name, folder, part["images"], part["labelled"], pixels))
     joined = json.dumps({name: part["digest"] for name, part in summary["splits"].items()}, sort_keys=True)
     summary["digest"] = hashlib.sha256(joined.encode()).hexdigest()
     write_json(staged / "dataset.json", summary)
     write_statistics(staged, counts, space)
-    Image.fromarray(contact_sheet(rows, space)).save(staged / CONTACT_SHEET)
+    Image.fromarray(contact_sheet([staged / name for name in splits], space)).save(staged / CONTACT_SHEET)
 
 
 def _checked_splits(
