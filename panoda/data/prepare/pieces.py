@@ -5,19 +5,19 @@ So a killed run goes on with the shards it had finished, and the workers of a cl
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from panoda.data.formats.dataset import Encoding, RawItem
 from panoda.data.loading.shards import ShardInfo, ShardWriter
@@ -30,6 +30,8 @@ from panoda.system.pieces import Make, Work, finish
 
 SHARD, PROBLEMS = "shard.json", "problems.json"
 """Files beside a shard, and in place of one that could not be made."""
+_ITEMS = TypeAdapter(tuple[list[Encoding | None], list[tuple[RawItem, int]]])
+"""Items without their encodings, and the number of that of each."""
 
 
 class MadeShard(TypedDict):
@@ -102,7 +104,7 @@ class ShardWork(Work):
 
     def open(self, compute: Any) -> Make:
         """Nothing to open: a piece reads its own items."""
-        config = dataclasses.replace(self.config, workers=self.config.workers or torch.get_num_threads())
+        config = replace(self.config, workers=self.config.workers or torch.get_num_threads())
         problems: list[str] = []
 
         def make(piece: int, folder: Path) -> dict[str, str]:
@@ -152,37 +154,21 @@ def _make_shard(
 
 def _write_items(path: Path, items: Sequence[RawItem]) -> bytes:
     """Write items, an encoding that they share once, with absolute paths; returns what they are made from."""
-    encodings: dict[Encoding, int] = {}
+    encodings = list(dict.fromkeys(item.encoding for item in items))
     rows, states = [], []
     for item in items:
-        row = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-        row["image"] = os.path.abspath(item.image)
-        row["label"] = None if item.label is None else os.path.abspath(item.label)
-        if item.encoding is not None:
-            row["encoding"] = encodings.setdefault(item.encoding, len(encodings))
-        rows.append(row)
-        for stat in (file.stat() for file in (item.image, item.label) if file is not None):
+        image, label = Path(os.path.abspath(item.image)), item.label and Path(os.path.abspath(item.label))
+        rows.append((replace(item, image=image, label=label, encoding=None), encodings.index(item.encoding)))
+        for stat in (file.stat() for file in (image, label) if file is not None):
             states.append([stat.st_size, stat.st_mtime_ns])
-    text = json.dumps({"encodings": [asdict(encoding) for encoding in encodings], "items": rows})
+    text = json.dumps(_ITEMS.dump_python((encodings, rows), mode="json"))
     path.write_text(text, encoding="utf-8")
     return f"{text}{states}".encode()
 
 
 def _read_items(path: Path) -> list[RawItem]:
-    value = _read(path)
-    known = [Encoding(**{**row, "table": tuple(map(tuple, row["table"]))}) for row in value["encodings"]]
-    return [
-        RawItem(
-            **row
-            | {
-                "image": Path(row["image"]),
-                "label": None if row["label"] is None else Path(row["label"]),
-                "void_ids": tuple(row["void_ids"]),
-                "encoding": None if row["encoding"] is None else known[row["encoding"]],
-            }
-        )
-        for row in value["items"]
-    ]
+    encodings, rows = _ITEMS.validate_python(_read(path))
+    return [replace(item, encoding=encodings[number]) for item, number in rows]
 
 
 def _read(path: Path) -> Any:
