@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -118,10 +117,6 @@ class CityDataset(Section):
                 raise ValueError(f"splits {one} and {two} share world seed {start}; move one seed")
         return self
 
-    def labelled(self, split: str) -> bool:
-        """Whether a split comes with labels."""
-        return self.splits[split].labels
-
     @property
     def full_circle(self) -> bool:
         """The images cover 360 degrees."""
@@ -152,20 +147,12 @@ class FolderDataset(Section):
     """Latitude of the uncropped lower edge in degrees."""
 
     @model_validator(mode="after")
-    def _band(self) -> FolderDataset:
+    def _check(self) -> FolderDataset:
         if self.lat_top_deg <= self.lat_bottom_deg:
             raise ValueError("lat_top_deg must lie above lat_bottom_deg")
-        return self
-
-    @model_validator(mode="after")
-    def _kept(self) -> FolderDataset:
         if self.crop_top + self.crop_bottom >= 1:
             raise ValueError("crop_top and crop_bottom leave nothing of the images")
         return self
-
-    def labelled(self, split: str) -> bool:
-        """No labels."""
-        return False
 
 
 class DeclaredDataset(Section):
@@ -183,15 +170,6 @@ class DeclaredDataset(Section):
     """Only images of these groups (cities, weathers, ...); null = all."""
     unlabelled: list[str] = []
     """Our splits whose labels are left out, such as train of a target that comes with labels."""
-
-    @model_validator(mode="after")
-    def _unlabelled(self) -> DeclaredDataset:
-        _check_unlabelled(self.unlabelled, self.splits)
-        return self
-
-    def labelled(self, split: str) -> bool:
-        """Whether a split is wanted with labels; the declaration says if it has any."""
-        return split not in self.unlabelled
 
 
 class Stanford2D3DDataset(Section):
@@ -220,16 +198,11 @@ class Stanford2D3DDataset(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Stanford2D3DDataset:
-        _check_unlabelled(self.unlabelled, self.splits)
         if self.crop_top + self.crop_bottom >= 1:
             raise ValueError("crop_top and crop_bottom leave nothing of the images")
         if self.variant == "pinhole" and (self.crop_top or self.crop_bottom):
             raise ValueError("crop_top and crop_bottom are for variant: panoramic")
         return self
-
-    def labelled(self, split: str) -> bool:
-        """Whether a split comes with labels."""
-        return split not in self.unlabelled
 
     @property
     def full_circle(self) -> bool:
@@ -253,21 +226,6 @@ class Structured3DDataset(Section):
     """Our split name -> published one: scenes 0-2999, 3000-3249, 3250-3499."""
     unlabelled: list[str] = []
     """Our splits whose labels are left out, such as train of a target."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Structured3DDataset:
-        _check_unlabelled(self.unlabelled, self.splits)
-        return self
-
-    def labelled(self, split: str) -> bool:
-        """Whether a split comes with labels."""
-        return split not in self.unlabelled
-
-
-def _check_unlabelled(unlabelled: Sequence[str], splits: Mapping[str, str]) -> None:
-    unknown = sorted(set(unlabelled) - set(splits))
-    if unknown:
-        raise ValueError(f"unlabelled names {', '.join(unknown)}, but the splits are {', '.join(splits)}")
 
 
 AnyDataset = CityDataset | FolderDataset | DeclaredDataset | Stanford2D3DDataset | Structured3DDataset

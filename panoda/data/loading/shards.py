@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -189,7 +189,7 @@ def _cell(kind: pa.DataType, value: np.ndarray | bytes) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(np.ascontiguousarray(value))])
 
 
-def _crc(parts: Sequence[memoryview | np.ndarray | bytes]) -> int:
+def _crc(parts: Sequence[Any]) -> int:
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)

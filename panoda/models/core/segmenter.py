@@ -29,16 +29,16 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: Decoder, *, neck: PyramidNeck | None = None, name: str = ""
+        self, encoder: Any, decoder: Decoder, *, neck: PyramidNeck | None = None, name: str = ""
     ) -> None:
         super().__init__()
         self.name = name
         self.arguments: dict[str, Any] = {}
         self.colours: Colours | None = None
-        self.encoder: Any = encoder
+        self.encoder = encoder
         self.neck = neck
         self.decoder = decoder
-        wanted = (tuple(self.encoder.mean), tuple(self.encoder.std))
+        wanted = tuple(self.encoder.mean), tuple(self.encoder.std)
         self._foreign = wanted if wanted != _IMAGENET else None
 
     @property

@@ -167,7 +167,7 @@ def _table(x: Tensor, groups: int) -> Tensor:
     return padded(x).unflatten(1, (groups, -1)).permute(0, 1, 3, 4, 2).reshape(-1, x.shape[1] // groups)
 
 
-def _flat_mask(mask: Tensor, groups: int) -> Tensor | None:
+def _flat_mask(mask: Tensor, groups: int) -> Tensor:
     """In the order of the samples."""
     return None if mask is None else mask.unflatten(1, (groups, -1)).permute(0, 3, 4, 1, 2).flatten()
 
