@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from panoda.data.loading.prepared import PreparedSplit
-from panoda.geometry.erp import solid_angle_weights
+from panoda.geometry.area import Area
 from panoda.inference.metrics import ConfusionMatrix
 from panoda.labels import IGNORE_INDEX
 
@@ -190,11 +190,10 @@ class PixelCounter:
             self.latitude = [
                 Region("latitude", i, *ab, ConfusionMatrix(num_classes)) for i, ab in enumerate(limits)
             ]
-            area = solid_angle_weights(
-                split.height, split.width, lat_top=math.radians(top), lat_bottom=math.radians(bottom)
-            )
+            band = Area(lat_top=math.radians(top), lat_bottom=math.radians(bottom))
+            area = band.solid_angles(split.height, split.width).float()
             self.area_step = float(area.max()) / AREA_STEPS
-            self.weights = (area[:, 0].double() / self.area_step).round()
+            self.weights = (area.double() / self.area_step).round()
             self.areas = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         if split.full_circle:
             self.azimuth = [

@@ -1,4 +1,4 @@
-"""Equirectangular (ERP) images: rays, sampling with wrap-around, solid angles, yaw rolls.
+"""Equirectangular (ERP) images: rays, sampling with wrap-around.
 
 Convention:
     Camera axes are x right, y down, z forward. A direction has a longitude ``lon`` in
@@ -133,7 +133,7 @@ def sample_erp(
         (B, C, h, w) in the dtype of ``image``.
 
     Raises:
-        ValueError: wrong number of dimensions, or the latitudes are no band.
+        ValueError: the latitudes are no band.
 
     Example:
         >>> image = torch.arange(8.0).expand(1, 1, 4, 8)
@@ -141,11 +141,6 @@ def sample_erp(
         >>> round(sample_erp(image, seam).item(), 3)
         3.5
     """
-    if image.ndim != 4 or rays.ndim not in (3, 4) or rays.shape[-1] != 3:
-        raise ValueError(
-            f"expected image (B,C,H,W) and rays (h,w,3) or (B,h,w,3); "
-            f"got {tuple(image.shape)} and {tuple(rays.shape)}"
-        )
     height, width = image.shape[-2:]
     x, y = rays_to_erp(rays, height=height, width=width, lat_top=lat_top, lat_bottom=lat_bottom)
     padded = torch.cat((image[..., -1:], image, image[..., :1]), dim=-1)  # (B, C, H, W + 2)
@@ -163,49 +158,6 @@ def grid_sample_any(image: Tensor, grid: Tensor, *, mode: str) -> Tensor:
     work = image if image.is_floating_point() else image.float()
     out = F.grid_sample(work, grid.to(work.dtype), mode=mode, padding_mode="border", align_corners=False)
     return out if image.is_floating_point() else out.round().to(image.dtype)
-
-
-def solid_angle_weights(
-    height: int,
-    width: int,
-    *,
-    lat_top: float = HALF_PI,
-    lat_bottom: float = -HALF_PI,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Solid angle of every pixel in steradians, (H, W) float32.
-
-    The sum is the area of the band, 2 pi (sin lat_top - sin lat_bottom): 4 pi for the full sphere.
-
-    Raises:
-        ValueError: empty size, or the latitudes are no band.
-
-    Example:
-        >>> round(solid_angle_weights(64, 128).sum().item(), 3)  # 4 pi
-        12.566
-    """
-    check_band(lat_top, lat_bottom)
-    if height < 1 or width < 1:
-        raise ValueError(f"an image of {height}x{width} pixels has no solid angle; expected at least 1x1")
-    edges = torch.linspace(lat_top, lat_bottom, height + 1, dtype=torch.float64, device=device).sin()
-    rows = (edges[:-1] - edges[1:]) * (2 * math.pi / width)
-    return rows.float()[:, None].expand(height, width).clone()
-
-
-def yaw_roll(image: Tensor, pixels: int) -> Tensor:
-    """Turn the camera of an ERP image (..., H, W) about the vertical axis by whole columns, without loss.
-
-    Args:
-        pixels: Columns; positive turns the camera left, so that content moves right.
-
-    Returns:
-        A tensor like ``image``. A turn of ``pixels`` columns is 2 pi pixels / W radians.
-
-    Example:
-        >>> yaw_roll(torch.tensor([[0, 1, 2, 3]]), 1).tolist()
-        [[3, 0, 1, 2]]
-    """
-    return torch.roll(image, pixels, dims=-1)
 
 
 def is_full_circle(projection: str, fov_x_deg: float) -> bool:

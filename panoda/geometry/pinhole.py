@@ -153,7 +153,7 @@ def erp_to_pinhole(
         (B, C, height, width) in the dtype of ``image``.
 
     Raises:
-        ValueError: bad shapes, field of view or band.
+        ValueError: bad field of view or band.
 
     Example:
         >>> panorama = torch.rand(1, 3, 64, 128)
@@ -196,7 +196,7 @@ def pinhole_to_erp(
         place of height and width, and valid is (B, h', w').
 
     Raises:
-        ValueError: bad shapes, field of view or band.
+        ValueError: bad field of view or band.
 
     Example:
         >>> image, label = torch.rand(1, 3, 32, 64), torch.zeros(1, 32, 64, dtype=torch.int64)
@@ -204,14 +204,6 @@ def pinhole_to_erp(
         >>> bool((band[0, ~valid] == 255).all()), bool((band[0, valid] == 0).all())
         (True, True)
     """
-    if image.ndim != 4 or label.ndim != 3 or image.shape[0] != label.shape[0]:
-        raise ValueError(
-            f"expected image (B,C,h,w) and label (B,h,w); got {tuple(image.shape)} and {tuple(label.shape)}"
-        )
-    if image.shape[-2:] != label.shape[-2:]:
-        raise ValueError(
-            f"image is {tuple(image.shape[-2:])} but label is {tuple(label.shape[-2:])}; resize one"
-        )
     band: dict[str, Any] = {"height": height, "width": width, "lat_top": lat_top, "lat_bottom": lat_bottom}
     if rows is None or columns is None:
         rays = erp_rays(**band, device=image.device)
