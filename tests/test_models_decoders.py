@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from decoder_numbers import CLASSES, SETR
 from torch import Tensor, nn
 
-from panoda.models.core.decoders import create_decoder, decoder_class, decoder_names
+from panoda.config import DECODERS
+from panoda.models.core.decoders import create_decoder, decoder_class
 from panoda.models.core.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder
 from panoda.models.decoders.dmlpv2 import ChannelMLP
 from panoda.models.decoders.upernet import PyramidPooling
@@ -35,7 +36,7 @@ def maps(decoder: Decoder, height: int, width: int) -> list[Tensor]:
 
 
 def test_names() -> None:
-    assert sorted(decoder_names()) == sorted(NAMES)
+    assert sorted(DECODERS) == sorted(NAMES)
     for name in NAMES:
         decoder = build(name)
         assert (decoder.name, decoder.num_classes, decoder.width) == (name, CLASSES, 8)
@@ -159,7 +160,7 @@ def test_auxiliary_weights_choose_the_maps() -> None:
     assert len(every.auxiliary(maps(every, 32, 32))) == 4
 
 
-@pytest.mark.parametrize("name", [n for n in decoder_names() if decoder_class(n).has_auxiliary_heads])
+@pytest.mark.parametrize("name", [n for n in DECODERS if decoder_class(n).has_auxiliary_heads])
 def test_auxiliary_heads_cost_nothing_at_inference(name: str) -> None:
     decoder = build(name).eval()
     bare = copy.deepcopy(decoder)

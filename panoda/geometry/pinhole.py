@@ -42,21 +42,13 @@ def focal_length(width: int, fov_x: float) -> float:
 
 
 def pinhole_pixel_rays(
-    x: Tensor,
-    y: Tensor,
-    *,
-    height: int,
-    width: int,
-    fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
+    x: Tensor, y: Tensor, *, height: int, width: int, fov_x: float, **turn: float
 ) -> Tensor:
-    """Unit rays (..., 3) in panorama axes of continuous pixel coordinates x, y (...)."""
+    """Unit rays (..., 3) in panorama axes of continuous pixel coordinates x, y (...); ``turn`` as ``view_rotation``."""
     focal = focal_length(width, fov_x)
     rays = torch.stack(((x - 0.5 * width) / focal, (y - 0.5 * height) / focal, torch.ones_like(x)), dim=-1)
     rays = rays / rays.norm(dim=-1, keepdim=True)
-    return rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays, non_blocking=True).T
+    return rays @ view_rotation(**turn).to(rays, non_blocking=True).T
 
 
 def pinhole_rays(
@@ -64,12 +56,10 @@ def pinhole_rays(
     width: int,
     *,
     fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
     device: torch.device | str | None = None,
+    **turn: float,
 ) -> Tensor:
-    """Unit rays of all pixel centres of a pinhole view.
+    """Unit rays of all pixel centres of a pinhole view; ``turn`` as ``view_rotation``.
 
     Returns:
         (H, W, 3) float32 unit directions in panorama axes.
@@ -83,9 +73,7 @@ def pinhole_rays(
         [1.0, 0.0, 0.0]
     """
     x, y = pixel_grid(height, width, device=device)
-    return pinhole_pixel_rays(
-        x, y, height=height, width=width, fov_x=fov_x, azimuth=azimuth, elevation=elevation, roll=roll
-    )
+    return pinhole_pixel_rays(x, y, height=height, width=width, fov_x=fov_x, **turn)
 
 
 def pinhole_solid_angles(height: int, width: int, *, fov_x: float, rows: range | None = None) -> Tensor:
@@ -106,14 +94,7 @@ def pinhole_solid_angles(height: int, width: int, *, fov_x: float, rows: range |
 
 
 def rays_to_pinhole(
-    rays: Tensor,
-    *,
-    height: int,
-    width: int,
-    fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
+    rays: Tensor, *, height: int, width: int, fov_x: float, **turn: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where rays (..., 3) in panorama axes meet a pinhole view; the inverse of ``pinhole_pixel_rays``.
 
@@ -124,7 +105,7 @@ def rays_to_pinhole(
         ValueError: fov_x outside (0, pi).
     """
     focal = focal_length(width, fov_x)
-    local = rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays, non_blocking=True)
+    local = rays @ view_rotation(**turn).to(rays, non_blocking=True)
     ahead = local[..., 2] > 1e-6
     depth = torch.where(ahead, local[..., 2], torch.ones_like(local[..., 2]))
     x = local[..., 0] / depth * focal + 0.5 * width
@@ -139,15 +120,16 @@ def erp_to_pinhole(
     height: int,
     width: int,
     fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
     lat_top: float = HALF_PI,
     lat_bottom: float = -HALF_PI,
     mode: Literal["bilinear", "nearest"] = "bilinear",
     fill: float = 0.0,
+    **turn: float,
 ) -> Tensor:
     """Cut a pinhole (tangent) view out of an ERP image or label (B, C, H, W) of any dtype.
+
+    Args:
+        turn: azimuth, elevation and roll of the view, as ``view_rotation`` takes them.
 
     Returns:
         (B, C, height, width) in the dtype of ``image``.
@@ -160,9 +142,7 @@ def erp_to_pinhole(
         >>> erp_to_pinhole(panorama, height=32, width=48, fov_x=1.2, azimuth=math.pi).shape
         torch.Size([1, 3, 32, 48])
     """
-    rays = pinhole_rays(
-        height, width, fov_x=fov_x, azimuth=azimuth, elevation=elevation, roll=roll, device=image.device
-    )
+    rays = pinhole_rays(height, width, fov_x=fov_x, device=image.device, **turn)
     return sample_erp(image, rays, lat_top=lat_top, lat_bottom=lat_bottom, mode=mode, fill=fill)
 
 
@@ -175,11 +155,9 @@ def pinhole_to_erp(
     width: int,
     lat_top: float = HALF_PI,
     lat_bottom: float = -HALF_PI,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
     rows: Tensor | None = None,
     columns: Tensor | None = None,
+    **turn: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lay a labelled pinhole image onto an ERP band, or onto parts of one.
 
@@ -189,6 +167,7 @@ def pinhole_to_erp(
         rows: (B, h') continuous rows of the band that each result shows, pixel centres at +0.5; nan shows
             nothing; None = all.
         columns: (B, w') likewise, with ``rows``; columns wrap around.
+        turn: azimuth, elevation and roll of the image's camera, as ``view_rotation`` takes them.
 
     Returns:
         image (B, C, height, width), zero outside the view; label (B, height, width), 255 outside;
@@ -211,15 +190,7 @@ def pinhole_to_erp(
         across, down = torch.broadcast_tensors(columns[:, None, :], rows[:, :, None])
         rays = erp_pixel_rays(across, down, **band)  # (B, h', w', 3)
     view_height, view_width = image.shape[-2:]
-    x, y, valid = rays_to_pinhole(
-        rays,
-        height=view_height,
-        width=view_width,
-        fov_x=fov_x,
-        azimuth=azimuth,
-        elevation=elevation,
-        roll=roll,
-    )
+    x, y, valid = rays_to_pinhole(rays, height=view_height, width=view_width, fov_x=fov_x, **turn)
     grid = torch.stack((2 * x / view_width - 1, 2 * y / view_height - 1), dim=-1).nan_to_num()
     grid = grid.expand(image.shape[0], *grid.shape[-3:])
     shown = valid if valid.ndim == 2 else valid[:, None]

@@ -1,6 +1,5 @@
 """Segmentation models, and reading and writing their weights."""
 
-from panoda.models.core.decoders import decoder_names
 from panoda.models.core.errors import CheckpointError
 from panoda.models.core.registry import PUBLISHED, create_model
 from panoda.models.core.segmenter import Segmenter

@@ -10,11 +10,6 @@ from panoda.config import DECODERS
 from panoda.models.core.head import Decoder
 
 
-def decoder_names() -> tuple[str, ...]:
-    """Names that ``create_decoder`` knows."""
-    return DECODERS
-
-
 def decoder_class(name: str) -> type[Decoder]:
     """The decoder class in ``panoda/models/decoders/<name>.py``; ValueError lists the known names."""
     if name not in DECODERS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -51,11 +51,14 @@ def without_decay(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_parameters() if name.endswith(_UNDECAYED)}
 
 
-def look_up(numbers: dict[str, int], name: str) -> int:
-    """Layer of the parameter ``name``; ValueError for a name the encoder does not have."""
-    if name not in numbers:
-        raise ValueError(f"{name!r} is no parameter of this encoder; names start without 'encoder.'")
-    return numbers[name]
+def checked_indices(indices: Sequence[int], count: int, name: str, what: str) -> tuple[int, ...]:
+    """Increasing numbers below ``count`` of a network's ``what``; ValueError for others."""
+    chosen = tuple(indices)
+    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < count:
+        raise ValueError(
+            f"indices {list(indices)} do not fit {name!r}; expected increasing {what.format(f'0 to {count - 1}')}"
+        )
+    return chosen
 
 
 def exporting() -> bool:

@@ -14,9 +14,9 @@ from panoda.models.encoders.layers import (
     PVT_LAST,
     PVT_MATCHER,
     cells_of,
+    checked_indices,
     cut_to,
     layer_numbers,
-    look_up,
     pad_to_multiple,
     without_decay,
 )
@@ -85,7 +85,7 @@ class TimmPyramid(nn.Module):
 
         Norms belong to the block before them, except PVTv2's final one, whose layer the others leave empty.
         """
-        return look_up(self._numbers, name)
+        return self._numbers[name]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -111,13 +111,7 @@ def _chosen(stated: list[tuple[int, int]], indices: Sequence[int] | None, name: 
     if indices is None:
         deepest = {stride: i for i, stride in enumerate(strides) if stride <= 32}
         return tuple(sorted(deepest.values())[-4:])
-    chosen = tuple(indices)
-    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < len(strides):
-        raise ValueError(
-            f"indices {list(indices)} do not fit {name!r}; expected increasing numbers of its maps "
-            f"0 to {len(strides) - 1}, of strides {strides}"
-        )
-    return chosen
+    return checked_indices(indices, len(strides), name, f"numbers of its maps {{}}, of strides {strides}")
 
 
 def _probe(encoder: TimmPyramid, name: str) -> None:

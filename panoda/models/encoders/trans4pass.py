@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.models.deform.layers import DeformableConv
-from panoda.models.encoders.layers import PVT_LAST, PVT_MATCHER, layer_numbers, look_up, without_decay
+from panoda.models.encoders.layers import PVT_LAST, PVT_MATCHER, layer_numbers, without_decay
 
 
 class DeformablePatchEmbed(DeformableConv):
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
         A later stage's embedding belongs to its first block, an earlier stage's norm to its last block.
         """
-        return look_up(self._numbers, name)
+        return self._numbers[name]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from panoda.models.encoders import positions
-from panoda.models.encoders.layers import look_up, pad_to_multiple, without_decay
+from panoda.models.encoders.layers import checked_indices, pad_to_multiple, without_decay
 from panoda.models.encoders.positions import Displacements, Grid
 from panoda.models.encoders.timm_models import build, normalisation
 
@@ -202,7 +202,7 @@ class ViTEncoder(nn.Module):
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter: 0 the embeddings and what blocks share, b + 1 block b."""
-        return look_up(self._numbers, name)
+        return self._numbers[name]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -227,9 +227,4 @@ def _chosen(depth: int, indices: Sequence[int] | None, name: str) -> tuple[int, 
     """Checked numbers of the blocks whose tokens are given, increasing."""
     if indices is None:
         return _USUAL.get(depth) or tuple(sorted({max((k * depth) // 4 - 1, 0) for k in (1, 2, 3, 4)}))
-    chosen = tuple(indices)
-    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:
-        raise ValueError(
-            f"indices {list(indices)} do not fit {name!r}; expected increasing blocks 0 to {depth - 1}"
-        )
-    return chosen
+    return checked_indices(indices, depth, name, "blocks {}")
