@@ -54,12 +54,7 @@ def build_world(seed: int, look: LookParams) -> World:
 
     Returns:
         The world; equal arguments give equal worlds.
-
-    Raises:
-        ValueError: negative seed.
     """
-    if seed < 0:
-        raise ValueError(f"world seed {seed} is negative; expected 0 or more")
     rng = np.random.default_rng(seed)
     drawn = draw_look(look, rng)
     streets = draw_network(rng, tram=seed % 3 == 0)

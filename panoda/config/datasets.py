@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from panoda.config.section import Count, Range, Section, Size
 
 Projection = Literal["pinhole", "erp"]
+Some = Field(min_length=1)
 
 
 class CameraParams(Section):
@@ -63,7 +64,7 @@ class LookParams(Section):
     """0 = white sun, 1 = deep sunset orange."""
     ambient: Range = (0.35, 0.45)
     """Ambient light relative to full sun."""
-    sky: tuple[str, ...] = ("clear",)
+    sky: Annotated[tuple[Literal["clear", "cloudy", "overcast", "sunset"], ...], Some] = ("clear",)
     """Sky types to draw from: clear, cloudy, overcast, sunset."""
     haze_per_m: Range = (0.0, 0.003)
     """Extinction of the air per metre."""
@@ -75,18 +76,28 @@ class LookParams(Section):
     """Colour cast: negative bluish, positive yellowish, about -1..1, drawn per image."""
     noise: Range = (0.005, 0.015)
     """Sensor noise, standard deviation as a share of full scale, drawn per image."""
-    building_styles: tuple[str, ...] = ("plaster",)
+    building_styles: Annotated[
+        tuple[Literal["plaster", "brick", "glass", "concrete", "timber"], ...], Some
+    ] = ("plaster",)
     """Facade styles to draw from: plaster, brick, glass, concrete, timber."""
-    palettes: tuple[str, ...] = ("pastel",)
+    palettes: Annotated[tuple[Literal["pastel", "brick", "earth", "white", "grey", "vivid"], ...], Some] = (
+        "pastel",
+    )
     """Facade palettes to draw from, per building: pastel, brick, earth, white, grey, vivid."""
     storeys: tuple[int, int] = (2, 6)
     """Fewest and most storeys of a building."""
-    trees: tuple[str, ...] = ("round",)
+    trees: Annotated[tuple[Literal["round", "conifer", "palm"], ...], Some] = ("round",)
     """Tree kinds to draw from: round, conifer, palm."""
     dryness: Range = (0.0, 0.3)
     """Leaves and grass: 0 = lush green, 1 = yellow-brown."""
     road_albedo: Range = (0.09, 0.14)
     """Reflectance of asphalt (linear)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LookParams:
+        if not 1 <= self.storeys[0] <= self.storeys[1]:
+            raise ValueError(f"storeys {self.storeys} must be two rising numbers from 1")
+        return self
 
 
 class CityDataset(Section):
