@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
-from panoda.data.prepare.disk_space import check_space
+from panoda.data.prepare.prepare import check_space
 
 Usage = namedtuple("Usage", "free")
 

@@ -9,7 +9,7 @@ import torch
 from test_inference import Tiny
 from torch import Tensor, nn
 
-from panoda.config.views import ViewsParams
+from panoda.config import ViewsParams
 from panoda.geometry.erp import erp_rays
 from panoda.geometry.views import Views, mixed, over_views
 from panoda.inference.prediction import predict_logits

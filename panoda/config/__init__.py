@@ -6,7 +6,6 @@ Unknown keys are rejected everywhere. The docstring under a field is its documen
 
 from __future__ import annotations
 
-from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.datasets import (
     AnyDataset,
     CameraParams,
@@ -24,7 +23,16 @@ from panoda.config.methods import params_model
 from panoda.config.params import Params
 from panoda.config.problems import problems, sections_in
 from panoda.config.reading import load_params, parse_params, read_tree
-from panoda.config.running import ClusterParams, EvaluateParams, RuntimeParams, SlidingParams, TrackingParams
+from panoda.config.running import (
+    ClusterParams,
+    EvaluateParams,
+    PrototypeParams,
+    PseudoLabelParams,
+    RuntimeParams,
+    SlidingParams,
+    TrackingParams,
+    ViewsParams,
+)
 from panoda.config.section import (
     ConfigError,
     Count,

@@ -6,10 +6,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.domains import DataParams
 from panoda.config.pairs import check_circles, check_crops, check_devices, check_ssl
-from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
+from panoda.config.running import (
+    EvaluateParams,
+    PrototypeParams,
+    PseudoLabelParams,
+    RuntimeParams,
+    TrackingParams,
+)
 from panoda.config.section import Count, Name, Section, SourceWeights
 from panoda.config.ssl import NoneParams, SslParams
 from panoda.config.training import MethodParams, ModelParams

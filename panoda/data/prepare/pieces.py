@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,9 +22,10 @@ import torch
 from pydantic import TypeAdapter
 
 from panoda.data.formats.dataset import Encoding, RawItem
+from panoda.data.loading.codec import Codec, encode
 from panoda.data.loading.shards import ShardInfo, ShardWriter
-from panoda.data.prepare.items import MAX_PROBLEMS, PrepareConfig, prepare_items, raise_problems
-from panoda.data.prepare.statistics import Counts
+from panoda.data.prepare.item import ItemSpec, prepare_item
+from panoda.data.prepare.statistics import Counts, count
 from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 from panoda.system.files import staged_directory, write_json
@@ -30,8 +33,22 @@ from panoda.system.pieces import Make, Work, finish
 
 SHARD, PROBLEMS = "shard.json", "problems.json"
 """Files beside a shard, and in place of one that could not be made."""
+MAX_PROBLEMS = 20
+"""Bad files listed in one message before giving up."""
+_Result = tuple[dict[str, np.ndarray | bytes], dict[str, Any], Counts]
+"""One prepared item: what the shard stores, its row of the index, what was counted."""
 _ITEMS = TypeAdapter(tuple[list[Encoding | None], list[tuple[RawItem, int]]])
 """Items without their encodings, and the number of that of each."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What is the same for every split."""
+
+    spec: ItemSpec
+    codec: Codec
+    shard_images: int
+    workers: int
 
 
 class MadeShard(TypedDict):
@@ -133,7 +150,7 @@ def _make_shard(
         ShardWriter(
             folder, columns=columns, rows_per_shard=config.shard_images, codec=config.codec, first=number
         ) as writer,
-        closing(prepare_items(items, config)) as results,
+        closing(_prepare_items(items, config)) as results,
     ):
         for result in results:
             if isinstance(result, DataError):
@@ -141,15 +158,50 @@ def _make_shard(
                 if len(problems) >= MAX_PROBLEMS:
                     break
             elif not problems:
-                row = result.row
-                row["shard"], row["row"], row["crc32"] = writer.append(result.cells)
+                cells, row, counted = result
+                row["shard"], row["row"], row["crc32"] = writer.append(cells)
                 rows.append(row)
-                counts.add(result.counts)
+                counts.add(counted)
     if problems:
         write_json(folder / PROBLEMS, problems)
         return None, problems
     write_json(folder / SHARD, MadeShard(info=writer.shards[0], rows=rows, counts=counts.to_json()))
     return writer.shards[0], []
+
+
+def _prepare_items(items: Iterable[RawItem], config: PrepareConfig) -> Generator[_Result | DataError]:
+    """Results in the order of the items; a bounded number is under way, so memory stays constant."""
+    # Threads, not processes: Pillow and hashlib work outside the interpreter lock.
+    pending: deque[Future[_Result | DataError]] = deque()
+    with ThreadPoolExecutor(config.workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(_try_one, item, config))
+                if len(pending) >= 2 * config.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _try_one(item: RawItem, config: PrepareConfig) -> _Result | DataError:
+    try:
+        arrays, row = prepare_item(item, config.spec)
+    except DataError as error:
+        return error
+    cells = {name: encode(array, config.codec) for name, array in arrays.items()}
+    return cells, row, count(arrays, row)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one DataError that lists the first problems and counts the others; nothing when there are none."""
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:MAX_PROBLEMS])
+        more = len(problems) - MAX_PROBLEMS
+        tail = f"\n  ... and {more} more" if more > 0 else ""
+        raise DataError(f"{len(problems)} problem(s) in the raw data; nothing was written\n{listed}{tail}")
 
 
 def _write_items(path: Path, items: Sequence[RawItem]) -> bytes:

@@ -6,8 +6,10 @@ Work goes shard by shard: with a state folder a killed run goes on with the shar
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,10 +20,8 @@ from PIL import Image
 from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.codec import Codec, check_codec
 from panoda.data.prepare.contact_sheet import contact_sheet
-from panoda.data.prepare.disk_space import check_space, foresee, megabytes
 from panoda.data.prepare.item import ItemSpec
-from panoda.data.prepare.items import PrepareConfig, raise_problems
-from panoda.data.prepare.pieces import make_shards
+from panoda.data.prepare.pieces import PrepareConfig, make_shards, raise_problems
 from panoda.data.prepare.split import write_split
 from panoda.data.prepare.statistics import write_statistics
 from panoda.geometry.erp import is_full_circle
@@ -33,6 +33,10 @@ from panoda.system.machine import cores
 from panoda.system.pieces import Runner, work_folder
 
 CONTACT_SHEET = "contact_sheet.png"
+WEBP_SHARE = 0.5
+"""Compressed size of photographs and labels relative to raw ones, at most as a rule (docs/benchmarks.md)."""
+RESERVE = 0.02
+"""Share added for indices, notes and the file system."""
 
 
 def prepare(
@@ -189,12 +193,57 @@ def _check_space(
     say: Callable[[str], None] | None,
 ) -> None:
     """Say what it will take, and refuse what cannot fit."""
-    need = foresee(splits.values(), config)
+    images, labels = sum(map(len, splits.values())), sum(len(s) for s in splits.values() if s[0].label)
+    raw = config.spec.height * config.spec.width * (3 * images + labels)
+    need = raw if config.codec == "raw" else round(WEBP_SHARE * raw)
     finished = () if state_dir is None else state_dir.rglob("shard-*.arrow")
     free = check_space(out, need, kept=sum(path.stat().st_size for path in finished), cache=cache)
     if say is not None:
         say(
-            f"{out}: {sum(map(len, splits.values()))} images of {config.spec.height} x {config.spec.width} "
+            f"{out}: {images} images of {config.spec.height} x {config.spec.width} "
             f"({config.codec}) will take about {megabytes(need)}, "
             f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free"
         )
+
+
+def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> int:
+    """Fail early when the result exceeds the free disk space.
+
+    Args:
+        need: Bytes of the result.
+        kept: Bytes of it that are finished and lie on that disk.
+        cache: Where DVC will keep a second copy of all of it; None for no copy.
+
+    Returns:
+        Free bytes where the result will lie.
+
+    Raises:
+        OSError: disk full.
+    """
+    here, copy = _existing(out), None if cache is None else _existing(cache)
+    free, wanted, note = shutil.disk_usage(here).free, {here: max(need - kept, 0)}, ""
+    if copy is not None:
+        same = copy.stat().st_dev == here.stat().st_dev
+        wanted[here if same else copy] = need + (wanted[here] if same else 0)
+        note = (
+            f" (DVC's copy in {cache} counts; `dvc config cache.type reflink,hardlink,copy` does without it)"
+        )
+    for where, size in wanted.items():
+        left = shutil.disk_usage(where).free
+        if left < (1 + RESERVE) * size:
+            raise OSError(
+                errno.ENOSPC,
+                f"disk full: {out} needs about {megabytes(size)} in {where}{note}, {megabytes(left)} are "
+                "free; free some space, lower prepare.height and prepare.width, or compress with "
+                "prepare.codec: webp",
+            )
+    return free
+
+
+def megabytes(size: float) -> str:
+    """A readable number of bytes, in steps of 1000."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e10 else f"{size / 1e6:.1f} MB"
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
