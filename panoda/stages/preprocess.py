@@ -26,8 +26,7 @@ def preprocess(
 
     Args:
         out: Folder of the role below ``data/prepared``; replaced as a whole: a folder per split,
-            dataset.json, statistics.json, groups.csv, contact_sheet.png and, with labels, classes.csv and
-            by_latitude.csv.
+            dataset.json, statistics.json, groups.csv, contact_sheet.png and, with labels, classes.csv.
         context: Logger, progress, and the folder where finished shards wait for a killed run to go on.
 
     Returns:
