@@ -139,8 +139,6 @@ def test_labels_are_never_blended():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: erp_rays(4, 8, lat_top=-1.0, lat_bottom=1.0), "latitude band"),
-        (lambda: erp_rays(0, 8), "no rays"),
         (lambda: pinhole_rays(4, 8, fov_x=3.3), "fov_x"),
     ],
 )

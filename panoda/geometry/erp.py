@@ -27,16 +27,6 @@ FULL_CIRCLE_DEG = 359.5
 """Panoramas at least this wide close around the circle; the gap is that of a few pixels cut off."""
 
 
-def check_band(lat_top: float, lat_bottom: float) -> None:
-    """Raise ValueError unless pi/2 >= lat_top > lat_bottom >= -pi/2 (radians)."""
-    tolerance = 1e-6
-    if not (HALF_PI + tolerance >= lat_top > lat_bottom >= -HALF_PI - tolerance):
-        raise ValueError(
-            f"lat_top {lat_top:.4f} and lat_bottom {lat_bottom:.4f} are no latitude band; "
-            "expected pi/2 >= lat_top > lat_bottom >= -pi/2 in radians"
-        )
-
-
 def erp_pixel_rays(
     x: Tensor, y: Tensor, *, height: int, width: int, lat_top: float = HALF_PI, lat_bottom: float = -HALF_PI
 ) -> Tensor:
@@ -44,11 +34,7 @@ def erp_pixel_rays(
 
     Returns:
         (..., 3) unit directions in camera axes.
-
-    Raises:
-        ValueError: the latitudes are no band.
     """
-    check_band(lat_top, lat_bottom)
     lon = (x / width - 0.5) * (2 * math.pi)
     lat = lat_top - y / height * (lat_top - lat_bottom)
     return torch.stack((lat.cos() * lon.sin(), -lat.sin(), lat.cos() * lon.cos()), dim=-1)
@@ -56,8 +42,6 @@ def erp_pixel_rays(
 
 def pixel_grid(height: int, width: int, *, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """The x and y of every pixel centre, each (H, W) float32."""
-    if height < 1 or width < 1:
-        raise ValueError(f"an image of {height}x{width} pixels has no rays; expected at least 1x1")
     y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
     x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
@@ -77,9 +61,6 @@ def erp_rays(
     Returns:
         (H, W, 3) float32 unit directions; convention in the module docstring.
 
-    Raises:
-        ValueError: empty size, or the latitudes are no band.
-
     Example:
         >>> rays = erp_rays(2, 4)
         >>> [round(v, 3) for v in rays[0, 2].tolist()]  # up, ahead, a little to the right
@@ -97,15 +78,11 @@ def rays_to_erp(
     Returns:
         x in [0, width) and y, each (...); y lies outside [0, height] for rays outside the band.
 
-    Raises:
-        ValueError: the latitudes are no band.
-
     Example:
         >>> x, y = rays_to_erp(torch.tensor([0.0, 0.0, 1.0]), height=64, width=128)
         >>> (x.item(), y.item())
         (64.0, 32.0)
     """
-    check_band(lat_top, lat_bottom)
     lon = torch.atan2(rays[..., 0], rays[..., 2])
     lat = torch.atan2(-rays[..., 1], torch.hypot(rays[..., 0], rays[..., 2]))
     x = torch.remainder((lon / (2 * math.pi) + 0.5) * width, width)
@@ -131,9 +108,6 @@ def sample_erp(
 
     Returns:
         (B, C, h, w) in the dtype of ``image``.
-
-    Raises:
-        ValueError: the latitudes are no band.
 
     Example:
         >>> image = torch.arange(8.0).expand(1, 1, 4, 8)

@@ -65,7 +65,7 @@ def pinhole_rays(
         (H, W, 3) float32 unit directions in panorama axes.
 
     Raises:
-        ValueError: empty size or fov_x outside (0, pi).
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> rays = pinhole_rays(1, 1, fov_x=1.0, azimuth=math.pi / 2)
@@ -80,7 +80,7 @@ def pinhole_solid_angles(height: int, width: int, *, fov_x: float, rows: range |
     """(H, W) float64 steradians of the pixels of a pinhole view, or of some rows of them.
 
     Raises:
-        ValueError: empty size or fov_x outside (0, pi).
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> round(float(pinhole_solid_angles(200, 200, fov_x=math.pi / 2).sum()), 3)  # a face of a cube
@@ -135,7 +135,7 @@ def erp_to_pinhole(
         (B, C, height, width) in the dtype of ``image``.
 
     Raises:
-        ValueError: bad field of view or band.
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> panorama = torch.rand(1, 3, 64, 128)
@@ -175,7 +175,7 @@ def pinhole_to_erp(
         place of height and width, and valid is (B, h', w').
 
     Raises:
-        ValueError: bad field of view or band.
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> image, label = torch.rand(1, 3, 32, 64), torch.zeros(1, 32, 64, dtype=torch.int64)

@@ -93,9 +93,6 @@ def over_views(
     Returns:
         values (B, K, H, W) float32, zero where no view reaches, and the sum of weights (H, W).
 
-    Raises:
-        ValueError: images of another shape, or latitudes that are no band.
-
     Example:
         >>> images = torch.full((1, 3, 32, 64), 7.0)
         >>> values, weight = over_views(images, lambda view: view, Views(pitches=(-60, 0, 60)))
