@@ -19,16 +19,13 @@ class FCNDecoder(Decoder):
     needs_pyramid = False
     default_width = 512
 
-    def __init__(
-        self, channels: Sequence[int], *, strides: Sequence[int], num_classes: int, width: int = 512
-    ) -> None:
-        """Build for maps of ``channels``; errors as ``Decoder``."""
-        super().__init__(
-            channels, strides=strides, num_classes=num_classes, width=width, feature_stride=strides[-1]
-        )
-        self.blocks = nn.Sequential(ConvBlock(self.channels[-1], width, 3), ConvBlock(width, width, 3))
+    def build(self) -> None:
+        """Make the layers."""
+        self.feature_stride = self.strides[-1]
+        first = ConvBlock(self.channels[-1], self.width, 3)
+        self.blocks = nn.Sequential(first, ConvBlock(self.width, self.width, 3))
         self.dropout = nn.Dropout2d(0.1)
-        self.predict = prediction(width, num_classes)
+        self.predict = prediction(self.width, self.num_classes)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps -> logits (N, K, h, w) and features (N, width, h, w) at the stride of the map."""
