@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,6 +50,25 @@ def layer_numbers(
 def without_decay(module: nn.Module) -> set[str]:
     """Names of the position embeddings, relative-position tables and class or register tokens."""
     return {name for name, _ in module.named_parameters() if name.endswith(_UNDECAYED)}
+
+
+class LayeredEncoder(nn.Module):
+    """What an optimiser asks of an encoder: which parameters do not decay, and in which layer each one is."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of position tables, relative-position tables and class or register tokens."""
+        return without_decay(self)
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter: 0 the embeddings and what blocks share, then one per block in order.
+
+        A later stage's embedding belongs to its first block, a norm to the block before it, the final norm comes last.
+        """
+        return self._numbers[name]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return layer_numbers(self, PVT_MATCHER, last=PVT_LAST)
 
 
 def checked_indices(indices: Sequence[int], count: int, name: str, what: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from panoda.models.encoders import positions
-from panoda.models.encoders.layers import checked_indices, pad_to_multiple, without_decay
+from panoda.models.encoders.layers import LayeredEncoder, checked_indices, pad_to_multiple
 from panoda.models.encoders.positions import Displacements, Grid
 from panoda.models.encoders.timm_models import build, normalisation
 
@@ -29,7 +29,7 @@ _USUAL = {12: (3, 5, 7, 11), 24: (9, 14, 19, 23)}
 _CACHED = 8
 
 
-class ViTEncoder(nn.Module):
+class ViTEncoder(LayeredEncoder):
     """Four maps of one stride from a plain vision transformer.
 
     Attributes:
@@ -195,14 +195,6 @@ class ViTEncoder(nn.Module):
                 self._cache.clear()
             self._cache[key] = made
         return made
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of position tables and class or register tokens."""
-        return without_decay(self)
-
-    def layer_of(self, name: str) -> int:
-        """Layer of a parameter: 0 the embeddings and what blocks share, b + 1 block b."""
-        return self._numbers[name]
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
