@@ -39,7 +39,6 @@ class World:
     light: Light
     shadow: Tensor
     canopy: Tensor
-    streets: tuple[Street, ...]
     spots: tuple[Frame, ...]
 
 
@@ -74,7 +73,6 @@ def build_world(seed: int, look: LookParams) -> World:
         light=light,
         shadow=occluder_height(scene, light.sun_direction, extent=SHADOW_EXTENT, cells=SHADOW_CELLS),
         canopy=occluder_height(scene, up, extent=SHADOW_EXTENT, cells=CANOPY_CELLS),
-        streets=tuple(streets),
         spots=tuple(populator.camera_spots()),
     )
 

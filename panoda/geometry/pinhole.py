@@ -14,12 +14,12 @@ Convention:
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from panoda.geometry.erp import HALF_PI, erp_pixel_rays, erp_rays, grid_sample_any, pixel_grid, sample_erp
+from panoda.geometry.erp import HALF_PI, erp_pixel_rays, grid_sample_any, pixel_grid, sample_erp
 from panoda.labels import IGNORE_INDEX
 
 
@@ -153,47 +153,43 @@ def pinhole_to_erp(
     fov_x: float,
     height: int,
     width: int,
+    rows: Tensor,
+    columns: Tensor,
     lat_top: float = HALF_PI,
     lat_bottom: float = -HALF_PI,
-    rows: Tensor | None = None,
-    columns: Tensor | None = None,
     **turn: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay a labelled pinhole image onto an ERP band, or onto parts of one.
+    """Lay labelled pinhole images onto parts of an ERP band of ``height`` x ``width`` pixels.
 
     Args:
         image: (B, C, h, w) pinhole images, any dtype; sampled bilinearly.
         label: (B, h, w) integer labels; sampled nearest.
-        rows: (B, h') continuous rows of the band that each result shows, pixel centres at +0.5; nan shows
-            nothing; None = all.
-        columns: (B, w') likewise, with ``rows``; columns wrap around.
+        rows: (B, h') continuous rows of the band that each result shows, pixel centres at +0.5; nan shows nothing.
+        columns: (B, w') likewise; columns wrap around.
         turn: azimuth, elevation and roll of the image's camera, as ``view_rotation`` takes them.
 
     Returns:
-        image (B, C, height, width), zero outside the view; label (B, height, width), 255 outside;
-        valid (height, width) bool, true inside the view. With ``rows`` and ``columns`` their lengths take the
-        place of height and width, and valid is (B, h', w').
+        image (B, C, h', w'), zero outside the view; label (B, h', w'), 255 outside; valid (B, h', w') bool, true
+        inside the view.
 
     Raises:
         ValueError: fov_x outside (0, pi).
 
     Example:
         >>> image, label = torch.rand(1, 3, 32, 64), torch.zeros(1, 32, 64, dtype=torch.int64)
-        >>> _, band, valid = pinhole_to_erp(image, label, fov_x=1.57, height=48, width=128)
-        >>> bool((band[0, ~valid] == 255).all()), bool((band[0, valid] == 0).all())
+        >>> whole = {"rows": torch.arange(48)[None] + 0.5, "columns": torch.arange(128)[None] + 0.5}
+        >>> _, band, valid = pinhole_to_erp(image, label, fov_x=1.57, height=48, width=128, **whole)
+        >>> bool((band[~valid] == 255).all()), bool((band[valid] == 0).all())
         (True, True)
     """
-    band: dict[str, Any] = {"height": height, "width": width, "lat_top": lat_top, "lat_bottom": lat_bottom}
-    if rows is None or columns is None:
-        rays = erp_rays(**band, device=image.device)
-    else:
-        across, down = torch.broadcast_tensors(columns[:, None, :], rows[:, :, None])
-        rays = erp_pixel_rays(across, down, **band)  # (B, h', w', 3)
+    across, down = torch.broadcast_tensors(columns[:, None, :], rows[:, :, None])
+    rays = erp_pixel_rays(
+        across, down, height=height, width=width, lat_top=lat_top, lat_bottom=lat_bottom
+    )  # (B, h', w', 3)
     view_height, view_width = image.shape[-2:]
     x, y, valid = rays_to_pinhole(rays, height=view_height, width=view_width, fov_x=fov_x, **turn)
     grid = torch.stack((2 * x / view_width - 1, 2 * y / view_height - 1), dim=-1).nan_to_num()
-    grid = grid.expand(image.shape[0], *grid.shape[-3:])
-    shown = valid if valid.ndim == 2 else valid[:, None]
-    warped = grid_sample_any(image, grid, mode="bilinear").masked_fill(~shown, 0)
-    warped_label = grid_sample_any(label[:, None], grid, mode="nearest").masked_fill(~shown, IGNORE_INDEX)
+    hidden = ~valid[:, None]
+    warped = grid_sample_any(image, grid, mode="bilinear").masked_fill(hidden, 0)
+    warped_label = grid_sample_any(label[:, None], grid, mode="nearest").masked_fill(hidden, IGNORE_INDEX)
     return warped, warped_label[:, 0], valid

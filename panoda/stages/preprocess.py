@@ -51,7 +51,6 @@ def preprocess(
             progress=context.progress,
             fan_out=context.fan_out,
             cache=context.cache,
-            say=print if context.progress else None,
         )
     except DataError as error:
         raise DataError(f"{role}: {error}") from error

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,6 @@ def prepare(
     workers: int | None = None,
     fan_out: Runner | None = None,
     cache: Path | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Decode, crop, resize, store and count every item; the same input gives the same bytes.
 
@@ -100,7 +99,9 @@ def prepare(
         "codec": codec,
         "splits": {},
     }
-    _check_space(splits, out, config, state_dir, cache, say)
+    finished = () if state_dir is None else state_dir.rglob("shard-*.arrow")
+    kept = sum(path.stat().st_size for path in finished)
+    check_space(out, _needed(splits, config), kept=kept, cache=cache)
     with work_folder(context, out) as place:
         shards = {
             name: make_shards(name, members, config, place, context) for name, members in splits.items()
@@ -184,29 +185,14 @@ def _problems_of(split: str, items: Sequence[RawItem], *, labelled: bool) -> Ite
         yield f"split {split} mixes projections; make it two splits"
 
 
-def _check_space(
-    splits: Mapping[str, Sequence[RawItem]],
-    out: Path,
-    config: PrepareConfig,
-    state_dir: Path | None,
-    cache: Path | None,
-    say: Callable[[str], None] | None,
-) -> None:
-    """Say what it will take, and refuse what cannot fit."""
+def _needed(splits: Mapping[str, Sequence[RawItem]], config: PrepareConfig) -> int:
+    """Bytes of the splits' images and labels: exact for codec raw, an upper estimate for webp."""
     images, labels = sum(map(len, splits.values())), sum(len(s) for s in splits.values() if s[0].label)
     raw = config.spec.height * config.spec.width * (3 * images + labels)
-    need = raw if config.codec == "raw" else round(WEBP_SHARE * raw)
-    finished = () if state_dir is None else state_dir.rglob("shard-*.arrow")
-    free = check_space(out, need, kept=sum(path.stat().st_size for path in finished), cache=cache)
-    if say is not None:
-        say(
-            f"{out}: {images} images of {config.spec.height} x {config.spec.width} "
-            f"({config.codec}) will take about {megabytes(need)}, "
-            f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free"
-        )
+    return raw if config.codec == "raw" else round(WEBP_SHARE * raw)
 
 
-def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> int:
+def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> None:
     """Fail early when the result exceeds the free disk space.
 
     Args:
@@ -214,14 +200,11 @@ def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> int:
         kept: Bytes of it that are finished and lie on that disk.
         cache: Where DVC will keep a second copy of all of it; None for no copy.
 
-    Returns:
-        Free bytes where the result will lie.
-
     Raises:
         OSError: disk full.
     """
     here, copy = _existing(out), None if cache is None else _existing(cache)
-    free, wanted, note = shutil.disk_usage(here).free, {here: max(need - kept, 0)}, ""
+    wanted, note = {here: max(need - kept, 0)}, ""
     if copy is not None:
         same = copy.stat().st_dev == here.stat().st_dev
         wanted[here if same else copy] = need + (wanted[here] if same else 0)
@@ -237,7 +220,6 @@ def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> int:
                 "free; free some space, lower prepare.height and prepare.width, or compress with "
                 "prepare.codec: webp",
             )
-    return free
 
 
 def megabytes(size: float) -> str:
