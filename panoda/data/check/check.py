@@ -225,9 +225,7 @@ class _Seen:
 
     def __init__(self, report: CheckReport, items: Sequence[RawItem]) -> None:
         self.report = report
-        self.images: dict[str, RawItem] = {}
-        self.labels: dict[str, RawItem] = {}
-        self.ids: dict[tuple[str, str], RawItem] = {}
+        self.first: dict[tuple[str, object], tuple[Path, str]] = {}
         self.members: dict[tuple[Path, Path | None], list[RawItem]] = {}
         for item in items:
             self.members.setdefault((item.image, item.label), []).append(item)
@@ -235,13 +233,13 @@ class _Seen:
     def add(self, item: RawItem, facts: _Facts) -> None:
         self.report.problems += facts.problems
         for member in self.members[item.image, item.label]:
-            self._twice(SHARED_ID, self.ids, (member.split, member.id), member, member.image)
+            self._twice(SHARED_ID, (member.split, member.id), member, member.image)
             self._add_to(self.report.splits[member.split], facts)
         if facts.image_sha:
-            self._twice(SAME_IMAGE, self.images, facts.image_sha, item, item.image)
+            self._twice(SAME_IMAGE, facts.image_sha, item, item.image)
         # Labels of one value are alike without being copies.
         if item.label is not None and facts.pixels is not None and np.count_nonzero(facts.pixels) > 1:
-            self._twice(SAME_LABEL, self.labels, facts.label_sha, item, item.label)
+            self._twice(SAME_LABEL, facts.label_sha, item, item.label)
 
     @staticmethod
     def _add_to(split: SplitReport, facts: _Facts) -> None:
@@ -255,12 +253,11 @@ class _Seen:
             before = split.wrong.get(value, (0, 0))
             split.wrong[value] = (before[0] + pixels, before[1] + 1)
 
-    def _twice(self, kind: str, known: dict, key: object, item: RawItem, path: Path) -> None:
-        first = known.setdefault(key, item)
-        other = first.label if kind == SAME_LABEL else first.image
+    def _twice(self, kind: str, key: object, item: RawItem, path: Path) -> None:
+        other, split = self.first.setdefault((kind, key), (path, item.split))
         if other != path:
             what = f"id {item.id}" if kind == SHARED_ID else "the bytes"
-            detail = f"{what} of {other} (split {first.split})"
+            detail = f"{what} of {other} (split {split})"
             self.report.problems.append(Problem(kind, item.split, str(path), detail))
 
 
