@@ -103,7 +103,7 @@ def sample_erp(
 
     Args:
         image: (B, C, H, W); any dtype (integers come back rounded, labels want ``nearest``).
-        rays: (h, w, 3) or (B, h, w, 3) directions of any positive length.
+        rays: (h, w, 3) directions of any positive length.
         fill: Value for rays above or below the band.
 
     Returns:
@@ -119,12 +119,8 @@ def sample_erp(
     x, y = rays_to_erp(rays, height=height, width=width, lat_top=lat_top, lat_bottom=lat_bottom)
     padded = torch.cat((image[..., -1:], image, image[..., :1]), dim=-1)  # (B, C, H, W + 2)
     grid = torch.stack((2 * (x + 1) / (width + 2) - 1, 2 * y / height - 1), dim=-1)
-    if grid.ndim == 3:
-        grid = grid.expand(image.shape[0], *grid.shape)
-    outside = (y < 0) | (y > height)
-    return grid_sample_any(padded, grid, mode=mode).masked_fill(
-        outside if outside.ndim == 2 else outside[:, None], fill
-    )
+    found = grid_sample_any(padded, grid.expand(image.shape[0], *grid.shape), mode=mode)
+    return found.masked_fill((y < 0) | (y > height), fill)
 
 
 def grid_sample_any(image: Tensor, grid: Tensor, *, mode: str) -> Tensor:

@@ -29,12 +29,16 @@ class SETRDecoder(Decoder):
 
     Attributes:
         auxiliary_kernel: Kernel size of the auxiliary heads' first layer.
+        auxiliary_on_last: Whether the published model has one on the last map, too.
+        auxiliary_share: The features' width is that many times the auxiliary heads'.
     """
 
     needs_pyramid = False
     has_auxiliary_heads = True
     default_width = 256
     auxiliary_kernel: ClassVar[int] = 1
+    auxiliary_on_last: ClassVar[bool] = False
+    auxiliary_share: ClassVar[int] = 1
 
     def __init__(self, channels: Sequence[int], **given: Any) -> None:
         """Build as ``Decoder`` for maps that all have one stride, the encoder's patch size.
@@ -51,23 +55,15 @@ class SETRDecoder(Decoder):
                 f"{self.name} wants maps of one stride, at least 8, such as a ViT's; the encoder gives "
                 f"strides {self.strides}; choose a ViT without neck, or a decoder for pyramids"
             )
-        published = (AUXILIARY_WEIGHT,) * self.auxiliary_maps()
+        published = (AUXILIARY_WEIGHT,) * (len(self.channels) - (not self.auxiliary_on_last))
         self.heads = AuxiliaryHeads(
             self.channels,
             published if self.auxiliary_weights is None else self.auxiliary_weights,
             num_classes=self.num_classes,
-            width=self.auxiliary_width(),
+            width=max(1, self.width // self.auxiliary_share),
             kernel_size=self.auxiliary_kernel,
             norm=True,
         )
-
-    def auxiliary_maps(self) -> int:
-        """Number of maps with an auxiliary head in the published model: all but the last."""
-        return len(self.channels) - 1
-
-    def auxiliary_width(self) -> int:
-        """Channels of the auxiliary heads."""
-        return self.width
 
     def size_at(self, x: Tensor, stride: int) -> tuple[int, int]:
         """Height and width of a map ``x`` at ``stride`` instead of the encoder's, rounded up."""
