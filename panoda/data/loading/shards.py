@@ -49,9 +49,7 @@ class ShardWriter:
         self.first = first
         self.shards: list[ShardInfo] = []
         self._rows = 0
-        self._path: Path | None = None
-        self._sink: pa.OSFile | None = None
-        self._writer: pa.RecordBatchFileWriter | None = None
+        self._open: tuple[Path, pa.OSFile, pa.RecordBatchFileWriter] | None = None
         size = {n: int(np.prod(s)) if codec == "raw" else -1 for n, s in columns.items()}
         fields = [pa.field(n, pa.binary(size[n]), nullable=False) for n in columns]
         self._schema = pa.schema(fields)
@@ -74,19 +72,20 @@ class ShardWriter:
         Raises:
             ValueError: an array has another dtype or shape than its column.
         """
-        stored = [row[name] for name in self.columns]
+        cells = (row[name] for name in self.columns)
+        stored = [cell if isinstance(cell, bytes) else np.ascontiguousarray(cell) for cell in cells]
         for value, (name, shape) in zip(stored, self.columns.items(), strict=True):
             if isinstance(value, np.ndarray) and (value.dtype != np.uint8 or value.shape != shape):
                 raise ValueError(
                     f"column {name!r}: expected uint8 {shape}, found {value.dtype} {value.shape}"
                 )
         number = self.first + len(self.shards)
-        if self._writer is None:
-            self._path = self.folder / shard_name(number)
-            self._sink = pa.OSFile(str(self._path), "wb")
-            self._writer = pa.ipc.new_file(self._sink, self._schema)
-        cells = [_cell(field.type, value) for field, value in zip(self._schema, stored, strict=True)]
-        self._writer.write_batch(pa.record_batch(cells, schema=self._schema))
+        if self._open is None:
+            path = self.folder / shard_name(number)
+            sink = pa.OSFile(str(path), "wb")
+            self._open = path, sink, pa.ipc.new_file(sink, self._schema)
+        arrays = [_cell(field.type, value) for field, value in zip(self._schema, stored, strict=True)]
+        self._open[2].write_batch(pa.record_batch(arrays, schema=self._schema))
         place = (number, self._rows, _crc(stored))
         self._rows += 1
         if self._rows == self.rows_per_shard:
@@ -95,10 +94,10 @@ class ShardWriter:
 
     def close(self) -> None:
         """Finish the open shard, if any."""
-        if self._writer is None or self._sink is None or self._path is None:
+        if self._open is None:
             return
-        writer, sink, path = self._writer, self._sink, self._path
-        self._writer = self._sink = self._path = None
+        path, sink, writer = self._open
+        self._open = None
         try:
             writer.close()
         finally:
@@ -186,7 +185,7 @@ def shard_name(number: int) -> str:
 def _cell(kind: pa.DataType, value: np.ndarray | bytes) -> pa.Array:
     if isinstance(value, bytes):
         return pa.array([value], kind)
-    return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(np.ascontiguousarray(value))])
+    return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(value)])
 
 
 def _crc(parts: Sequence[Any]) -> int:
