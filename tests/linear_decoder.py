@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from panoda.models.core.head import PYRAMID, ConvBlock, Decoder, prediction, resize
+from panoda.models.core.head import ConvBlock, Decoder, prediction, resize
 
 
 class LinearDecoder(Decoder):
@@ -16,13 +16,10 @@ class LinearDecoder(Decoder):
     name = "linear_decoder"
     default_width = 64
 
-    def __init__(
-        self, channels: Sequence[int], *, num_classes: int, width: int = 64, strides: Sequence[int] = PYRAMID
-    ) -> None:
-        """Build for maps of ``channels`` at strides 4, 8, 16, 32."""
-        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
-        self.fuse = ConvBlock(sum(self.channels), width, 1)
-        self.predict = prediction(width, num_classes)
+    def build(self) -> None:
+        """Make the layers, for maps of ``self.channels`` at strides 4, 8, 16, 32."""
+        self.fuse = ConvBlock(sum(self.channels), self.width, 1)
+        self.predict = prediction(self.width, self.num_classes)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps -> logits (N, K, H/4, W/4) and features (N, width, H/4, W/4)."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from panoda.geometry.area import WHOLE, Area, over_level, tilt
-from panoda.geometry.erp import erp_rays, sample_erp, solid_angle_weights
+from panoda.geometry.erp import erp_rays, sample_erp
 from panoda.geometry.pinhole import pinhole_solid_angles
 
 PART = Area(lon_left=-0.5, fov_x=1.2, lat_top=0.6, lat_bottom=-0.3)
@@ -26,8 +26,6 @@ def test_the_whole_sphere_is_an_erp_image() -> None:
     image = torch.rand(2, 3, 16, 32)
     looked = erp_rays(9, 21)
     assert torch.allclose(WHOLE.sample(image, looked), sample_erp(image, looked), atol=1e-5)
-    weights = WHOLE.solid_angles(16, 32)[:, None].expand(16, 32)
-    assert torch.allclose(weights.float(), solid_angle_weights(16, 32), atol=1e-7)
 
 
 def test_a_part_is_cut_where_it_lies() -> None:

@@ -156,8 +156,6 @@ def test_bad_sizes_are_named() -> None:
         model(torch.zeros(1, 3, 20, 32))
     with pytest.raises(ValueError, match="gives 2 x 2 tokens, the encoder has 4 x 4 patches.*reduction"):
         model.loss(torch.zeros(1, 3, 32, 32), torch.zeros(1, 2, 2, dtype=torch.long), mask_ratio=0.4)
-    with pytest.raises(ValueError, match=r"the mask is \(1, 9\), but 1 images have 4 x 4 patches"):
-        model(torch.zeros(1, 3, 32, 32), mask=torch.ones(1, 9, dtype=torch.bool))
 
 
 # --- tokenizer -------------------------------------------------------------------------------------------

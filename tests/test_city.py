@@ -218,17 +218,10 @@ def test_sun_and_sky_light_the_scene():
     assert (one.float() - two.float()).mean() > 5.0
 
 
-def test_camera_below_the_ground_is_refused(world):
-    with pytest.raises(ValueError, match="camera height"):
-        render(world, CameraParams.model_validate(PINHOLE), Pose(0, 0, 0.1, 0))
-
-
 def test_worlds_are_keyed_by_seed(world):
     again, other = build_world(2, get_look("northern")), build_world(3, get_look("northern"))
     assert torch.equal(world.scene.centre, again.scene.centre)
     assert world.scene.centre.shape != other.scene.centre.shape
-    with pytest.raises(ValueError, match="negative"):
-        build_world(-1, get_look("northern"))
 
 
 # --- data sets ------------------------------------------------------------------------------------------
@@ -332,11 +325,14 @@ def test_looks():
         assert look.haze_per_m[0] <= drawn.haze <= look.haze_per_m[1] and drawn.sky in look.sky
     own = LookParams(sky=("sunset",), building_styles=("timber",))
     assert get_look("mine", own) is own
-    for field, value in (("sky", ("purple",)), ("palettes", ()), ("trees", ("oak",))):
-        with pytest.raises(ValueError, match=f"look mine: {field} has"):
-            get_look("mine", LookParams(**{field: value}))
-    with pytest.raises(ValueError, match="storeys"):
-        get_look("mine", LookParams(storeys=(5, 2)))
+    for field, value, message in (
+        ("sky", ("purple",), "'clear', 'cloudy', 'overcast' or 'sunset'"),
+        ("palettes", (), "at least 1 item"),
+        ("trees", ("oak",), "'round', 'conifer' or 'palm'"),
+        ("storeys", (5, 2), "two rising numbers from 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LookParams(**{field: value})
 
 
 def test_a_crowded_world_still_has_a_place_for_the_camera():

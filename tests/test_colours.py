@@ -10,7 +10,7 @@ import torch
 from skimage.color import lab2rgb, rgb2lab
 from torch import Tensor, nn
 
-from panoda.data.loading import colours as loading
+from panoda.data.loading import mixture as loading
 from panoda.inference.prediction import predict_logits
 from panoda.inference.whole import predict_image
 from panoda.models.core.checkpoint import ModelCard

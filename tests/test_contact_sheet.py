@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 from raw_data import erp_item, run_prepare, write_pair
 
-from panoda.data.loading.prepared import PreparedSplit
-from panoda.data.prepare.contact_sheet import CELL_WIDTH, COLUMNS, GAP, LINE, SheetRow, contact_sheet
+from panoda.data.prepare.contact_sheet import CELL_WIDTH, COLUMNS, GAP, LINE, contact_sheet
 from panoda.labels import get_label_space
-
-
-def row_of(folder: Path) -> SheetRow:
-    split = PreparedSplit(folder)
-    return SheetRow(folder.name, folder, len(split), split.has_labels, split.class_pixels)
 
 
 def test_a_row_per_split(tmp_path):
@@ -26,8 +18,8 @@ def test_a_row_per_split(tmp_path):
     Image.fromarray(ids).save(label)
     run_prepare([erp_item(image, label), erp_item(image, label, split="test")], tmp_path / "labelled")
     run_prepare([erp_item(image, None)], tmp_path / "bare", label_space_from=None)
-    rows = [row_of(tmp_path / "bare/train"), row_of(tmp_path / "labelled/test")]
-    sheet = contact_sheet(rows, get_label_space("cs19"))
+    folders = [tmp_path / "bare/train", tmp_path / "labelled/test"]
+    sheet = contact_sheet(folders, get_label_space("cs19"))
     assert sheet.dtype == np.uint8 and sheet.shape[1] == COLUMNS * (CELL_WIDTH + GAP) + GAP
     height = CELL_WIDTH // 2
     for number, left in enumerate([(200, 100, 0), (135, 115, 90)]):  # (200,100,0) and sky (70,130,180), mixed
@@ -44,5 +36,5 @@ def test_it_is_written_beside_the_splits(tmp_path):
     items = [erp_item(*write_pair(tmp_path, f"i{n}")) for n in range(7)]
     run_prepare(items, tmp_path / "out")
     shown = np.asarray(Image.open(tmp_path / "out/contact_sheet.png"))
-    expected = contact_sheet([row_of(tmp_path / "out/train")], get_label_space("cs19"))
+    expected = contact_sheet([tmp_path / "out/train"], get_label_space("cs19"))
     np.testing.assert_array_equal(shown, expected)

@@ -367,8 +367,9 @@ def test_unknown_split_declaration_and_folder(tmp_path):
         with pytest.raises(DataError, match=match):
             changed = dataset.model_copy(update=change)
             download(role="source", dataset=changed, out=tmp_path / "raw", progress=False)
-    with pytest.raises(ValueError, match="unlabelled names day, but the splits are train"):
-        declared("camvid", tmp_path, splits={"train": "train"}, unlabelled=["day"])
+    dataset = declared("camvid", tmp_path, splits={"train": "train"}, unlabelled=["day"])
+    with pytest.raises(ValueError, match="unlabelled names day, but the data set has train"):
+        DomainParams(folder="source", dataset=dataset, prepare=PrepareParams(height=32, width=32))
 
 
 def test_changed_files_are_noticed(tmp_path):

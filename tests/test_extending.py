@@ -10,7 +10,7 @@ import pytest
 import yaml
 from project_copy import ProjectCopy
 
-from panoda.models.core.decoders import decoder_names
+from panoda.config import DECODERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "extending.md"
@@ -29,7 +29,7 @@ STAGE = re.compile(r"`panoda/stages/palette.py`.*?```python\n(.*?)   ```.*?```py
 @pytest.mark.slow
 def test_a_method_a_decoder_and_a_stage_as_the_page_adds_them(tmp_path: Path) -> None:
     """All three in a copy of the project, through `dvc repro` from nothing to the report."""
-    assert "linear_decoder" not in decoder_names()
+    assert "linear_decoder" not in DECODERS
     project = ProjectCopy(tmp_path / "project", "city_small", doubles=False)
     for name, room in (("min_entropy", "methods"), ("linear_decoder", "models/decoders")):
         shutil.copy(ROOT / "tests" / f"{name}.py", project.folder / "panoda" / room)

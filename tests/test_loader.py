@@ -123,12 +123,6 @@ def test_pseudo_labels_take_the_place_of_labels(split, tmp_path):
     assert torch.equal(batch["label"][inside], wanted[inside])
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"start": -1}, {"workers": -1}, {"seed": -1}])
-def test_wrong_numbers(split, wrong):
-    with pytest.raises(ValueError, match="must be positive"):
-        batches(split, **wrong)
-
-
 def test_yaw_roll_needs_a_full_circle(tmp_path):
     pinhole = PreparedSplit(prepared_folder(tmp_path, 1))
     with pytest.raises(ValueError, match="360 degrees"):

@@ -95,13 +95,10 @@ def test_weights_that_do_not_fit_their_card_are_listed(saved: tuple[Path, ModelC
     assert "decoder.predict.weight is (5, 64, 1, 1), expected (13, 64, 1, 1)" in message
 
 
-def test_card_must_describe_the_model(saved: tuple[Path, ModelCard], tmp_path: Path) -> None:
+def test_card_must_describe_the_model() -> None:
     model = create_model("trans4pass_nano", num_classes=19)
     with pytest.raises(ValueError, match="19 classes but label space cs13 has 13"):
         make_card(model, label_space="cs13", stage="pretrain", seed=0)
-    with pytest.raises(ValueError, match="13 classes, the model is 'trans4pass_nano' with 19"):
-        save_model(tmp_path / "m.safetensors", model, saved[1])
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_failed_write_keeps_the_old_checkpoint(

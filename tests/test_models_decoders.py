@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from decoder_numbers import CLASSES, SETR
 from torch import Tensor, nn
 
-from panoda.models.core.decoders import create_decoder, decoder_class, decoder_names
+from panoda.config import DECODERS
+from panoda.models.core.decoders import create_decoder, decoder_class
 from panoda.models.core.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder
 from panoda.models.decoders.dmlpv2 import ChannelMLP
-from panoda.models.decoders.fcn import FCNDecoder
 from panoda.models.decoders.upernet import PyramidPooling
 
 NAMES = ("dmlp", "dmlpv2", "segformer", "setr_naive", "setr_pup", "setr_mla", "upernet", "fcn")
@@ -36,7 +36,7 @@ def maps(decoder: Decoder, height: int, width: int) -> list[Tensor]:
 
 
 def test_names() -> None:
-    assert sorted(decoder_names()) == sorted(NAMES)
+    assert sorted(DECODERS) == sorted(NAMES)
     for name in NAMES:
         decoder = build(name)
         assert (decoder.name, decoder.num_classes, decoder.width) == (name, CLASSES, 8)
@@ -160,7 +160,7 @@ def test_auxiliary_weights_choose_the_maps() -> None:
     assert len(every.auxiliary(maps(every, 32, 32))) == 4
 
 
-@pytest.mark.parametrize("name", [n for n in decoder_names() if decoder_class(n).has_auxiliary_heads])
+@pytest.mark.parametrize("name", [n for n in DECODERS if decoder_class(n).has_auxiliary_heads])
 def test_auxiliary_heads_cost_nothing_at_inference(name: str) -> None:
     decoder = build(name).eval()
     bare = copy.deepcopy(decoder)
@@ -212,17 +212,15 @@ def test_setr_gives_stated_strides_with_other_patches(stride: int) -> None:
         assert tuple(features.shape[2:]) == sides.get(int(decoder.feature_stride), (5, 7))
 
 
-def test_fcn_reads_the_stated_map() -> None:
-    decoder = FCNDecoder(CHANNELS, strides=PYRAMID, num_classes=CLASSES, width=8, index=1).eval()
+def test_fcn_reads_the_last_map() -> None:
+    decoder = build("fcn").eval()
     stages = maps(decoder, 64, 96)
     logits, features = decoder(stages)
-    assert decoder.feature_stride == 8 and features.shape == (2, 8, 8, 12) and logits.shape[2:] == (8, 12)
-    stages[3] += 1
+    assert decoder.feature_stride == 32 and features.shape[2:] == (2, 3) and logits.shape[2:] == (2, 3)
+    stages[0] += 1
     assert torch.equal(decoder(stages)[0], logits)
     one = create_decoder("fcn", channels=(12,), strides=(16,), num_classes=2, width=4)
     assert one.feature_stride == 16 and one(maps(one, 32, 32))[0].shape == (2, 2, 2, 2)
-    with pytest.raises(ValueError, match="fcn: there is no map 4 among 4"):
-        FCNDecoder(CHANNELS, strides=PYRAMID, num_classes=CLASSES, index=4)
 
 
 # --- refusals ---------------------------------------------------------------------------------------
@@ -243,14 +241,8 @@ def test_other_maps_than_built_for_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_that_do_not_fit_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="num_classes is 0; a model needs at least one class"):
-        build(name, num_classes=0)
     with pytest.raises(ValueError, match=f"{name}: width is 0; expected at least 1, published"):
         build(name, width=0)
-    with pytest.raises(ValueError, match="every map of the encoder has one of each"):
-        build(name, channels=(6, 8, 10))
-    with pytest.raises(ValueError, match=r"channels are \(6, 8, 0, 12\); each must be at least 1"):
-        build(name, channels=(6, 8, 0, 12))
     if build(name).needs_pyramid:
         for strides in ((16, 16, 16, 16), (2, 4, 8, 16)):
             with pytest.raises(

@@ -45,8 +45,6 @@ def test_maps_layers_and_gradients_at_an_odd_size(name: str) -> None:
     undecayed = encoder.no_weight_decay()
     assert undecayed <= set(names)
     assert undecayed >= {key for key in names if re.search("pos_embed|token|position_bias", key)}
-    with pytest.raises(ValueError, match="'nothing' is no parameter"):
-        encoder.layer_of("nothing")
 
 
 def test_layers_count_blocks_through_the_stages() -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, pinhole_item, read_ids, run_prepare, write_pair
 
+from panoda.data.formats.dataset import Encoding
 from panoda.data.formats.images import read_rgb
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.shards import ShardWriter
@@ -68,7 +69,7 @@ def test_labels_are_nearest_and_remapped(tmp_path):
     ids = np.repeat(np.arange(128, dtype=np.uint8)[:, None] // 2 % 12, 256, axis=1)  # pairs of rows
     Image.fromarray(ids).save(label)
     run_prepare(
-        [pinhole_item(image, label, void_ids=(11, 255))],
+        [pinhole_item(image, label, encoding=Encoding("ids", (*((i, i) for i in range(11)), (11, 255))))],
         tmp_path / "out",
         label_space_from="camvid11",
         label_space_to="cs13",

@@ -111,7 +111,7 @@ def test_overwritten_shard(tmp_path, where):
 
 def test_writer_refuses_wrong_rows(tmp_path):
     with ShardWriter(tmp_path, columns={"label": (2, 3)}, rows_per_shard=1) as writer:
-        for row in ({}, {"label": np.zeros((3, 2), np.uint8)}, {"label": np.zeros((2, 3))}):
+        for row in ({"label": np.zeros((3, 2), np.uint8)}, {"label": np.zeros((2, 3))}):
             with pytest.raises(ValueError, match=r"column 'label': expected uint8 \(2, 3\)"):
                 writer.append(row)
 
@@ -119,11 +119,11 @@ def test_writer_refuses_wrong_rows(tmp_path):
 # --- pseudo-labels ---------------------------------------------------------------------------------
 
 
-def pseudo(tmp_path, split, *, order=None):
+def pseudo(tmp_path, split):
     folder = tmp_path / "pseudo"
     folder.mkdir(exist_ok=True)
     with PseudoLabelWriter(folder, split, shard_images=2) as writer:
-        for i in order or range(len(split)):
+        for i in range(len(split)):
             label = torch.full((64, 128), i, dtype=torch.uint8)
             label[i:] = 255
             writer.add(split.ids[i], label, np.full((64, 128), 10 * i, np.uint8))
@@ -132,7 +132,7 @@ def pseudo(tmp_path, split, *, order=None):
 
 def test_pseudo_labels_replace_labels(tmp_path):
     split = PreparedSplit(prepared_folder(tmp_path, erp=True))
-    labelled = PseudoLabelSplit(split, pseudo(tmp_path, split, order=[3, 1, 4, 0, 2]))
+    labelled = PseudoLabelSplit(split, pseudo(tmp_path, split))
     assert len(labelled) == 5 and labelled.full_circle and labelled.has_labels
     for i in range(5):
         sample = labelled[i]
@@ -158,10 +158,8 @@ def test_pseudo_writer_refuses(tmp_path):
     with pytest.raises(ValueError, match="1 images have no pseudo-label, such as 'i1'"):
         with PseudoLabelWriter(tmp_path / "p", split) as writer:
             writer.add("i0", good, good)
-            with pytest.raises(ValueError, match="no image 'i0', or it was added before"):
+            with pytest.raises(ValueError, match="the next image is 'i1', not 'i0'"):
                 writer.add("i0", good, good)
-            with pytest.raises(ValueError, match="labels above 18"):
-                writer.add("i1", np.full((64, 128), 19, np.uint8), good)
             with pytest.raises(ValueError, match="expected uint8"):
                 writer.add("i1", np.zeros((64, 127), np.uint8), good)
             with pytest.raises(ValueError, match="expected uint8"):

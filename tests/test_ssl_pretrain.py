@@ -28,7 +28,7 @@ from panoda.methods.supervised import SupervisedParams
 from panoda.models.core.checkpoint import load_model, read_safetensors
 from panoda.models.core.errors import CheckpointError
 from panoda.models.encoders.factory import create_encoder
-from panoda.models.mae import create_mae, encoder_tensors, load_released, mae_for
+from panoda.models.mae import MaskedAutoencoder, encoder_tensors, load_released, mae_for
 from panoda.pipeline.runnable import check_runnable
 from panoda.pipeline.table import STAGES
 from panoda.stages.pretrain import pretrain
@@ -192,7 +192,7 @@ def test_rate_decay_and_schedule() -> None:
     assert rates[60] == pytest.approx(0.5) and rates[99] == pytest.approx(
         0.5 + 0.5 * math.cos(math.pi * 79 / 80)
     )
-    net = create_mae(
+    net = MaskedAutoencoder(
         **{"img_size": 32, "patch_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 3},
         **{"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2},
     )

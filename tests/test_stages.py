@@ -23,7 +23,7 @@ from panoda.config import (
     PrototypeParams,
     PseudoLabelParams,
 )
-from panoda.data.loading.colours import mean_colours
+from panoda.data.loading.mixture import mean_colours
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.data.loading.pseudo import PseudoLabelSplit, stored_labels
 from panoda.inference.prediction import predict_logits

@@ -11,19 +11,14 @@ from PIL import Image
 from raw_data import erp_item, pinhole_item, run_prepare, write_pair
 
 from panoda.data.loading.prepared import PreparedSplit
-from panoda.data.prepare.statistics import Counts, count, row_bands, write_statistics
+from panoda.data.prepare.statistics import Counts, count, write_statistics
 from panoda.labels import get_label_space
 
 ROAD, SKY = 0, 10
 
 
 def row(**changes) -> dict:
-    return {
-        "group": "g",
-        "valid_rows": 4,
-        "lat_top_deg": float("nan"),
-        "lat_bottom_deg": float("nan"),
-    } | changes
+    return {"group": "g", "valid_rows": 4} | changes
 
 
 def test_one_image_by_hand(tmp_path):
@@ -40,31 +35,6 @@ def test_one_image_by_hand(tmp_path):
     assert metrics["class_share/train/sky"] == pytest.approx(3 / 5)
     assert metrics["class_share/train/car"] == 0 and metrics["unlabelled/train"] == pytest.approx(1 / 6)
     assert json.loads((tmp_path / "statistics.json").read_text()) == metrics
-    assert not (tmp_path / "by_latitude.csv").exists()  # no panorama
-
-
-def test_bands_of_latitude():
-    assert row_bands(12, 90, -90).tolist() == list(range(12))
-    assert row_bands(6, 15, -15).tolist() == [5, 5, 5, 6, 6, 6]
-    # 40 x 70 degrees in 7 rows: centres 30, 20, 10, 0, -10, -20, -30; a limit belongs to the band below it.
-    assert row_bands(7, 35, -35).tolist() == [4, 4, 5, 6, 6, 7, 8]
-
-
-def test_shares_by_latitude(tmp_path):
-    label = np.array([[SKY, SKY], [SKY, ROAD], [ROAD, 255], [255, 255]], np.uint8)
-    image = np.zeros((3, 4, 2), np.uint8)
-    counts = count({"image": image, "label": label}, row(lat_top_deg=30.0, lat_bottom_deg=-30.0))
-    write_statistics(tmp_path, {"test": counts}, get_label_space("cs19"))
-    table = pd.read_csv(tmp_path / "by_latitude.csv")
-    seen = table[table.pixels > 0].drop(columns="split").to_numpy().tolist()
-    assert seen == [
-        [30, 15, "sky", 2, 1.0],
-        [15, 0, "road", 1, 0.5],
-        [15, 0, "sky", 1, 0.5],
-        [0, -15, "road", 1, 1.0],
-    ]
-    # Bands without a labelled pixel have no lines; the others name every class.
-    assert len(table) == 3 * 19
 
 
 def test_a_data_set_against_numpy(tmp_path):
@@ -97,7 +67,7 @@ def test_an_unlabelled_split_has_no_classes(tmp_path):
     metrics = json.loads((tmp_path / "out/statistics.json").read_text())
     assert metrics["images/train"] == 1 and 0 < metrics["image_mean/train/g"] < 1
     assert not [key for key in metrics if key.startswith(("class_share", "unlabelled"))]
-    assert not (tmp_path / "out/classes.csv").exists() and not (tmp_path / "out/by_latitude.csv").exists()
+    assert not (tmp_path / "out/classes.csv").exists()
 
 
 def test_nothing_but_void_is_no_division_by_zero(tmp_path):
@@ -115,8 +85,8 @@ def test_counts_survive_json():
         "image": rng.integers(0, 256, (3, 8, 4), dtype=np.uint8),
         "label": rng.integers(0, 19, (8, 4), dtype=np.uint8),
     }
-    one = count(arrays, row(valid_rows=8, lat_top_deg=90.0, lat_bottom_deg=-90.0))
+    one = count(arrays, row(valid_rows=8))
     back = Counts.from_json(json.loads(json.dumps(one.to_json())))
     back.add(one)
-    assert back.images == 2 and back.groups == {"g": 2} and (back.bands == 2 * one.bands).all()
+    assert back.images == 2 and back.groups == {"g": 2}
     assert back.to_json()["labels"] == (2 * one.labels).tolist()

@@ -9,7 +9,7 @@ import torch
 from test_inference import Tiny
 from torch import Tensor, nn
 
-from panoda.config.views import ViewsParams
+from panoda.config import ViewsParams
 from panoda.geometry.erp import erp_rays
 from panoda.geometry.views import Views, mixed, over_views
 from panoda.inference.prediction import predict_logits
@@ -118,18 +118,10 @@ def test_only_full_circles_have_views():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"fov_deg": 170}, "expected 10 to 150"),
-        ({"pixels_per_degree": 0.0}, "more than 0"),
-        ({"pitches": ()}, "one or more"),
-        ({"pitches": (91.0,)}, "from -90 to 90"),
-        ({"share": 0.0}, "1 at most"),
-    ],
+    "wrong",
+    [{"fov_deg": 170}, {"pixels_per_degree": 0.0}, {"pitches": ()}, {"pitches": (91.0,)}, {"share": 0.0}],
 )
-def test_views_that_make_no_sense_are_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
-        Views(**wrong)
+def test_views_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError):
         ViewsParams.model_validate(wrong)
 

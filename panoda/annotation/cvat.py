@@ -98,7 +98,7 @@ def read_cvat(exported: Path, task: Task) -> Iterator[Found]:
         def read(path: Path, size: tuple[int, int]) -> np.ndarray:
             where = f"{exported}: {path.relative_to(labelmap.parent)}"
             try:
-                label = decode_label(path, encoding, expected=f"the colours of {LABELMAP}").ids
+                label = decode_label(path, encoding).ids
             except DataError as error:
                 raise DataError(str(error).replace(str(path), where)) from error
             check_size(where, label.shape, size)

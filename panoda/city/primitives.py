@@ -148,9 +148,6 @@ class Kit:
     def __init__(self) -> None:
         self._numbers: list[tuple[float, ...]] = []
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
     def add(self, frame: Frame, label: int, *parts: Part) -> None:
         """Add the parts of an object that stands on ``frame`` and has the train id ``label``."""
         pose = (frame.x, frame.y, frame.z, frame.yaw)

@@ -99,12 +99,7 @@ def render(
 
     Returns:
         Image (H, W, 3) uint8 RGB and label (H, W) uint8 train ids.
-
-    Raises:
-        ValueError: the camera is below the sidewalk's level.
     """
-    if pose.z < 0.3:
-        raise ValueError(f"camera height {pose.z} m is below 0.3 m; cameras stand above the road")
     origin = torch.tensor([pose.x, pose.y, pose.z], dtype=torch.float32)
     rotation = torch.from_numpy(pose.rotation().astype(np.float32))
     angle = pixel_angle(camera)

@@ -39,7 +39,6 @@ class World:
     light: Light
     shadow: Tensor
     canopy: Tensor
-    streets: tuple[Street, ...]
     spots: tuple[Frame, ...]
 
 
@@ -54,12 +53,7 @@ def build_world(seed: int, look: LookParams) -> World:
 
     Returns:
         The world; equal arguments give equal worlds.
-
-    Raises:
-        ValueError: negative seed.
     """
-    if seed < 0:
-        raise ValueError(f"world seed {seed} is negative; expected 0 or more")
     rng = np.random.default_rng(seed)
     drawn = draw_look(look, rng)
     streets = draw_network(rng, tram=seed % 3 == 0)
@@ -79,7 +73,6 @@ def build_world(seed: int, look: LookParams) -> World:
         light=light,
         shadow=occluder_height(scene, light.sun_direction, extent=SHADOW_EXTENT, cells=SHADOW_CELLS),
         canopy=occluder_height(scene, up, extent=SHADOW_EXTENT, cells=CANOPY_CELLS),
-        streets=tuple(streets),
         spots=tuple(populator.camera_spots()),
     )
 

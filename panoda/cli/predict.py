@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from panoda.config.problems import problems
-from panoda.config.views import ViewsParams
+from panoda.config.running import ViewsParams
 from panoda.pipeline.table import STAGES
 
 if TYPE_CHECKING:

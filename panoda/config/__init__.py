@@ -6,7 +6,6 @@ Unknown keys are rejected everywhere. The docstring under a field is its documen
 
 from __future__ import annotations
 
-from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.datasets import (
     AnyDataset,
     CameraParams,
@@ -24,7 +23,16 @@ from panoda.config.methods import params_model
 from panoda.config.params import Params
 from panoda.config.problems import problems, sections_in
 from panoda.config.reading import load_params, parse_params, read_tree
-from panoda.config.running import ClusterParams, EvaluateParams, RuntimeParams, SlidingParams, TrackingParams
+from panoda.config.running import (
+    ClusterParams,
+    EvaluateParams,
+    PrototypeParams,
+    PseudoLabelParams,
+    RuntimeParams,
+    SlidingParams,
+    TrackingParams,
+    ViewsParams,
+)
 from panoda.config.section import (
     ConfigError,
     Count,
@@ -47,54 +55,3 @@ from panoda.config.training import (
     OptimParams,
     SourceTrainingParams,
 )
-
-__all__ = [
-    "DECODERS",
-    "AnyDataset",
-    "AugmentParams",
-    "CameraParams",
-    "CityDataset",
-    "CitySplit",
-    "ClassWeightParams",
-    "ClusterParams",
-    "ConfigError",
-    "Count",
-    "DataParams",
-    "DeclaredDataset",
-    "DomainParams",
-    "EvaluateParams",
-    "FolderDataset",
-    "LookParams",
-    "MethodParams",
-    "ModelParams",
-    "NonNegative",
-    "NoneParams",
-    "OptimParams",
-    "Params",
-    "Positive",
-    "PrepareParams",
-    "Probability",
-    "Projection",
-    "PrototypeParams",
-    "PseudoLabelParams",
-    "Range",
-    "Scales",
-    "RuntimeParams",
-    "Section",
-    "Size",
-    "SlidingParams",
-    "SourceTrainingParams",
-    "SourceWeights",
-    "SslOptimParams",
-    "SslParams",
-    "Stanford2D3DDataset",
-    "Structured3DDataset",
-    "TrackingParams",
-    "load_params",
-    "params_model",
-    "parse_params",
-    "prepared_folder",
-    "problems",
-    "read_tree",
-    "sections_in",
-]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +9,7 @@ from pydantic import Field, model_validator
 from panoda.config.section import Count, Range, Section, Size
 
 Projection = Literal["pinhole", "erp"]
+Some = Field(min_length=1)
 
 
 class CameraParams(Section):
@@ -64,7 +64,7 @@ class LookParams(Section):
     """0 = white sun, 1 = deep sunset orange."""
     ambient: Range = (0.35, 0.45)
     """Ambient light relative to full sun."""
-    sky: tuple[str, ...] = ("clear",)
+    sky: Annotated[tuple[Literal["clear", "cloudy", "overcast", "sunset"], ...], Some] = ("clear",)
     """Sky types to draw from: clear, cloudy, overcast, sunset."""
     haze_per_m: Range = (0.0, 0.003)
     """Extinction of the air per metre."""
@@ -76,18 +76,28 @@ class LookParams(Section):
     """Colour cast: negative bluish, positive yellowish, about -1..1, drawn per image."""
     noise: Range = (0.005, 0.015)
     """Sensor noise, standard deviation as a share of full scale, drawn per image."""
-    building_styles: tuple[str, ...] = ("plaster",)
+    building_styles: Annotated[
+        tuple[Literal["plaster", "brick", "glass", "concrete", "timber"], ...], Some
+    ] = ("plaster",)
     """Facade styles to draw from: plaster, brick, glass, concrete, timber."""
-    palettes: tuple[str, ...] = ("pastel",)
+    palettes: Annotated[tuple[Literal["pastel", "brick", "earth", "white", "grey", "vivid"], ...], Some] = (
+        "pastel",
+    )
     """Facade palettes to draw from, per building: pastel, brick, earth, white, grey, vivid."""
     storeys: tuple[int, int] = (2, 6)
     """Fewest and most storeys of a building."""
-    trees: tuple[str, ...] = ("round",)
+    trees: Annotated[tuple[Literal["round", "conifer", "palm"], ...], Some] = ("round",)
     """Tree kinds to draw from: round, conifer, palm."""
     dryness: Range = (0.0, 0.3)
     """Leaves and grass: 0 = lush green, 1 = yellow-brown."""
     road_albedo: Range = (0.09, 0.14)
     """Reflectance of asphalt (linear)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LookParams:
+        if not 1 <= self.storeys[0] <= self.storeys[1]:
+            raise ValueError(f"storeys {self.storeys} must be two rising numbers from 1")
+        return self
 
 
 class CityDataset(Section):
@@ -117,10 +127,6 @@ class CityDataset(Section):
             if start < end:
                 raise ValueError(f"splits {one} and {two} share world seed {start}; move one seed")
         return self
-
-    def labelled(self, split: str) -> bool:
-        """Whether a split comes with labels."""
-        return self.splits[split].labels
 
     @property
     def full_circle(self) -> bool:
@@ -152,20 +158,12 @@ class FolderDataset(Section):
     """Latitude of the uncropped lower edge in degrees."""
 
     @model_validator(mode="after")
-    def _band(self) -> FolderDataset:
+    def _check(self) -> FolderDataset:
         if self.lat_top_deg <= self.lat_bottom_deg:
             raise ValueError("lat_top_deg must lie above lat_bottom_deg")
-        return self
-
-    @model_validator(mode="after")
-    def _kept(self) -> FolderDataset:
         if self.crop_top + self.crop_bottom >= 1:
             raise ValueError("crop_top and crop_bottom leave nothing of the images")
         return self
-
-    def labelled(self, split: str) -> bool:
-        """No labels."""
-        return False
 
 
 class DeclaredDataset(Section):
@@ -183,15 +181,6 @@ class DeclaredDataset(Section):
     """Only images of these groups (cities, weathers, ...); null = all."""
     unlabelled: list[str] = []
     """Our splits whose labels are left out, such as train of a target that comes with labels."""
-
-    @model_validator(mode="after")
-    def _unlabelled(self) -> DeclaredDataset:
-        _check_unlabelled(self.unlabelled, self.splits)
-        return self
-
-    def labelled(self, split: str) -> bool:
-        """Whether a split is wanted with labels; the declaration says if it has any."""
-        return split not in self.unlabelled
 
 
 class Stanford2D3DDataset(Section):
@@ -220,16 +209,11 @@ class Stanford2D3DDataset(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Stanford2D3DDataset:
-        _check_unlabelled(self.unlabelled, self.splits)
         if self.crop_top + self.crop_bottom >= 1:
             raise ValueError("crop_top and crop_bottom leave nothing of the images")
         if self.variant == "pinhole" and (self.crop_top or self.crop_bottom):
             raise ValueError("crop_top and crop_bottom are for variant: panoramic")
         return self
-
-    def labelled(self, split: str) -> bool:
-        """Whether a split comes with labels."""
-        return split not in self.unlabelled
 
     @property
     def full_circle(self) -> bool:
@@ -253,21 +237,6 @@ class Structured3DDataset(Section):
     """Our split name -> published one: scenes 0-2999, 3000-3249, 3250-3499."""
     unlabelled: list[str] = []
     """Our splits whose labels are left out, such as train of a target."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Structured3DDataset:
-        _check_unlabelled(self.unlabelled, self.splits)
-        return self
-
-    def labelled(self, split: str) -> bool:
-        """Whether a split comes with labels."""
-        return split not in self.unlabelled
-
-
-def _check_unlabelled(unlabelled: Sequence[str], splits: Mapping[str, str]) -> None:
-    unknown = sorted(set(unlabelled) - set(splits))
-    if unknown:
-        raise ValueError(f"unlabelled names {', '.join(unknown)}, but the splits are {', '.join(splits)}")
 
 
 AnyDataset = CityDataset | FolderDataset | DeclaredDataset | Stanford2D3DDataset | Structured3DDataset

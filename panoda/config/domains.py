@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from panoda.config.datasets import AnyDataset, CityDataset
+from panoda.config.datasets import AnyDataset, CityDataset, FolderDataset
 from panoda.config.section import MAX_ENLARGEMENT, Section, Size, check_name
 
 
@@ -38,21 +37,13 @@ class DomainParams(Section):
     """Sizes and shards."""
 
     @model_validator(mode="after")
-    def _split_names(self) -> DomainParams:
+    def _check(self) -> DomainParams:
         for split in self.dataset.splits:
             check_name(split)
-        return self
-
-    @model_validator(mode="after")
-    def _limit(self) -> DomainParams:
-        unknown = sorted(set(self.prepare.limit) - set(self.dataset.splits))
-        if unknown:
-            known = ", ".join(self.dataset.splits)
-            raise ValueError(f"prepare.limit names {', '.join(unknown)}, but the data set has {known}")
-        return self
-
-    @model_validator(mode="after")
-    def _enlarged(self) -> DomainParams:
+        for what, named in (("prepare.limit", self.prepare.limit), ("dataset.unlabelled", self.unlabelled)):
+            if unknown := sorted(set(named) - set(self.dataset.splits)):
+                known = ", ".join(self.dataset.splits)
+                raise ValueError(f"{what} names {', '.join(unknown)}, but the data set has {known}")
         if isinstance(self.dataset, CityDataset):
             camera, wanted = self.dataset.camera, self.prepare
             if max(wanted.height / camera.height, wanted.width / camera.width) > MAX_ENLARGEMENT:
@@ -61,6 +52,15 @@ class DomainParams(Section):
                     f"{camera.height} x {camera.width}; at most {MAX_ENLARGEMENT:g} times as many make sense"
                 )
         return self
+
+    @property
+    def unlabelled(self) -> list[str]:
+        """Splits without labels, or whose labels are left out."""
+        if isinstance(self.dataset, CityDataset):
+            return [name for name, split in self.dataset.splits.items() if not split.labels]
+        return list(
+            self.dataset.splits if isinstance(self.dataset, FolderDataset) else self.dataset.unlabelled
+        )
 
 
 def prepared_folder(role: str) -> str:
@@ -90,7 +90,7 @@ class DataParams(Section):
         return {"source": self.source, "target": self.target, **(self.__pydantic_extra__ or {})}
 
     @model_validator(mode="after")
-    def _folders(self) -> DataParams:
+    def _check(self) -> DataParams:
         for role, domain in self.domains.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", role):
                 raise ValueError(f"data.{role}: name a further source with lower-case letters, digits and _")
@@ -98,27 +98,16 @@ class DataParams(Section):
                 raise ValueError(
                     f"data.{role}.folder is {domain.folder!r}; it must be {prepared_folder(role)!r}"
                 )
+            wanted = ("train", "test") if role == "target" else ("train", "val")
+            if any(split not in domain.dataset.splits for split in wanted):
+                raise ValueError(
+                    f"data.{role}.dataset.splits has {', '.join(domain.dataset.splits) or 'none'}; the stages "
+                    f"need {' and '.join(wanted)} of {'the target' if role == 'target' else 'a source'}"
+                )
+            bare = [split for split in wanted if split in domain.unlabelled]
+            if role != "target" and bare:
+                raise ValueError(
+                    f"data.{role}.dataset has no labels for split {' and '.join(bare)}; a source is trained on "
+                    "and measured with labels"
+                )
         return self
-
-    @model_validator(mode="after")
-    def _splits(self) -> DataParams:
-        _check_splits(self.domains)
-        return self
-
-
-def _check_splits(domains: Mapping[str, DomainParams]) -> None:
-    """ValueError when a domain lacks a split, or the labels, that the stages read."""
-    for role, domain in domains.items():
-        wanted = ("train", "test") if role == "target" else ("train", "val")
-        missing = [split for split in wanted if split not in domain.dataset.splits]
-        if missing:
-            raise ValueError(
-                f"data.{role}.dataset.splits has {', '.join(domain.dataset.splits) or 'none'}; the stages "
-                f"need {' and '.join(wanted)} of {'the target' if role == 'target' else 'a source'}"
-            )
-        bare = [split for split in wanted if not domain.dataset.labelled(split)]
-        if role != "target" and bare:
-            raise ValueError(
-                f"data.{role}.dataset has no labels for split {' and '.join(bare)}; a source is trained on "
-                "and measured with labels"
-            )

@@ -13,7 +13,6 @@ from operator import or_
 from typing import Annotated, Any
 
 from pydantic import Field, create_model
-from pydantic.fields import FieldInfo
 
 from panoda.config.params import Params
 from panoda.config.section import Section, names_in
@@ -56,23 +55,12 @@ def with_methods(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def method_params(stage: str) -> Any:
-    """The type of a stage's section: the parameters of its methods, told apart by ``method``."""
-    kinds = tuple(methods_of(stage).values())
-    kind = reduce(or_, kinds)
-    return Annotated[kind, Field(discriminator="method")] if len(kinds) > 1 else kind
-
-
-@cache
 def params_model() -> type[Params]:
-    """``Params`` with the methods' own parameters; imports every method."""
-    fields: dict[str, Any] = {
-        stage: (method_params(stage), Field(description=field.description, **_default(field)))
-        for stage in DEFAULTS
-        for field in [Params.model_fields[stage]]
-    }
+    """``Params`` with the methods' own parameters, told apart by ``method``; imports every method."""
+    fields: dict[str, Any] = {}
+    for stage in DEFAULTS:
+        kinds, field = tuple(methods_of(stage).values()), Params.model_fields[stage]
+        kind: Any = reduce(or_, kinds)
+        kind = Annotated[kind, Field(discriminator="method")] if len(kinds) > 1 else kind
+        fields[stage] = (kind, Field(field.default, description=field.description))
     return create_model("Params", __base__=Params, __doc__=Params.__doc__, **fields)
-
-
-def _default(field: FieldInfo) -> dict[str, Any]:
-    return {} if field.is_required() else {"default": field.default}

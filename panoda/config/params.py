@@ -6,10 +6,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from panoda.config.adaptation import PrototypeParams, PseudoLabelParams
 from panoda.config.domains import DataParams
 from panoda.config.pairs import check_circles, check_crops, check_devices, check_ssl
-from panoda.config.running import EvaluateParams, RuntimeParams, TrackingParams
+from panoda.config.running import (
+    EvaluateParams,
+    PrototypeParams,
+    PseudoLabelParams,
+    RuntimeParams,
+    TrackingParams,
+)
 from panoda.config.section import Count, Name, Section, SourceWeights
 from panoda.config.ssl import NoneParams, SslParams
 from panoda.config.training import MethodParams, ModelParams
@@ -53,23 +58,13 @@ class Params(Section):
     """MLflow."""
 
     @model_validator(mode="after")
-    def _known_space(self) -> Params:
+    def _check(self) -> Params:
         if is_space_file(self.label_space):
             get_label_space(self.label_space)
         elif self.label_space not in SPACES:
             raise ValueError(f"label_space {self.label_space!r} is unknown; known: {', '.join(SPACES)}")
-        return self
-
-    @model_validator(mode="after")
-    def _go_together(self) -> Params:
-        check_circles(self)
-        check_crops(self)
-        check_devices(self)
-        check_ssl(self)
-        return self
-
-    @model_validator(mode="after")
-    def _weighted_sources(self) -> Params:
+        for check in (check_circles, check_crops, check_devices, check_ssl):
+            check(self)
         labelled = set(self.data.domains) - {"target"}
         if set(self.sources) != labelled:
             raise ValueError(

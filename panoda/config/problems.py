@@ -11,19 +11,6 @@ from pydantic import BaseModel, ValidationError
 
 from panoda.config.domains import DataParams, DomainParams
 
-_TRAINING = {"log_every": "log_every", "checkpoint_every": "checkpoint_every"}
-_INFERENCE = {"batch_size": "inference_batch", "piece_images": "piece_images"}
-_TO_RUNTIME = {
-    f"{stage}.{old}": new
-    for stages, moved in (
-        (("pretrain", "warmup", "adapt"), _TRAINING),
-        (("pseudo_labels", "prototypes", "evaluate"), _INFERENCE),
-    )
-    for stage in stages
-    for old, new in moved.items()
-}
-"""Parameters of former versions -> what section runtime calls them, once for all stages."""
-
 
 def problems(model: type[BaseModel], tree: Any, error: ValidationError) -> list[str]:
     """One line for each problem of a mapping: where in the file, what was found, what was expected."""
@@ -37,8 +24,6 @@ def _problem(model: type[BaseModel], tree: Any, loc: tuple[int | str, ...], erro
         known = [name for part in _sections_at(model, loc[:-1]) for name in part.model_fields]
         near = get_close_matches(str(loc[-1]), known, n=1)
         said = f"unknown; did you mean {near[0]}?" if near else f"unknown; expected {', '.join(known)}"
-        if moved := _TO_RUNTIME.get(where):
-            said = f"is now runtime.{moved}, for all stages; remove it here"
     told = kind in ("missing", "value_error", "union_tag_invalid")
     return f"{where}: {said}" + ("" if told else f" (found {reprlib.repr(error['input'])})")
 

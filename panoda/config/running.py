@@ -1,4 +1,4 @@
-"""Sections of evaluation, of where and how to compute, and of tracking."""
+"""Sections of prediction (pseudo-labels, prototypes, evaluation), of where and how to compute, and of tracking."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from panoda.config.section import Count, NonNegative, Scales, Section
-from panoda.config.views import ViewsParams
+from panoda.config.section import Count, NonNegative, Positive, Probability, Scales, Section
 
 
 class SlidingParams(Section):
@@ -23,6 +22,46 @@ class SlidingParams(Section):
         if self.stride > self.window:
             raise ValueError(f"stride {self.stride} leaves gaps between windows of {self.window} pixels")
         return self
+
+
+class ViewsParams(Section):
+    """Perspective views of panoramas (full circles), predicted one by one and mixed with the whole panorama."""
+
+    fov_deg: Annotated[float, Field(ge=10, le=150)] = 90.0
+    """Field of view of each, across and down, in degrees."""
+    pixels_per_degree: Positive | None = None
+    """Pixels at the centre of a view; null = those of the panorama as it is predicted."""
+    pitches: Annotated[tuple[Annotated[float, Field(ge=-90, le=90)], ...], Field(min_length=1)] = (0.0,)
+    """Elevations in degrees, positive up: a ring of overlapping views for each."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the views in the logits; the rest is the whole panorama's. 1 = views alone, where they reach."""
+
+
+class PseudoLabelParams(Section):
+    """Pseudo-labels of the target train split."""
+
+    scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Image scales whose logits are averaged."""
+    flip: bool = True
+    """Also average the mirrored image."""
+    views: ViewsParams | None = None
+    """Mix in perspective views; null = none."""
+    source_colours: NonNegative = 0.0
+    """Weight of each image in the colours that the model learned from, beside 1 for the image as it is; 0 = off."""
+    quantile: Probability = 0.5
+    """Per-class confidence quantile below which pixels are ignored."""
+    cap: Probability = 0.9
+    """Upper bound of every threshold."""
+    prototype_sums: bool = False
+    """Also sum features for stage prototypes, which then passes over the source alone (if its scales are the
+    same)."""
+
+
+class PrototypeParams(Section):
+    """Multi-scale prototypes of both domains."""
+
+    scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    """Image scales whose features are averaged."""
 
 
 class EvaluateParams(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
@@ -54,9 +55,7 @@ class ModelParams(Section):
     @classmethod
     def _known_decoder(cls, name: str) -> str:
         if name not in DECODERS:
-            near = get_close_matches(name, DECODERS, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown decoder {name!r}; {meant}Expected one of {', '.join(DECODERS)}")
+            raise ValueError(_unknown("decoder", name, DECODERS, f"one of {', '.join(DECODERS)}"))
         return name
 
     @field_validator("encoder")
@@ -65,10 +64,13 @@ class ModelParams(Section):
         kind, _, rest = name.partition(":")
         if name in ENCODERS or (kind in ("vit", "timm") and rest):
             return name
-        near = get_close_matches(name, ENCODERS, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
         known = "trans4pass_{nano,t,s,b3,b4,b5}, mit_b0..5, pvt_v2_b0..5, vit:NAME or timm:NAME"
-        raise ValueError(f"unknown encoder {name!r}; {meant}Expected {known}")
+        raise ValueError(_unknown("encoder", name, ENCODERS, known))
+
+
+def _unknown(what: str, name: str, names: Sequence[str], expected: str) -> str:
+    near = get_close_matches(name, names, n=1)
+    return f"unknown {what} {name!r}; {f'did you mean {near[0]}? ' if near else ''}Expected {expected}"
 
 
 class OptimParams(Section):
@@ -119,13 +121,9 @@ class AugmentParams(Section):
     """Strength of random exposure and gamma in stops."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> AugmentParams:
+    def _check(self) -> AugmentParams:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale is {list(self.scale)}; expected [smallest, largest], both above 0")
-        return self
-
-    @model_validator(mode="after")
-    def _large_enough(self) -> AugmentParams:
         if any(0 < side < MIN_SIDE for side in (self.crop_height, self.crop_width)):
             raise ValueError(
                 f"a crop of {self.crop_height} x {self.crop_width} pixels (height x width) is too small; the "

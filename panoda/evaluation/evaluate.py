@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from panoda.data.loading.prepared import PreparedSplit
-from panoda.geometry.erp import solid_angle_weights
+from panoda.geometry.area import Area
 from panoda.inference.metrics import ConfusionMatrix
 from panoda.inference.prediction import predict_logits
 from panoda.labels import IGNORE_INDEX
@@ -85,11 +85,10 @@ class Evaluation:
             top, bottom = float(split.lat_top_deg), float(split.lat_bottom_deg)
             limits = latitude_limits(top, bottom, bands)
             self.latitude = self._regions(limits, 1, row_bands(split.height, bands))
-            area = solid_angle_weights(
-                split.height, split.width, lat_top=math.radians(top), lat_bottom=math.radians(bottom)
-            )
+            band = Area(lat_top=math.radians(top), lat_bottom=math.radians(bottom))
+            area = band.solid_angles(split.height, split.width).float()
             self.area_step = float(area.max()) / AREA_STEPS
-            self._weights = (area[:, 0].double() / self.area_step).round()
+            self._weights = (area.double() / self.area_step).round()
             self.areas = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         if split.full_circle:
             self.azimuth = self._regions(azimuth_limits(sectors), 2, column_sectors(split.width, sectors))

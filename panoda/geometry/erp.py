@@ -1,4 +1,4 @@
-"""Equirectangular (ERP) images: rays, sampling with wrap-around, solid angles, yaw rolls.
+"""Equirectangular (ERP) images: rays, sampling with wrap-around.
 
 Convention:
     Camera axes are x right, y down, z forward. A direction has a longitude ``lon`` in
@@ -27,16 +27,6 @@ FULL_CIRCLE_DEG = 359.5
 """Panoramas at least this wide close around the circle; the gap is that of a few pixels cut off."""
 
 
-def check_band(lat_top: float, lat_bottom: float) -> None:
-    """Raise ValueError unless pi/2 >= lat_top > lat_bottom >= -pi/2 (radians)."""
-    tolerance = 1e-6
-    if not (HALF_PI + tolerance >= lat_top > lat_bottom >= -HALF_PI - tolerance):
-        raise ValueError(
-            f"lat_top {lat_top:.4f} and lat_bottom {lat_bottom:.4f} are no latitude band; "
-            "expected pi/2 >= lat_top > lat_bottom >= -pi/2 in radians"
-        )
-
-
 def erp_pixel_rays(
     x: Tensor, y: Tensor, *, height: int, width: int, lat_top: float = HALF_PI, lat_bottom: float = -HALF_PI
 ) -> Tensor:
@@ -44,11 +34,7 @@ def erp_pixel_rays(
 
     Returns:
         (..., 3) unit directions in camera axes.
-
-    Raises:
-        ValueError: the latitudes are no band.
     """
-    check_band(lat_top, lat_bottom)
     lon = (x / width - 0.5) * (2 * math.pi)
     lat = lat_top - y / height * (lat_top - lat_bottom)
     return torch.stack((lat.cos() * lon.sin(), -lat.sin(), lat.cos() * lon.cos()), dim=-1)
@@ -56,8 +42,6 @@ def erp_pixel_rays(
 
 def pixel_grid(height: int, width: int, *, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
     """The x and y of every pixel centre, each (H, W) float32."""
-    if height < 1 or width < 1:
-        raise ValueError(f"an image of {height}x{width} pixels has no rays; expected at least 1x1")
     y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
     x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
@@ -77,9 +61,6 @@ def erp_rays(
     Returns:
         (H, W, 3) float32 unit directions; convention in the module docstring.
 
-    Raises:
-        ValueError: empty size, or the latitudes are no band.
-
     Example:
         >>> rays = erp_rays(2, 4)
         >>> [round(v, 3) for v in rays[0, 2].tolist()]  # up, ahead, a little to the right
@@ -97,15 +78,11 @@ def rays_to_erp(
     Returns:
         x in [0, width) and y, each (...); y lies outside [0, height] for rays outside the band.
 
-    Raises:
-        ValueError: the latitudes are no band.
-
     Example:
         >>> x, y = rays_to_erp(torch.tensor([0.0, 0.0, 1.0]), height=64, width=128)
         >>> (x.item(), y.item())
         (64.0, 32.0)
     """
-    check_band(lat_top, lat_bottom)
     lon = torch.atan2(rays[..., 0], rays[..., 2])
     lat = torch.atan2(-rays[..., 1], torch.hypot(rays[..., 0], rays[..., 2]))
     x = torch.remainder((lon / (2 * math.pi) + 0.5) * width, width)
@@ -126,14 +103,11 @@ def sample_erp(
 
     Args:
         image: (B, C, H, W); any dtype (integers come back rounded, labels want ``nearest``).
-        rays: (h, w, 3) or (B, h, w, 3) directions of any positive length.
+        rays: (h, w, 3) directions of any positive length.
         fill: Value for rays above or below the band.
 
     Returns:
         (B, C, h, w) in the dtype of ``image``.
-
-    Raises:
-        ValueError: wrong number of dimensions, or the latitudes are no band.
 
     Example:
         >>> image = torch.arange(8.0).expand(1, 1, 4, 8)
@@ -141,21 +115,12 @@ def sample_erp(
         >>> round(sample_erp(image, seam).item(), 3)
         3.5
     """
-    if image.ndim != 4 or rays.ndim not in (3, 4) or rays.shape[-1] != 3:
-        raise ValueError(
-            f"expected image (B,C,H,W) and rays (h,w,3) or (B,h,w,3); "
-            f"got {tuple(image.shape)} and {tuple(rays.shape)}"
-        )
     height, width = image.shape[-2:]
     x, y = rays_to_erp(rays, height=height, width=width, lat_top=lat_top, lat_bottom=lat_bottom)
     padded = torch.cat((image[..., -1:], image, image[..., :1]), dim=-1)  # (B, C, H, W + 2)
     grid = torch.stack((2 * (x + 1) / (width + 2) - 1, 2 * y / height - 1), dim=-1)
-    if grid.ndim == 3:
-        grid = grid.expand(image.shape[0], *grid.shape)
-    outside = (y < 0) | (y > height)
-    return grid_sample_any(padded, grid, mode=mode).masked_fill(
-        outside if outside.ndim == 2 else outside[:, None], fill
-    )
+    found = grid_sample_any(padded, grid.expand(image.shape[0], *grid.shape), mode=mode)
+    return found.masked_fill((y < 0) | (y > height), fill)
 
 
 def grid_sample_any(image: Tensor, grid: Tensor, *, mode: str) -> Tensor:
@@ -163,49 +128,6 @@ def grid_sample_any(image: Tensor, grid: Tensor, *, mode: str) -> Tensor:
     work = image if image.is_floating_point() else image.float()
     out = F.grid_sample(work, grid.to(work.dtype), mode=mode, padding_mode="border", align_corners=False)
     return out if image.is_floating_point() else out.round().to(image.dtype)
-
-
-def solid_angle_weights(
-    height: int,
-    width: int,
-    *,
-    lat_top: float = HALF_PI,
-    lat_bottom: float = -HALF_PI,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Solid angle of every pixel in steradians, (H, W) float32.
-
-    The sum is the area of the band, 2 pi (sin lat_top - sin lat_bottom): 4 pi for the full sphere.
-
-    Raises:
-        ValueError: empty size, or the latitudes are no band.
-
-    Example:
-        >>> round(solid_angle_weights(64, 128).sum().item(), 3)  # 4 pi
-        12.566
-    """
-    check_band(lat_top, lat_bottom)
-    if height < 1 or width < 1:
-        raise ValueError(f"an image of {height}x{width} pixels has no solid angle; expected at least 1x1")
-    edges = torch.linspace(lat_top, lat_bottom, height + 1, dtype=torch.float64, device=device).sin()
-    rows = (edges[:-1] - edges[1:]) * (2 * math.pi / width)
-    return rows.float()[:, None].expand(height, width).clone()
-
-
-def yaw_roll(image: Tensor, pixels: int) -> Tensor:
-    """Turn the camera of an ERP image (..., H, W) about the vertical axis by whole columns, without loss.
-
-    Args:
-        pixels: Columns; positive turns the camera left, so that content moves right.
-
-    Returns:
-        A tensor like ``image``. A turn of ``pixels`` columns is 2 pi pixels / W radians.
-
-    Example:
-        >>> yaw_roll(torch.tensor([[0, 1, 2, 3]]), 1).tolist()
-        [[3, 0, 1, 2]]
-    """
-    return torch.roll(image, pixels, dims=-1)
 
 
 def is_full_circle(projection: str, fov_x_deg: float) -> bool:

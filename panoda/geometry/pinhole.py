@@ -14,12 +14,12 @@ Convention:
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from panoda.geometry.erp import HALF_PI, erp_pixel_rays, erp_rays, grid_sample_any, pixel_grid, sample_erp
+from panoda.geometry.erp import HALF_PI, erp_pixel_rays, grid_sample_any, pixel_grid, sample_erp
 from panoda.labels import IGNORE_INDEX
 
 
@@ -42,21 +42,13 @@ def focal_length(width: int, fov_x: float) -> float:
 
 
 def pinhole_pixel_rays(
-    x: Tensor,
-    y: Tensor,
-    *,
-    height: int,
-    width: int,
-    fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
+    x: Tensor, y: Tensor, *, height: int, width: int, fov_x: float, **turn: float
 ) -> Tensor:
-    """Unit rays (..., 3) in panorama axes of continuous pixel coordinates x, y (...)."""
+    """Unit rays (..., 3) in panorama axes of continuous pixel coordinates x, y (...); ``turn`` as ``view_rotation``."""
     focal = focal_length(width, fov_x)
     rays = torch.stack(((x - 0.5 * width) / focal, (y - 0.5 * height) / focal, torch.ones_like(x)), dim=-1)
     rays = rays / rays.norm(dim=-1, keepdim=True)
-    return rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays, non_blocking=True).T
+    return rays @ view_rotation(**turn).to(rays, non_blocking=True).T
 
 
 def pinhole_rays(
@@ -64,18 +56,16 @@ def pinhole_rays(
     width: int,
     *,
     fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
     device: torch.device | str | None = None,
+    **turn: float,
 ) -> Tensor:
-    """Unit rays of all pixel centres of a pinhole view.
+    """Unit rays of all pixel centres of a pinhole view; ``turn`` as ``view_rotation``.
 
     Returns:
         (H, W, 3) float32 unit directions in panorama axes.
 
     Raises:
-        ValueError: empty size or fov_x outside (0, pi).
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> rays = pinhole_rays(1, 1, fov_x=1.0, azimuth=math.pi / 2)
@@ -83,16 +73,14 @@ def pinhole_rays(
         [1.0, 0.0, 0.0]
     """
     x, y = pixel_grid(height, width, device=device)
-    return pinhole_pixel_rays(
-        x, y, height=height, width=width, fov_x=fov_x, azimuth=azimuth, elevation=elevation, roll=roll
-    )
+    return pinhole_pixel_rays(x, y, height=height, width=width, fov_x=fov_x, **turn)
 
 
 def pinhole_solid_angles(height: int, width: int, *, fov_x: float, rows: range | None = None) -> Tensor:
     """(H, W) float64 steradians of the pixels of a pinhole view, or of some rows of them.
 
     Raises:
-        ValueError: empty size or fov_x outside (0, pi).
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> round(float(pinhole_solid_angles(200, 200, fov_x=math.pi / 2).sum()), 3)  # a face of a cube
@@ -106,14 +94,7 @@ def pinhole_solid_angles(height: int, width: int, *, fov_x: float, rows: range |
 
 
 def rays_to_pinhole(
-    rays: Tensor,
-    *,
-    height: int,
-    width: int,
-    fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
+    rays: Tensor, *, height: int, width: int, fov_x: float, **turn: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Where rays (..., 3) in panorama axes meet a pinhole view; the inverse of ``pinhole_pixel_rays``.
 
@@ -124,7 +105,7 @@ def rays_to_pinhole(
         ValueError: fov_x outside (0, pi).
     """
     focal = focal_length(width, fov_x)
-    local = rays @ view_rotation(azimuth=azimuth, elevation=elevation, roll=roll).to(rays, non_blocking=True)
+    local = rays @ view_rotation(**turn).to(rays, non_blocking=True)
     ahead = local[..., 2] > 1e-6
     depth = torch.where(ahead, local[..., 2], torch.ones_like(local[..., 2]))
     x = local[..., 0] / depth * focal + 0.5 * width
@@ -139,30 +120,29 @@ def erp_to_pinhole(
     height: int,
     width: int,
     fov_x: float,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
     lat_top: float = HALF_PI,
     lat_bottom: float = -HALF_PI,
     mode: Literal["bilinear", "nearest"] = "bilinear",
     fill: float = 0.0,
+    **turn: float,
 ) -> Tensor:
     """Cut a pinhole (tangent) view out of an ERP image or label (B, C, H, W) of any dtype.
+
+    Args:
+        turn: azimuth, elevation and roll of the view, as ``view_rotation`` takes them.
 
     Returns:
         (B, C, height, width) in the dtype of ``image``.
 
     Raises:
-        ValueError: bad shapes, field of view or band.
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> panorama = torch.rand(1, 3, 64, 128)
         >>> erp_to_pinhole(panorama, height=32, width=48, fov_x=1.2, azimuth=math.pi).shape
         torch.Size([1, 3, 32, 48])
     """
-    rays = pinhole_rays(
-        height, width, fov_x=fov_x, azimuth=azimuth, elevation=elevation, roll=roll, device=image.device
-    )
+    rays = pinhole_rays(height, width, fov_x=fov_x, device=image.device, **turn)
     return sample_erp(image, rays, lat_top=lat_top, lat_bottom=lat_bottom, mode=mode, fill=fill)
 
 
@@ -173,64 +153,43 @@ def pinhole_to_erp(
     fov_x: float,
     height: int,
     width: int,
+    rows: Tensor,
+    columns: Tensor,
     lat_top: float = HALF_PI,
     lat_bottom: float = -HALF_PI,
-    azimuth: float = 0.0,
-    elevation: float = 0.0,
-    roll: float = 0.0,
-    rows: Tensor | None = None,
-    columns: Tensor | None = None,
+    **turn: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay a labelled pinhole image onto an ERP band, or onto parts of one.
+    """Lay labelled pinhole images onto parts of an ERP band of ``height`` x ``width`` pixels.
 
     Args:
         image: (B, C, h, w) pinhole images, any dtype; sampled bilinearly.
         label: (B, h, w) integer labels; sampled nearest.
-        rows: (B, h') continuous rows of the band that each result shows, pixel centres at +0.5; nan shows
-            nothing; None = all.
-        columns: (B, w') likewise, with ``rows``; columns wrap around.
+        rows: (B, h') continuous rows of the band that each result shows, pixel centres at +0.5; nan shows nothing.
+        columns: (B, w') likewise; columns wrap around.
+        turn: azimuth, elevation and roll of the image's camera, as ``view_rotation`` takes them.
 
     Returns:
-        image (B, C, height, width), zero outside the view; label (B, height, width), 255 outside;
-        valid (height, width) bool, true inside the view. With ``rows`` and ``columns`` their lengths take the
-        place of height and width, and valid is (B, h', w').
+        image (B, C, h', w'), zero outside the view; label (B, h', w'), 255 outside; valid (B, h', w') bool, true
+        inside the view.
 
     Raises:
-        ValueError: bad shapes, field of view or band.
+        ValueError: fov_x outside (0, pi).
 
     Example:
         >>> image, label = torch.rand(1, 3, 32, 64), torch.zeros(1, 32, 64, dtype=torch.int64)
-        >>> _, band, valid = pinhole_to_erp(image, label, fov_x=1.57, height=48, width=128)
-        >>> bool((band[0, ~valid] == 255).all()), bool((band[0, valid] == 0).all())
+        >>> whole = {"rows": torch.arange(48)[None] + 0.5, "columns": torch.arange(128)[None] + 0.5}
+        >>> _, band, valid = pinhole_to_erp(image, label, fov_x=1.57, height=48, width=128, **whole)
+        >>> bool((band[~valid] == 255).all()), bool((band[valid] == 0).all())
         (True, True)
     """
-    if image.ndim != 4 or label.ndim != 3 or image.shape[0] != label.shape[0]:
-        raise ValueError(
-            f"expected image (B,C,h,w) and label (B,h,w); got {tuple(image.shape)} and {tuple(label.shape)}"
-        )
-    if image.shape[-2:] != label.shape[-2:]:
-        raise ValueError(
-            f"image is {tuple(image.shape[-2:])} but label is {tuple(label.shape[-2:])}; resize one"
-        )
-    band: dict[str, Any] = {"height": height, "width": width, "lat_top": lat_top, "lat_bottom": lat_bottom}
-    if rows is None or columns is None:
-        rays = erp_rays(**band, device=image.device)
-    else:
-        across, down = torch.broadcast_tensors(columns[:, None, :], rows[:, :, None])
-        rays = erp_pixel_rays(across, down, **band)  # (B, h', w', 3)
+    across, down = torch.broadcast_tensors(columns[:, None, :], rows[:, :, None])
+    rays = erp_pixel_rays(
+        across, down, height=height, width=width, lat_top=lat_top, lat_bottom=lat_bottom
+    )  # (B, h', w', 3)
     view_height, view_width = image.shape[-2:]
-    x, y, valid = rays_to_pinhole(
-        rays,
-        height=view_height,
-        width=view_width,
-        fov_x=fov_x,
-        azimuth=azimuth,
-        elevation=elevation,
-        roll=roll,
-    )
+    x, y, valid = rays_to_pinhole(rays, height=view_height, width=view_width, fov_x=fov_x, **turn)
     grid = torch.stack((2 * x / view_width - 1, 2 * y / view_height - 1), dim=-1).nan_to_num()
-    grid = grid.expand(image.shape[0], *grid.shape[-3:])
-    shown = valid if valid.ndim == 2 else valid[:, None]
-    warped = grid_sample_any(image, grid, mode="bilinear").masked_fill(~shown, 0)
-    warped_label = grid_sample_any(label[:, None], grid, mode="nearest").masked_fill(~shown, IGNORE_INDEX)
+    hidden = ~valid[:, None]
+    warped = grid_sample_any(image, grid, mode="bilinear").masked_fill(hidden, 0)
+    warped_label = grid_sample_any(label[:, None], grid, mode="nearest").masked_fill(hidden, IGNORE_INDEX)
     return warped, warped_label[:, 0], valid

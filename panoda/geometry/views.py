@@ -34,28 +34,12 @@ class Views:
         pixels_per_degree: Pixels at the centre of a view; None = those of the panorama.
         pitches: Elevations of the rings of views in degrees, positive up.
         share: Of the views in the result; the rest is the whole panorama's.
-
-    Raises:
-        ValueError: a field of view, resolution, pitch or share that makes no sense.
     """
 
     fov_deg: float = 90.0
     pixels_per_degree: float | None = None
     pitches: tuple[float, ...] = (0.0,)
     share: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not 10 <= self.fov_deg <= 150:
-            raise ValueError(f"views of {self.fov_deg:g} degrees: expected 10 to 150")
-        if self.pixels_per_degree is not None and self.pixels_per_degree <= 0:
-            raise ValueError(f"{self.pixels_per_degree:g} pixels per degree: expected more than 0")
-        if not self.pitches or any(not -90 <= pitch <= 90 for pitch in self.pitches):
-            raise ValueError(
-                f"pitches of views are {self.pitches}: expected one or more from -90 to 90 degrees"
-            )
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share of views is {self.share:g}: expected more than 0, and 1 at most")
 
     def directions(self) -> list[tuple[float, float]]:
         """(azimuth, elevation) of every view in radians.
@@ -108,9 +92,6 @@ def over_views(
 
     Returns:
         values (B, K, H, W) float32, zero where no view reaches, and the sum of weights (H, W).
-
-    Raises:
-        ValueError: images of another shape, or latitudes that are no band.
 
     Example:
         >>> images = torch.full((1, 3, 32, 64), 7.0)

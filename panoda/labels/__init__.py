@@ -12,16 +12,3 @@ from panoda.labels.spaces import (
     remap_targets,
     stored_space,
 )
-
-__all__ = [
-    "IGNORE_INDEX",
-    "SPACES",
-    "LabelSpace",
-    "RemapReport",
-    "get_label_space",
-    "is_space_file",
-    "remap_report",
-    "remap_table",
-    "remap_targets",
-    "stored_space",
-]

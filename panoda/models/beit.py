@@ -16,7 +16,7 @@ from timm.layers import trunc_normal_
 from timm.models.beit import Beit, RelativePositionBias
 from torch import Tensor, nn
 
-from panoda.models.encoders.positions import Grid
+from panoda.models.encoders.positions import Grid, patch_grid
 from panoda.models.encoders.vit import ViTEncoder
 from panoda.models.weights.importing import expand_shared_table
 
@@ -79,15 +79,11 @@ class MaskedTokenModel(nn.Module):
             mask: (N, L).
 
         Raises:
-            ValueError: sides that are no multiple of the patch, or a mask of another grid.
+            ValueError: sides that are no multiple of the patch.
         """
         grid = self.grid(images)
         if mask is None:
             mask = block_masks(len(images), grid, mask_ratio=mask_ratio)
-        if mask.shape != (len(images), grid[0] * grid[1]):
-            raise ValueError(
-                f"the mask is {tuple(mask.shape)}, but {len(images)} images have {grid[0]} x {grid[1]} patches each"
-            )
         patches = self.encoder.embed(images)
         hidden = mask.to(images.device, non_blocking=True)[..., None]
         patches = torch.where(hidden, self.mask_token.to(patches.dtype), patches)
@@ -112,7 +108,12 @@ class MaskedTokenModel(nn.Module):
         Raises:
             ValueError: as ``forward``, or codes of another grid.
         """
-        check_grid(tokens, self.grid(images))
+        grid = self.grid(images)
+        if tuple(tokens.shape[1:]) != grid:
+            raise ValueError(
+                f"the tokenizer gives {tokens.shape[1]} x {tokens.shape[2]} tokens, the encoder has {grid[0]} x "
+                f"{grid[1]} patches; take a tokenizer of the same grid (ssl.tokenizer.reduction)"
+            )
         logits, mask = self(images, mask_ratio=mask_ratio, mask=mask)
         places = mask.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)
         wanted = tokens.flatten()[places]
@@ -121,28 +122,7 @@ class MaskedTokenModel(nn.Module):
 
     def grid(self, images: Tensor) -> Grid:
         """Patches (height, width) of images; ValueError where the patch does not divide a side."""
-        height, width = images.shape[2:]
-        patch = self.encoder.patch
-        if height % patch or width % patch:
-            near = [max(1, round(side / patch)) * patch for side in (height, width)]
-            raise ValueError(
-                f"images of {height} x {width} pixels (height x width) are no whole number of patches of {patch}; set "
-                f"the crop to multiples of it, such as {near[0]} x {near[1]}"
-            )
-        return height // patch, width // patch
-
-
-def check_grid(tokens: Tensor, grid: Grid) -> None:
-    """Refuse codes (N, h, w) that are not one for every patch of a grid.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if tuple(tokens.shape[1:]) != grid:
-        raise ValueError(
-            f"the tokenizer gives {tokens.shape[1]} x {tokens.shape[2]} tokens, the encoder has {grid[0]} x {grid[1]} "
-            "patches; take a tokenizer of the same grid (ssl.tokenizer.reduction)"
-        )
+        return patch_grid(images.shape[2], images.shape[3], self.encoder.patch)
 
 
 def encoder_tensors(model: MaskedTokenModel) -> dict[str, Tensor]:

@@ -50,7 +50,7 @@ def _native_space(dataset: AnyDataset) -> str | None:
     if not isinstance(dataset, DeclaredDataset):
         return dataset.label_space
     declaration = _declaration(dataset)
-    if declaration is None or declaration.labels is None or not any(map(dataset.labelled, dataset.splits)):
+    if declaration is None or declaration.labels is None or set(dataset.splits) <= set(dataset.unlabelled):
         return None
     return space_of(declaration.labels, dataset.declaration)
 

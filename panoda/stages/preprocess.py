@@ -26,8 +26,7 @@ def preprocess(
 
     Args:
         out: Folder of the role below ``data/prepared``; replaced as a whole: a folder per split,
-            dataset.json, statistics.json, groups.csv, contact_sheet.png and, with labels, classes.csv and
-            by_latitude.csv.
+            dataset.json, statistics.json, groups.csv, contact_sheet.png and, with labels, classes.csv.
 
     Returns:
         The content of statistics.json (see ``panoda.data.prepare.statistics.write_statistics``).
@@ -51,7 +50,6 @@ def preprocess(
             progress=context.progress,
             fan_out=context.fan_out,
             cache=context.cache,
-            say=print if context.progress else None,
         )
     except DataError as error:
         raise DataError(f"{role}: {error}") from error

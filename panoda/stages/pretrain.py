@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from panoda.config import ModelParams, SourceTrainingParams
-from panoda.data.loading.colours import mean_colours
-from panoda.data.loading.mixture import Mixture, source_splits, training_source
+from panoda.data.loading.mixture import Mixture, mean_colours, source_splits, training_source
 from panoda.data.loading.prepared import PreparedSplit
 from panoda.engine.averaging import WeightAverage
 from panoda.engine.distributed import barrier, broadcast, result_directory

@@ -82,8 +82,6 @@ def _check_name(file: RemoteFile, folder: Path) -> None:
         raise FetchError(
             f"{file.name!r} is not a file name; a file of a declaration lies directly in {folder}"
         )
-    if not is_remote(file):
-        raise FetchError(f"{file.name} has no address; fetch it by hand and put it at {folder / file.name}")
 
 
 def _present(file: RemoteFile, folder: Path) -> bool:

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import time
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,8 @@ class Cityscapes:
         package = folder / file.name
         for attempt in range(fetch_http.RETRIES + 1):
             try:
-                with ExitStack() as stack:
-                    if not progress:
-                        stack.enter_context(redirect_stdout(io.StringIO()))
-                        stack.enter_context(redirect_stderr(io.StringIO()))
+                quiet = None if progress else io.StringIO()
+                with redirect_stdout(quiet or sys.stdout), redirect_stderr(quiet or sys.stderr):
                     downloader.download_packages(
                         session=self._session,
                         package_names=[file.name],

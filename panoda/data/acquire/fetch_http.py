@@ -175,10 +175,7 @@ def _require_file(response: Any, url: str, part: Path, have: int) -> None:
         raise FetchError(
             f"{url}: HTTP {status}: {meaning}; look at the home page of the data set for the present address"
         )
-    if headers.get("Content-Type", "").startswith("text/html") and _whole(part).suffix not in (
-        ".html",
-        ".htm",
-    ):
+    if headers.get("Content-Type", "").startswith("text/html"):
         raise FetchError(
             f"{url}: the server sent a web page in place of the file (a login or licence page?); open the "
             f"address in a browser and save the file as {_whole(part)}"

@@ -70,7 +70,10 @@ def obtain(
         DataError: a file could not be fetched, or an archive is damaged; what is there stays.
     """
     result = Obtained(folder)
-    todo = [file for file in declaration.files if _done(file, folder, result) is None]
+    todo = []
+    for file in declaration.files:
+        before = _unpacked(file, folder)
+        todo.append(file) if before is None else result.unpacked.append(before)
     if todo and not result.unpacked and is_here(declaration, folder) and not _arrived(todo, folder):
         say(f"{folder}: images of every split are there; nothing to fetch")
         return result
@@ -80,8 +83,14 @@ def obtain(
         fetch_files(remote, folder, progress=progress)
     for file in todo:
         path = folder / file.name
-        if not is_remote(file) and not _by_hand_is_right(file, path, result):
-            continue
+        if not is_remote(file):
+            if not path.exists():
+                result.missing.append(file.name)
+                continue
+            if problem := verify(path, file):
+                aside = set_aside(path).name
+                result.wrong.append(f"{path}: {problem}; it was renamed to {aside}, fetch it again")
+                continue
         if file.unpack_to is not None and not file.folder:
             say(f"unpacking {path}")
             result.unpacked.append(unpack(path, _destination(file, folder)))
@@ -135,11 +144,7 @@ def _declaration(dataset: AnyDataset) -> Declaration | None:
 def _to_unpack(declaration: Declaration, folder: Path) -> list[RemoteFile]:
     """Archives that lie in the folder and were not unpacked."""
     files = (file for file in declaration.files if file.unpack_to is not None and not file.folder)
-    return [
-        file
-        for file in _arrived(files, folder)
-        if unpacked_before(folder / file.name, _destination(file, folder)) is None
-    ]
+    return [file for file in _arrived(files, folder) if _unpacked(file, folder) is None]
 
 
 def _arrived(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
@@ -147,24 +152,11 @@ def _arrived(files: Iterable[RemoteFile], folder: Path) -> list[RemoteFile]:
     return [f for f in files if (folder / f.name).exists() or (folder / f"{f.name}.part").exists()]
 
 
-def _done(file: RemoteFile, folder: Path, result: Obtained) -> Unpacked | None:
+def _unpacked(file: RemoteFile, folder: Path) -> Unpacked | None:
     """What was unpacked of a file before; None when there is something to do."""
     if file.unpack_to is None or file.folder:
         return None
-    before = unpacked_before(folder / file.name, _destination(file, folder))
-    if before is not None:
-        result.unpacked.append(before)
-    return before
-
-
-def _by_hand_is_right(file: RemoteFile, path: Path, result: Obtained) -> bool:
-    if not path.exists():
-        result.missing.append(file.name)
-        return False
-    problem = verify(path, file)
-    if problem is not None:
-        result.wrong.append(f"{path}: {problem}; it was renamed to {set_aside(path).name}, fetch it again")
-    return problem is None
+    return unpacked_before(folder / file.name, _destination(file, folder))
 
 
 def _destination(file: RemoteFile, folder: Path) -> Path:

@@ -15,11 +15,11 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from panoda.system.errors import DataError
 from panoda.system.files import explain_disk_full, write_json
@@ -129,16 +129,8 @@ def _move(source: Path, folder: Path) -> None:
 # --- entries of an archive ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """An entry of an archive.
-
-    Attributes:
-        name: Not to be trusted.
-        refused: Why it is kept out; "" for a file or folder.
-        size: Bytes of a file.
-        open: Opens a file; None for a folder.
-    """
+class _Entry(NamedTuple):
+    """An entry of an archive: a name not to be trusted, why it is kept out, bytes and opener of a file."""
 
     name: str
     refused: str = ""
@@ -193,30 +185,16 @@ def _zip_entries(archive: zipfile.ZipFile) -> Iterator[_Entry]:
 # --- into the folder ------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Extraction:
-    """What was unpacked so far into an empty folder, and how many bytes there is room for."""
-
-    folder: Path
-    room: int
-    seen: set[str] = field(default_factory=set)
-    bad: list[BadEntry] = field(default_factory=list)
-    files: int = 0
-    bytes: int = 0
-
-
 def _extract(archive: Path, folder: Path) -> Unpacked:
-    out = _Extraction(folder, shutil.disk_usage(folder).free)
     try:
         with archive.open("rb") as handle:
             zipped = handle.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
         if zipped:
             with zipfile.ZipFile(archive) as opened:
-                _require_room(archive, sum(info.file_size for info in opened.infolist()), out)
-                _take_all(archive, _zip_entries(opened), out, broken=(*_BROKEN, RuntimeError))
-        else:
-            with tarfile.open(archive, tarinfo=_TarInfo) as tar:
-                _take_all(archive, _tar_entries(tar), out, broken=())
+                _require_room(archive, sum(info.file_size for info in opened.infolist()), folder)
+                return _take_all(archive, _zip_entries(opened), folder, broken=(*_BROKEN, RuntimeError))
+        with tarfile.open(archive, tarinfo=_TarInfo) as tar:
+            return _take_all(archive, _tar_entries(tar), folder, broken=())
     except (*_BROKEN, OSError) as error:
         # bz2 and gzip raise OSErrors without a number for wrong bytes.
         if isinstance(error, OSError) and error.errno is not None:
@@ -225,38 +203,42 @@ def _extract(archive: Path, folder: Path) -> Unpacked:
             f"{archive}: not a complete, readable archive ({error}); nothing was unpacked: remove it and "
             "fetch it again"
         ) from error
-    return Unpacked(archive.name, out.files, out.bytes, tuple(out.bad))
 
 
 def _take_all(
-    archive: Path, entries: Iterator[_Entry], out: _Extraction, *, broken: tuple[type[Exception], ...]
-) -> None:
-    """Unpack the entries; an error of the kinds ``broken`` damages one entry alone."""
+    archive: Path, entries: Iterator[_Entry], folder: Path, *, broken: tuple[type[Exception], ...]
+) -> Unpacked:
+    """Unpack into an empty folder; an error of the kinds ``broken`` damages one entry alone."""
+    seen: set[str] = set()
+    bad: list[BadEntry] = []
+    files = written = 0
     for entry in entries:
+        name, reason = _safe_name(entry.name)
+        reason = reason or entry.refused
+        if name in seen and entry.open is not None:
+            reason = reason or "a second entry of that name"
+        if not reason and entry.open is not None:
+            seen.add(name)
+            _require_room(archive, entry.size, folder)
         try:
-            reason = _take(archive, entry, out)
+            reason = reason or _write(entry, folder / name)
         except broken as error:
             reason = str(error) or type(error).__name__
         if reason:
-            out.bad.append(BadEntry(entry.name, reason))
+            bad.append(BadEntry(entry.name, reason))
+        elif entry.open is not None:
+            files, written = files + 1, written + entry.size
+    return Unpacked(archive.name, files, written, tuple(bad))
 
 
-def _take(archive: Path, entry: _Entry, out: _Extraction) -> str | None:
-    """Unpack one entry; returns why it is kept out, or None."""
-    name, reason = _safe_name(entry.name)
-    if reason:
-        return reason
-    path = out.folder / name
-    if entry.refused:
-        return entry.refused
+def _write(entry: _Entry, path: Path) -> str:
+    """Make a folder, or write a file; returns why it is kept out, or nothing."""
+    try:
+        (path if entry.open is None else path.parent).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        return "lies in a folder that is a file"
     if entry.open is None:
-        return _make_folder(path)
-    if name in out.seen:
-        return "a second entry of that name"
-    out.seen.add(name)
-    _require_room(archive, out.bytes + entry.size, out)
-    if reason := _make_folder(path.parent):
-        return reason
+        return ""
     if path.exists():  # a file where upper and lower case are one
         return f"in place of a {'folder' if path.is_dir() else 'file'} of that name"
     try:
@@ -265,21 +247,11 @@ def _take(archive: Path, entry: _Entry, out: _Extraction) -> str | None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    out.files += 1
-    out.bytes += entry.size
-    return None
+    return ""
 
 
-def _make_folder(path: Path) -> str | None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        return "lies in a folder that is a file"
-    return None
-
-
-def _safe_name(name: str) -> tuple[str, str | None]:
-    """An entry's name below the folder, and why it is refused (or None).
+def _safe_name(name: str) -> tuple[str, str]:
+    """An entry's name below the folder, and why it is refused (or nothing).
 
     Backslashes count as separators: some programs write them.
     """
@@ -294,12 +266,13 @@ def _safe_name(name: str) -> tuple[str, str | None]:
         "not a possible file name": max(sizes, default=0) > 255 or sum(sizes) > 2000,
         "a name that is no text": any("\ud800" <= letter <= "\udfff" for letter in name),
     }
-    return "/".join(parts), next((reason for reason, found in reasons.items() if found), None)
+    return "/".join(parts), next((reason for reason, found in reasons.items() if found), "")
 
 
-def _require_room(archive: Path, total: int, out: _Extraction) -> None:
-    if total > out.room:
+def _require_room(archive: Path, size: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
         raise DataError(
-            f"{archive}: unpacks to {total / 1e9:.2f} GB or more, but only {out.room / 1e9:.2f} GB are free "
-            f"in {out.folder.parent}; make room or choose a folder on another disk"
+            f"{archive}: unpacks to {size / 1e9:.2f} GB or more, but only {free / 1e9:.2f} GB are free "
+            f"in {folder.parent}; make room or choose a folder on another disk"
         )

@@ -103,30 +103,14 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class _LabelFacts:
-    """What is in one label file.
-
-    Attributes:
-        class_pixels: (K,) int64.
-        ignored: Pixels that mean unlabelled.
-        wrong: Value outside the encoding -> pixels, most frequent first.
-        uniform: All pixels are alike.
-    """
-
-    class_pixels: np.ndarray
-    ignored: int
-    wrong: dict[str, int]
-    uniform: bool
-
-
-@dataclass(frozen=True)
 class _Facts:
-    """What one worker learned of one item: small, as processes send it back."""
+    """What one worker learned of one item; (256,) pixels of every id, None without label; value -> wrong pixels."""
 
     image_sha: str
     label_sha: str
-    label: _LabelFacts | None
-    problems: tuple[Problem, ...]
+    pixels: np.ndarray | None
+    wrong: dict[str, int]
+    problems: list[Problem]
 
 
 def check_dataset(
@@ -153,7 +137,7 @@ def check_survey(survey: Survey, *, workers: int | None = None, progress: bool =
     # Splits may overlap: a file is read once.
     unique = list({(item.image, item.label): item for item in reversed(survey.items)}.values())[::-1]
     seen = _Seen(report, survey.items)
-    job = partial(_look_at, classes=len(survey.classes), sizes=survey.sizes)
+    job = partial(_look_at, sizes=survey.sizes)
     with progress_bar(enabled=progress) as bar:
         task = bar.add_task(f"checking {survey.name}", total=len(unique))
         for item, facts in zip(unique, _results(job, unique, workers), strict=True):
@@ -167,7 +151,7 @@ def check_survey(survey: Survey, *, workers: int | None = None, progress: bool =
 # --- one item ------------------------------------------------------------------------------------------
 
 
-def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | None]) -> _Facts:
+def _look_at(item: RawItem, *, sizes: dict[str, tuple[int, int] | None]) -> _Facts:
     """Read the image and label of an item."""
     problems: list[Problem] = []
 
@@ -175,7 +159,8 @@ def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | 
         problems.append(Problem(kind, item.split, str(path), detail, value))
 
     image: Image.Image | None = None
-    label: _LabelFacts | None = None
+    ids: np.ndarray | None = None
+    unknown: dict[str, int] = {}
     image_sha = label_sha = ""
     orientation = 1
     size = sizes.get(item.split)
@@ -190,34 +175,27 @@ def _look_at(item: RawItem, *, classes: int, sizes: dict[str, tuple[int, int] | 
     except (DataError, OSError) as error:
         wrong(UNREADABLE_IMAGE, item.image, _reason(error, item.image))
     if item.label is None:
-        return _Facts(image_sha, label_sha, None, tuple(problems))
+        return _Facts(image_sha, label_sha, None, {}, problems)
     try:
         label_sha = sha256_file(item.label)
         assert item.encoding is not None  # as every survey says
         stored = decode(item.label, item.encoding)
-        ids = stored.ids
+        ids, unknown = stored.ids, stored.wrong
         if image is not None:
             ids = upright_label(item, ids, stored.orientation, image, orientation)
             if item.encoding.black_is_void:
                 ignore_black(ids, image)
-        label = _count(ids, stored.wrong, classes)
     except (OtherSizeError, DoubtfulOrientationError) as error:
         kind = LABEL_SIZE if isinstance(error, OtherSizeError) else DOUBTFUL
         wrong(kind, item.label, _reason(error, item.label))
-        label = _count(stored.ids, stored.wrong, classes)
     except (DataError, OSError) as error:
         wrong(UNREADABLE_LABEL, item.label, _reason(error, item.label))
-    if label is not None and label.wrong and item.encoding is not None and item.encoding.others == "error":
-        first = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in list(label.wrong.items())[:10])
-        wrong(VALUES, item.label, f"outside the encoding: {first}", sum(label.wrong.values()))
-    return _Facts(image_sha, label_sha, label, tuple(problems))
-
-
-def _count(ids: np.ndarray, wrong: dict[str, int], classes: int) -> _LabelFacts:
+    if unknown and item.encoding is not None and item.encoding.others == "error":
+        first = ", ".join(f"{value} ({pixels} pixels)" for value, pixels in list(unknown.items())[:10])
+        wrong(VALUES, item.label, f"outside the encoding: {first}", sum(unknown.values()))
     # Pillow counts bytes several times faster than NumPy.
-    pixels = np.array(Image.fromarray(ids).histogram(), np.int64)
-    ignored = int(pixels[IGNORE_INDEX]) - sum(wrong.values())
-    return _LabelFacts(pixels[:classes], ignored, wrong, int((pixels > 0).sum()) == 1)
+    pixels = None if ids is None else np.array(Image.fromarray(ids).histogram(), np.int64)
+    return _Facts(image_sha, label_sha, pixels, unknown, problems)
 
 
 def _reason(error: Exception, path: Path) -> str:
@@ -247,9 +225,7 @@ class _Seen:
 
     def __init__(self, report: CheckReport, items: Sequence[RawItem]) -> None:
         self.report = report
-        self.images: dict[str, RawItem] = {}
-        self.labels: dict[str, RawItem] = {}
-        self.ids: dict[tuple[str, str], RawItem] = {}
+        self.first: dict[tuple[str, object], tuple[Path, str]] = {}
         self.members: dict[tuple[Path, Path | None], list[RawItem]] = {}
         for item in items:
             self.members.setdefault((item.image, item.label), []).append(item)
@@ -257,32 +233,31 @@ class _Seen:
     def add(self, item: RawItem, facts: _Facts) -> None:
         self.report.problems += facts.problems
         for member in self.members[item.image, item.label]:
-            self._twice(SHARED_ID, self.ids, (member.split, member.id), member, member.image)
+            self._twice(SHARED_ID, (member.split, member.id), member, member.image)
             self._add_to(self.report.splits[member.split], facts)
         if facts.image_sha:
-            self._twice(SAME_IMAGE, self.images, facts.image_sha, item, item.image)
+            self._twice(SAME_IMAGE, facts.image_sha, item, item.image)
         # Labels of one value are alike without being copies.
-        if item.label is not None and facts.label is not None and not facts.label.uniform:
-            self._twice(SAME_LABEL, self.labels, facts.label_sha, item, item.label)
+        if item.label is not None and facts.pixels is not None and np.count_nonzero(facts.pixels) > 1:
+            self._twice(SAME_LABEL, facts.label_sha, item, item.label)
 
     @staticmethod
     def _add_to(split: SplitReport, facts: _Facts) -> None:
         split.images += 1
-        if facts.label is None:
+        if facts.pixels is None:
             return
         split.labels += 1
-        split.class_pixels += facts.label.class_pixels
-        split.ignored += facts.label.ignored
-        for value, pixels in facts.label.wrong.items():
+        split.class_pixels += facts.pixels[: len(split.class_pixels)]
+        split.ignored += int(facts.pixels[IGNORE_INDEX]) - sum(facts.wrong.values())
+        for value, pixels in facts.wrong.items():
             before = split.wrong.get(value, (0, 0))
             split.wrong[value] = (before[0] + pixels, before[1] + 1)
 
-    def _twice(self, kind: str, known: dict, key: object, item: RawItem, path: Path) -> None:
-        first = known.setdefault(key, item)
-        other = first.label if kind == SAME_LABEL else first.image
+    def _twice(self, kind: str, key: object, item: RawItem, path: Path) -> None:
+        other, split = self.first.setdefault((kind, key), (path, item.split))
         if other != path:
             what = f"id {item.id}" if kind == SHARED_ID else "the bytes"
-            detail = f"{what} of {other} (split {first.split})"
+            detail = f"{what} of {other} (split {split})"
             self.report.problems.append(Problem(kind, item.split, str(path), detail))
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from panoda.config import Projection
-from panoda.labels import IGNORE_INDEX
 from panoda.system.errors import DataError
 
 Orientation = Literal["auto", "exif", "stored"]
@@ -64,8 +63,7 @@ class RawItem:
         crop_top: Share of the height cut off at the top.
         crop_bottom: Share of the height cut off at the bottom.
         ignore_bottom: Share of the cropped height, at the bottom, where nothing is learned.
-        void_ids: Label ids that mean "unlabelled" in this data set; without ``encoding`` only.
-        encoding: Meaning of the label's values; None = single-channel ids of the raw label space.
+        encoding: Meaning of the label's values; None = single-channel ids of the raw label space, or 255.
         orientation: Which pixels the label was drawn on (``panoda.data.formats.orientation``).
     """
 
@@ -81,7 +79,6 @@ class RawItem:
     crop_top: float = 0.0
     crop_bottom: float = 0.0
     ignore_bottom: float = 0.0
-    void_ids: tuple[int, ...] = (IGNORE_INDEX,)
     encoding: Encoding | None = None
     orientation: Orientation = "auto"
 

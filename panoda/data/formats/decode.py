@@ -58,18 +58,15 @@ def decode(path: Path, encoding: Encoding) -> Decoded:
     return Decoded(ids, wrong, orientation)
 
 
-def decode_label(path: Path, encoding: Encoding, *, expected: str | None = None) -> Decoded:
+def decode_label(path: Path, encoding: Encoding) -> Decoded:
     """Read a label file; values outside the encoding are refused unless it ignores them.
-
-    Args:
-        expected: What the values may be, for the message about wrong ones; None = made from the encoding.
 
     Raises:
         DataError: unreadable file, wrong number of channels, or values that the encoding does not know.
     """
     label = decode(path, encoding)
     if label.wrong and encoding.others == "error":
-        raise DataError(_message(path, encoding, label.wrong, expected))
+        raise DataError(_message(path, encoding, label.wrong))
     return label
 
 
@@ -131,11 +128,11 @@ def _count(values: np.ndarray) -> dict[int, int]:
     return {int(found[i]): int(counts[i]) for i in order}
 
 
-def _message(path: Path, encoding: Encoding, wrong: dict[str, int], expected: str | None) -> str:
+def _message(path: Path, encoding: Encoding, wrong: dict[str, int]) -> str:
     listed = ", ".join(f"{value} ({n} pixels)" for value, n in list(wrong.items())[:LISTED])
     more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
     what = "colours" if encoding.kind == "palette" else "label ids"
-    return f"{path}: {what} outside the space: {listed}{more}; expected {expected or _listed(encoding)}"
+    return f"{path}: {what} outside the space: {listed}{more}; expected {_listed(encoding)}"
 
 
 def _listed(encoding: Encoding) -> str:

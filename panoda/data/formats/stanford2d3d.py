@@ -107,8 +107,6 @@ def class_ids(path: Path) -> list[int]:
         ) from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: expected a list of names such as chair_3_office_1_area_2")
-    if len(names) > 65536:
-        raise DataError(f"{path}: {len(names)} names, but two colour channels can tell 65536 apart")
     space = get_label_space("indoor13")
     classes = [name.split("_")[0] for name in names]
     unknown = sorted(set(classes) - {*space.names, UNKNOWN})

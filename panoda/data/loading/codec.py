@@ -10,7 +10,7 @@ import io
 from typing import Literal
 
 import numpy as np
-from PIL import Image, features
+from PIL import Image
 
 Codec = Literal["raw", "webp"]
 MAX_SIDE = 16383
@@ -21,15 +21,13 @@ def check_codec(codec: Codec, *, height: int, width: int) -> None:
     """Refuse what cannot be stored before any work is done.
 
     Raises:
-        ValueError: too large for the codec, or this Pillow cannot write it.
+        ValueError: too large for the codec.
     """
     if codec == "webp" and max(height, width) > MAX_SIDE:
         raise ValueError(
             f"codec webp: {height} x {width} pixels (height x width), it holds at most {MAX_SIDE} a side; "
             "set prepare.codec to raw or prepare a smaller size"
         )
-    if codec == "webp" and not features.check("webp"):
-        raise ValueError("codec webp: this Pillow has no WebP; install a Pillow wheel or set codec to raw")
 
 
 def encode(array: np.ndarray, codec: Codec) -> np.ndarray | bytes:

@@ -1,7 +1,6 @@
 """index.parquet: a row for every image of a folder of shards; metadata on the folder as a whole.
 
-Written group of rows by group of rows and read back whole or by position, so that whoever writes it or wants
-a few rows needs the memory of a few rows.
+Written group of rows by group of rows, so that whoever writes it needs the memory of a few rows.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, get_args
 
 import pyarrow as pa
@@ -43,9 +41,7 @@ class IndexWriter:
     def __enter__(self) -> IndexWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._writer.close()
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -99,25 +95,6 @@ def read_index(folder: Path, columns: Sequence[str] | None = None) -> tuple[pa.T
         return _open(folder).read(None if columns is None else list(columns)), metadata
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{folder / INDEX}: not a readable index ({error}); write {folder} again") from error
-
-
-def read_rows(folder: Path, positions: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Some rows of a folder's index, by position.
-
-    Raises:
-        DataError: missing or unreadable index.
-    """
-    file = _open(folder)
-    ends, total = [], 0
-    for group in range(file.num_row_groups):
-        total += file.metadata.row_group(group).num_rows
-        ends.append(total)
-    rows = []
-    for position in positions:
-        group = next(g for g, end in enumerate(ends) if position < end)
-        table = file.read_row_group(group, list(columns))
-        rows += table.slice(position - (ends[group] - table.num_rows), 1).to_pylist()
-    return rows
 
 
 def _open(folder: Path) -> pq.ParquetFile:

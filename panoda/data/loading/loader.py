@@ -16,15 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from panoda.data.loading.prepared import Sample
-from panoda.data.loading.transforms import AugmentedSample
+from panoda.data.loading.image_crops import ImageCrop
+from panoda.data.loading.mixture import Mixture
+from panoda.data.loading.prepared import PreparedSplit
+from panoda.data.loading.transforms import AugmentedSample, JointTransform
 from panoda.system.machine import room_for_sockets
 
 log = logging.getLogger("panoda")
@@ -57,36 +59,10 @@ class Batch(TypedDict):
     columns: Tensor
 
 
-class SampleSource(Protocol):
-    """What the loaders need of a data set."""
-
-    full_circle: bool
-
-    @property
-    def sampling(self) -> tuple[tuple[int, float], ...]:
-        """(length, weight) of every part; indices run through the parts in order."""
-        ...
-
-    def wraps(self, index: int) -> bool:
-        """Columns of sample ``index`` wrap around."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample: ...
-
-
-class Augment(Protocol):
-    """What makes a training sample of a stored one (``JointTransform``, ``ImageCrop``)."""
-
-    @property
-    def yaw_roll(self) -> bool:
-        """It needs full circles."""
-        ...
-
-    def __call__(self, sample: Sample, generator: torch.Generator, *, full_circle: bool) -> AugmentedSample:
-        """The sample as training sees it; all random numbers are the generator's."""
-        ...
+SampleSource = PreparedSplit | Mixture
+"""What the loaders read from."""
+Augment = JointTransform | ImageCrop
+"""What makes a training sample of a stored one."""
 
 
 def training_batches(
@@ -110,19 +86,11 @@ def training_batches(
         pin: Batches of loader processes come in page-locked memory, from which a GPU copies by itself.
 
     Raises:
-        ValueError: an impossible combination of augmentation and data set, a negative number, or a batch
-            that does not divide into equal parts.
+        ValueError: an impossible combination of augmentation and data set.
     """
-    if batch_size < 1 or min(seed, start_step, num_steps, workers) < 0:
-        raise ValueError(
-            "batch_size must be positive, seed, start_step, num_steps and workers not negative; found "
-            f"{batch_size}, {seed}, {start_step}, {num_steps}, {workers}"
-        )
     if augment.yaw_roll and not dataset.full_circle:
         raise ValueError("yaw_roll needs panoramas of a full 360 degrees; set yaw_roll: false")
     part, parts = share
-    if batch_size % parts or not 0 <= part < parts:
-        raise ValueError(f"a batch of {batch_size} images has no part {part} of {parts} equal ones")
     own = range(part * batch_size // parts, (part + 1) * batch_size // parts)
     steps = _Steps(dataset, batch_size=batch_size, positions=own, augment=augment, seed=seed)
     wanted = range(start_step, start_step + num_steps)

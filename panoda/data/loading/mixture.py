@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from panoda.data.loading.prepared import PreparedSplit, Sample, check_same_space, labelled_split
+from panoda.models.core.colours import Colours, colour_statistics, rgb_to_lab
 from panoda.system.errors import DataError
+
+COLOUR_IMAGES = 100
+"""Evenly spaced images of a split whose colours are looked at."""
 
 
 class Mixture:
@@ -121,3 +125,24 @@ def training_source(
     """What training samples from: the one labelled source, or a mixture of several."""
     splits = source_splits(first, more_sources, sources)
     return Mixture(splits, sources or {}) if len(splits) > 1 else splits["source"]
+
+
+def mean_colours(source: PreparedSplit | Mixture) -> Colours:
+    """Mean over images of their CIELAB channels' mean and deviation; parts of a mixture count by their weights."""
+    if isinstance(source, Mixture):
+        parts, weights = list(source.parts.values()), [weight for _, weight in source.sampling]
+    else:
+        parts, weights = [source], [1.0]
+    mean, std = np.average([_colours(part) for part in parts], axis=0, weights=weights).round(6).tolist()
+    return tuple(mean), tuple(std)
+
+
+def _colours(split: PreparedSplit) -> np.ndarray:
+    """(2, 3): mean and deviation."""
+    found = []
+    for index in np.linspace(0, len(split) - 1, min(COLOUR_IMAGES, len(split))).astype(int):
+        sample = split[int(index)]
+        lab = rgb_to_lab(sample["image"][None].float() / 255)
+        mean, std, _ = colour_statistics(lab, sample["valid"][None])
+        found.append(torch.stack((mean, std)).flatten(1).double().numpy())
+    return np.mean(found, axis=0)

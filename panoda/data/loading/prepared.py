@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from panoda.config import Projection
 from panoda.data.loading.codec import Codec
-from panoda.data.loading.index import INDEX, read_index, read_metadata, read_rows
+from panoda.data.loading.index import INDEX, read_index
 from panoda.data.loading.shards import Columns, ShardReader
 from panoda.geometry.erp import is_full_circle
 from panoda.labels import IGNORE_INDEX, stored_space
@@ -89,7 +88,9 @@ class PreparedSplit:
         self.digest = sha256_file(folder / INDEX)
         self.codec: Codec = metadata.get("codec", "raw")
         self.shard_images: int = max(shard["rows"] for shard in metadata["shards"])
-        self._reader = _shard_reader(folder, metadata)
+        shape = (self.height, self.width)
+        columns: Columns = {"image": (3, *shape)} | ({"label": shape} if self.has_labels else {})
+        self._reader = ShardReader(folder, columns=columns, shards=metadata["shards"], codec=self.codec)
         # Some 60 bytes per image; Python objects would take ten times as much in every loader process.
         self._ids = table["id"].combine_chunks()
         self._places = np.stack([table[name].to_numpy() for name in _PLACES], axis=1)
@@ -134,41 +135,16 @@ class PreparedSplit:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.folder}: no sample {index}, there are {len(self)}")
         index %= len(self)
-        name, places = self._ids[index].as_py(), self._places[index].tolist()
-        return _sample(self._reader, self.has_labels, name, index, places)
-
-
-def samples_at(folder: Path, positions: Sequence[int]) -> Iterator[Sample]:
-    """A few samples of a split, in the memory of a few samples: without opening it as a whole.
-
-    Raises:
-        DataError: missing, truncated or corrupt files.
-    """
-    metadata = read_metadata(folder)
-    reader = _shard_reader(folder, metadata)
-    for position, row in zip(positions, read_rows(folder, positions, ("id", *_PLACES)), strict=True):
-        places = [row[name] for name in _PLACES]
-        yield _sample(reader, metadata["has_labels"], row["id"], position, places)
-
-
-def _shard_reader(folder: Path, metadata: dict[str, Any]) -> ShardReader:
-    shape = (metadata["height"], metadata["width"])
-    columns: Columns = {"image": (3, *shape)} | ({"label": shape} if metadata["has_labels"] else {})
-    codec: Codec = metadata.get("codec", "raw")
-    return ShardReader(folder, columns=columns, shards=metadata["shards"], codec=codec)
-
-
-def _sample(reader: ShardReader, labelled: bool, name: str, index: int, places: Sequence[int]) -> Sample:
-    shard, row, crc, valid_rows = places
-    arrays = reader.read(shard, row, crc)
-    image = torch.from_numpy(arrays["image"])
-    valid = torch.ones(image.shape[1:], dtype=torch.bool)
-    valid[valid_rows:] = False
-    if labelled:
-        label = torch.from_numpy(arrays["label"])
-    else:
-        label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
-    return Sample(image=image, label=label, valid=valid, id=name, index=index)
+        *place, valid_rows = self._places[index].tolist()
+        arrays = self._reader.read(*place)
+        image = torch.from_numpy(arrays["image"])
+        valid = torch.ones(image.shape[1:], dtype=torch.bool)
+        valid[valid_rows:] = False
+        if self.has_labels:
+            label = torch.from_numpy(arrays["label"])
+        else:
+            label = torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8)
+        return Sample(image=image, label=label, valid=valid, id=self._ids[index].as_py(), index=index)
 
 
 def check_same_space(one: PreparedSplit, two: PreparedSplit) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ _INDEX_SCHEMA = pa.schema(
 
 
 class PseudoLabelWriter:
-    """Write label and confidence of each image of a split, in any order.
+    """Write label and confidence of each image of a split, in their order.
 
     Use it as a context manager; the index is written on a clean exit only, so a folder left behind by an
     error is never taken for a result.
@@ -58,7 +57,7 @@ class PseudoLabelWriter:
     ) -> None:
         self.folder = folder
         self._prepared = prepared
-        self._wanted = set(prepared.ids_of(images or range(len(prepared))))
+        self._ids = prepared.ids_of(images or range(len(prepared)))
         self._rows: list[dict[str, Any]] = []
         self._writer = ShardWriter(
             folder, columns=_columns(prepared), rows_per_shard=shard_images, first=first
@@ -67,9 +66,7 @@ class PseudoLabelWriter:
     def __enter__(self) -> PseudoLabelWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Finish the shards, and write the index unless there was an error."""
         with explain_disk_full(self.folder):
             self._writer.close()
@@ -84,34 +81,30 @@ class PseudoLabelWriter:
             confidence: (H, W) uint8, confidence * 255.
 
         Raises:
-            ValueError: unknown or repeated id, wrong shape or dtype, or a label outside the label space.
+            ValueError: another image than the next one, or wrong shape or dtype.
         """
-        if name not in self._wanted:
-            raise ValueError(f"{self._prepared.folder} has no image {name!r}, or it was added before")
+        expected = next(iter(self._ids[len(self._rows) :]), None)
+        if name != expected:
+            raise ValueError(f"{self._prepared.folder}: the next image is {expected!r}, not {name!r}")
         row = {"label": _array(label), "confidence": _array(confidence)}
-        counts = np.bincount(row["label"].ravel(), minlength=256)
-        k = self._prepared.num_classes
-        if row["label"].dtype == np.uint8 and counts[k:255].any():
-            raise ValueError(f"{name}: labels above {k - 1} that are not 255")
         with explain_disk_full(self.folder):
             shard, place, crc = self._writer.append(row)
-        self._wanted.remove(name)
+        counts = np.bincount(row["label"].ravel(), minlength=256)[: self._prepared.num_classes]
         self._rows.append(
             {
                 "id": name,
                 "shard": shard,
                 "row": place,
                 "crc32": crc,
-                "kept_pixels": int(counts[:k].sum()),
-                "class_pixels": counts[:k].tolist(),
+                "kept_pixels": int(counts.sum()),
+                "class_pixels": counts.tolist(),
             }
         )
 
     def _write_index(self) -> None:
-        if self._wanted:
-            example = min(self._wanted)
+        if missing := self._ids[len(self._rows) :]:
             raise ValueError(
-                f"{self.folder}: {len(self._wanted)} images have no pseudo-label, such as {example!r}"
+                f"{self.folder}: {len(missing)} images have no pseudo-label, such as {missing[0]!r}"
             )
         with IndexWriter(self.folder / INDEX, _INDEX_SCHEMA) as index:
             index.add(self._rows)
@@ -173,66 +166,37 @@ def _metadata(prepared: PreparedSplit, shards: list[ShardInfo]) -> dict[str, Any
     }
 
 
-class PseudoLabelSplit:
+class PseudoLabelSplit(PreparedSplit):
     """The images of a prepared split with pseudo-labels instead of labels.
 
-    Has the attributes of ``PreparedSplit``; ``class_pixels`` and ``digest`` are those of the pseudo-labels.
+    ``class_pixels`` and ``digest`` are those of the pseudo-labels.
 
     Raises:
         DataError: missing, truncated or corrupt files, or pseudo-labels of another preparation.
     """
 
     def __init__(self, prepared: PreparedSplit, folder: Path) -> None:
+        vars(self).update(vars(prepared))
         self.prepared = prepared
         self.folder = folder
         table, metadata = read_index(folder)
-        if metadata.get("prepared_digest") != prepared.digest:
+        if metadata.get("prepared_digest") != prepared.digest or not prepared.has_ids(table["id"]):
             raise DataError(
                 f"{folder}: made for other images than {prepared.folder} holds now; "
                 "run stage pseudo_labels again"
             )
-        self.label_space, self.space = prepared.label_space, prepared.space
-        self.num_classes = prepared.num_classes
-        self.height, self.width = prepared.height, prepared.width
-        self.projection = prepared.projection
-        self.fov_x_deg = prepared.fov_x_deg
-        self.lat_top_deg, self.lat_bottom_deg = prepared.lat_top_deg, prepared.lat_bottom_deg
-        self.full_circle = prepared.full_circle
         self.has_labels = True
         pixels = pc.list_flatten(table["class_pixels"]).to_numpy()
         self.class_pixels = pixels.reshape(-1, self.num_classes).sum(axis=0)
         own = sha256_file(folder / INDEX)
         self.digest = hashlib.sha256((prepared.digest + own).encode()).hexdigest()
-        self._reader = ShardReader(folder, columns=_columns(prepared), shards=metadata["shards"])
-        self._places = np.stack([table[name].to_numpy() for name in ("shard", "row", "crc32")], axis=1)
-        if not prepared.has_ids(table["id"]):
-            where = {name: row for row, name in enumerate(table["id"].to_pylist())}
-            missing = [name for name in self.ids if name not in where]
-            if missing:
-                raise DataError(f"{folder}: no pseudo-label of {missing[0]!r}; run stage pseudo_labels again")
-            self._places = self._places[[where[name] for name in self.ids]]
-
-    @property
-    def ids(self) -> list[str]:
-        """Item ids by position."""
-        return self.prepared.ids
-
-    @property
-    def sampling(self) -> tuple[tuple[int, float], ...]:
-        """(length, weight) of its one part, for the loader."""
-        return self.prepared.sampling
-
-    def wraps(self, index: int) -> bool:
-        """Columns of sample ``index`` wrap around; the same for all."""
-        return self.full_circle
-
-    def __len__(self) -> int:
-        return len(self.prepared)
+        self._pseudo_reader = ShardReader(folder, columns=_columns(prepared), shards=metadata["shards"])
+        self._pseudo_places = np.stack([table[name].to_numpy() for name in ("shard", "row", "crc32")], axis=1)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``; its tensors are copies that may be changed in place."""
         sample = self.prepared[index]
-        arrays = self._reader.read(*self._places[sample["index"]].tolist())
+        arrays = self._pseudo_reader.read(*self._pseudo_places[sample["index"]].tolist())
         return Sample(**{**sample, "label": torch.from_numpy(arrays["label"])})
 
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from panoda.data.loading.codec import Codec, decode, encode
+from panoda.data.loading.codec import Codec, decode
 from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 
@@ -50,9 +49,7 @@ class ShardWriter:
         self.first = first
         self.shards: list[ShardInfo] = []
         self._rows = 0
-        self._path: Path | None = None
-        self._sink: pa.OSFile | None = None
-        self._writer: pa.RecordBatchFileWriter | None = None
+        self._open: tuple[Path, pa.OSFile, pa.RecordBatchFileWriter] | None = None
         size = {n: int(np.prod(s)) if codec == "raw" else -1 for n, s in columns.items()}
         fields = [pa.field(n, pa.binary(size[n]), nullable=False) for n in columns]
         self._schema = pa.schema(fields)
@@ -60,33 +57,36 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def append(self, row: Mapping[str, np.ndarray | bytes]) -> tuple[int, int, int]:
         """Write one row.
 
         Args:
-            row: One uint8 array per column, of the column's shape; or, with a codec that compresses, what
-                ``encode`` made of it (in another thread).
+            row: What ``encode`` made of each column's uint8 array.
 
         Returns:
             Shard number, row within the shard, CRC-32 of the row.
 
         Raises:
-            ValueError: a column is missing, or its dtype or shape is wrong.
+            ValueError: an array has another dtype or shape than its column.
         """
-        stored = [self._checked(row, name) for name in self.columns]
+        cells = (row[name] for name in self.columns)
+        stored = [cell if isinstance(cell, bytes) else np.ascontiguousarray(cell) for cell in cells]
+        for value, (name, shape) in zip(stored, self.columns.items(), strict=True):
+            if isinstance(value, np.ndarray) and (value.dtype != np.uint8 or value.shape != shape):
+                raise ValueError(
+                    f"column {name!r}: expected uint8 {shape}, found {value.dtype} {value.shape}"
+                )
         number = self.first + len(self.shards)
-        if self._writer is None:
-            self._path = self.folder / shard_name(number)
-            self._sink = pa.OSFile(str(self._path), "wb")
-            self._writer = pa.ipc.new_file(self._sink, self._schema)
-        cells = [_cell(field.type, value) for field, value in zip(self._schema, stored, strict=True)]
-        self._writer.write_batch(pa.record_batch(cells, schema=self._schema))
-        place = (number, self._rows, _crc([v if isinstance(v, bytes) else v.data for v in stored]))
+        if self._open is None:
+            path = self.folder / shard_name(number)
+            sink = pa.OSFile(str(path), "wb")
+            self._open = path, sink, pa.ipc.new_file(sink, self._schema)
+        arrays = [_cell(field.type, value) for field, value in zip(self._schema, stored, strict=True)]
+        self._open[2].write_batch(pa.record_batch(arrays, schema=self._schema))
+        place = (number, self._rows, _crc(stored))
         self._rows += 1
         if self._rows == self.rows_per_shard:
             self.close()
@@ -94,10 +94,10 @@ class ShardWriter:
 
     def close(self) -> None:
         """Finish the open shard, if any."""
-        if self._writer is None or self._sink is None or self._path is None:
+        if self._open is None:
             return
-        writer, sink, path = self._writer, self._sink, self._path
-        self._writer = self._sink = self._path = None
+        path, sink, writer = self._open
+        self._open = None
         try:
             writer.close()
         finally:
@@ -105,15 +105,6 @@ class ShardWriter:
         info = ShardInfo(file=path.name, rows=self._rows, bytes=path.stat().st_size, sha256=sha256_file(path))
         self.shards.append(info)
         self._rows = 0
-
-    def _checked(self, row: Mapping[str, np.ndarray | bytes], name: str) -> np.ndarray | bytes:
-        array, shape = row.get(name), self.columns[name]
-        if isinstance(array, bytes) and self.codec != "raw":
-            return array
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.shape != shape:
-            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"column {name!r}: expected uint8 {shape}, found {found}")
-        return encode(np.ascontiguousarray(array), self.codec)
 
 
 class ShardReader:
@@ -197,7 +188,7 @@ def _cell(kind: pa.DataType, value: np.ndarray | bytes) -> pa.Array:
     return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(value)])
 
 
-def _crc(parts: Sequence[memoryview | bytes]) -> int:
+def _crc(parts: Sequence[Any]) -> int:
     value = 0
     for part in parts:
         value = zlib.crc32(part, value)

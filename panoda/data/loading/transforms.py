@@ -72,9 +72,6 @@ class JointTransform:
         jitter: Brightness, contrast and saturation factors are drawn from 1 - jitter to 1 + jitter.
         exposure: Exposure (in linear light) is drawn from -exposure to +exposure stops, and the exponent of
             the tone curve from 2 to the power of half as much.
-
-    Raises:
-        ValueError: a parameter out of its range.
     """
 
     crop_height: int = 0
@@ -84,18 +81,6 @@ class JointTransform:
     yaw_roll: bool = False
     jitter: float = 0.0
     exposure: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(
-                f"scale must be a range of positive factors, lower end first; found {self.scale}"
-            )
-        amounts = (self.crop_height, self.crop_width, self.jitter, self.exposure)
-        if min(amounts) < 0 or not 0 <= self.hflip <= 1:
-            raise ValueError(
-                "crop sizes, jitter and exposure must not be negative and hflip must be in 0..1; found "
-                f"{', '.join(map(str, (*amounts, self.hflip)))}"
-            )
 
     def __call__(self, sample: Sample, generator: torch.Generator, *, full_circle: bool) -> AugmentedSample:
         """Transform one sample.

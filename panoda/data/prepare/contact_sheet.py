@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from panoda.data.loading.index import read_metadata
-from panoda.data.loading.prepared import Sample, samples_at
+from panoda.data.loading.prepared import PreparedSplit, Sample
 from panoda.labels import IGNORE_INDEX, LabelSpace
 
 COLUMNS = 5
@@ -21,36 +19,25 @@ GAP, LINE = 6, 22
 _BACK, _INK = (255, 255, 255), (30, 30, 30)
 
 
-class SheetRow(NamedTuple):
-    """A row of the sheet.
-
-    Attributes:
-        class_pixels: (K,) int64 labelled pixels per class.
-    """
-
-    name: str
-    folder: Path
-    images: int
-    labelled: bool
-    class_pixels: np.ndarray
-
-
-def contact_sheet(rows: Sequence[SheetRow], space: LabelSpace) -> np.ndarray:
+def contact_sheet(folders: Sequence[Path], space: LabelSpace) -> np.ndarray:
     """Images spread evenly over every split, labels half transparent over them, a legend below.
 
     Unlabelled pixels show the image alone. The splits are of one size, as ``prepare`` writes them.
 
+    Args:
+        folders: Of the splits.
+
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    metadata = read_metadata(rows[0].folder)
-    scale = min(CELL_WIDTH / metadata["width"], CELL_HEIGHT / metadata["height"])
-    width, height = (max(1, round(metadata[side] * scale)) for side in ("width", "height"))
-    shown = np.flatnonzero(sum(row.class_pixels for row in rows))
+    splits = [PreparedSplit(folder) for folder in folders]
+    scale = min(CELL_WIDTH / splits[0].width, CELL_HEIGHT / splits[0].height)
+    width, height = (max(1, round(side * scale)) for side in (splits[0].width, splits[0].height))
+    shown = np.flatnonzero(sum(split.class_pixels for split in splits))
     drawn = []
-    for row in rows:
-        what = f"{row.name}: {row.images} images{'' if row.labelled else ', no labels'}"
-        samples = samples_at(row.folder, _spread(row.images, COLUMNS))
+    for split in splits:
+        what = f"{split.folder.name}: {len(split)} images{'' if split.has_labels else ', no labels'}"
+        samples = (split[index] for index in _spread(len(split), COLUMNS))
         drawn.append(([what], [Image.fromarray(_overlay(sample, space)) for sample in samples]))
     return np.asarray(draw_sheet(drawn, (width, height), space, shown.tolist()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from panoda.config.section import MAX_ENLARGEMENT, MIN_SIDE
 from panoda.data.formats.dataset import Encoding, RawItem
-from panoda.data.formats.decode import Decoded, decode_label, ignore_black
+from panoda.data.formats.decode import decode_label, ignore_black
 from panoda.data.formats.images import read_upright
 from panoda.data.formats.orientation import upright_label
 from panoda.labels import IGNORE_INDEX
@@ -100,20 +99,11 @@ def _read_label(
     item: RawItem, image: Image.Image, orientation: int, box: tuple[int, int, int, int], spec: ItemSpec
 ) -> np.ndarray:
     assert item.label is not None and spec.table is not None
-    if item.encoding is None:
-        stored = _plain_ids(item, item.label, spec)
-    else:
-        stored = decode_label(item.label, item.encoding)
+    plain = tuple((i, i) for i in (*range(spec.num_classes_from), IGNORE_INDEX))
+    encoding = item.encoding or Encoding(kind="ids", table=plain)
+    stored = decode_label(item.label, encoding)
     ids = upright_label(item, stored.ids, stored.orientation, image, orientation)
-    if item.encoding is not None and item.encoding.black_is_void:
+    if encoding.black_is_void:
         ignore_black(ids, image)
     label = Image.fromarray(spec.table[ids])
     return np.array(label.resize((spec.width, spec.height), Image.Resampling.NEAREST, box=box))
-
-
-def _plain_ids(item: RawItem, path: Path, spec: ItemSpec) -> Decoded:
-    """A file of single-channel ids of the raw label space; void ids become 255."""
-    void = dict.fromkeys(item.void_ids, IGNORE_INDEX)
-    table = void | {i: i for i in range(spec.num_classes_from)}
-    expected = f"0..{spec.num_classes_from - 1}, or {', '.join(map(str, item.void_ids))} for unlabelled"
-    return decode_label(path, Encoding(kind="ids", table=tuple(table.items())), expected=expected)

@@ -5,24 +5,27 @@ So a killed run goes on with the shards it had finished, and the workers of a cl
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from panoda.data.formats.dataset import Encoding, RawItem
+from panoda.data.loading.codec import Codec, encode
 from panoda.data.loading.shards import ShardInfo, ShardWriter
-from panoda.data.prepare.items import MAX_PROBLEMS, PrepareConfig, prepare_items, raise_problems
-from panoda.data.prepare.statistics import Counts
+from panoda.data.prepare.item import ItemSpec, prepare_item
+from panoda.data.prepare.statistics import Counts, count
 from panoda.system.context import RunContext
 from panoda.system.errors import DataError
 from panoda.system.files import staged_directory, write_json
@@ -30,6 +33,22 @@ from panoda.system.pieces import Make, Work, finish
 
 SHARD, PROBLEMS = "shard.json", "problems.json"
 """Files beside a shard, and in place of one that could not be made."""
+MAX_PROBLEMS = 20
+"""Bad files listed in one message before giving up."""
+_Result = tuple[dict[str, np.ndarray | bytes], dict[str, Any], Counts]
+"""One prepared item: what the shard stores, its row of the index, what was counted."""
+_ITEMS = TypeAdapter(tuple[list[Encoding | None], list[tuple[RawItem, int]]])
+"""Items without their encodings, and the number of that of each."""
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What is the same for every split."""
+
+    spec: ItemSpec
+    codec: Codec
+    shard_images: int
+    workers: int
 
 
 class MadeShard(TypedDict):
@@ -102,7 +121,7 @@ class ShardWork(Work):
 
     def open(self, compute: Any) -> Make:
         """Nothing to open: a piece reads its own items."""
-        config = dataclasses.replace(self.config, workers=self.config.workers or torch.get_num_threads())
+        config = replace(self.config, workers=self.config.workers or torch.get_num_threads())
         problems: list[str] = []
 
         def make(piece: int, folder: Path) -> dict[str, str]:
@@ -131,7 +150,7 @@ def _make_shard(
         ShardWriter(
             folder, columns=columns, rows_per_shard=config.shard_images, codec=config.codec, first=number
         ) as writer,
-        closing(prepare_items(items, config)) as results,
+        closing(_prepare_items(items, config)) as results,
     ):
         for result in results:
             if isinstance(result, DataError):
@@ -139,10 +158,10 @@ def _make_shard(
                 if len(problems) >= MAX_PROBLEMS:
                     break
             elif not problems:
-                row = result.row
-                row["shard"], row["row"], row["crc32"] = writer.append(result.cells)
+                cells, row, counted = result
+                row["shard"], row["row"], row["crc32"] = writer.append(cells)
                 rows.append(row)
-                counts.add(result.counts)
+                counts.add(counted)
     if problems:
         write_json(folder / PROBLEMS, problems)
         return None, problems
@@ -150,39 +169,58 @@ def _make_shard(
     return writer.shards[0], []
 
 
+def _prepare_items(items: Iterable[RawItem], config: PrepareConfig) -> Generator[_Result | DataError]:
+    """Results in the order of the items; a bounded number is under way, so memory stays constant."""
+    # Threads, not processes: Pillow and hashlib work outside the interpreter lock.
+    pending: deque[Future[_Result | DataError]] = deque()
+    with ThreadPoolExecutor(config.workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(_try_one, item, config))
+                if len(pending) >= 2 * config.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _try_one(item: RawItem, config: PrepareConfig) -> _Result | DataError:
+    try:
+        arrays, row = prepare_item(item, config.spec)
+    except DataError as error:
+        return error
+    cells = {name: encode(array, config.codec) for name, array in arrays.items()}
+    return cells, row, count(arrays, row)
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one DataError that lists the first problems and counts the others; nothing when there are none."""
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems[:MAX_PROBLEMS])
+        more = len(problems) - MAX_PROBLEMS
+        tail = f"\n  ... and {more} more" if more > 0 else ""
+        raise DataError(f"{len(problems)} problem(s) in the raw data; nothing was written\n{listed}{tail}")
+
+
 def _write_items(path: Path, items: Sequence[RawItem]) -> bytes:
     """Write items, an encoding that they share once, with absolute paths; returns what they are made from."""
-    encodings: dict[Encoding, int] = {}
+    encodings = list(dict.fromkeys(item.encoding for item in items))
     rows, states = [], []
     for item in items:
-        row = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
-        row["image"] = os.path.abspath(item.image)
-        row["label"] = None if item.label is None else os.path.abspath(item.label)
-        if item.encoding is not None:
-            row["encoding"] = encodings.setdefault(item.encoding, len(encodings))
-        rows.append(row)
-        for stat in (file.stat() for file in (item.image, item.label) if file is not None):
+        image, label = Path(os.path.abspath(item.image)), item.label and Path(os.path.abspath(item.label))
+        rows.append((replace(item, image=image, label=label, encoding=None), encodings.index(item.encoding)))
+        for stat in (file.stat() for file in (image, label) if file is not None):
             states.append([stat.st_size, stat.st_mtime_ns])
-    text = json.dumps({"encodings": [asdict(encoding) for encoding in encodings], "items": rows})
+    text = json.dumps(_ITEMS.dump_python((encodings, rows), mode="json"))
     path.write_text(text, encoding="utf-8")
     return f"{text}{states}".encode()
 
 
 def _read_items(path: Path) -> list[RawItem]:
-    value = _read(path)
-    known = [Encoding(**{**row, "table": tuple(map(tuple, row["table"]))}) for row in value["encodings"]]
-    return [
-        RawItem(
-            **row
-            | {
-                "image": Path(row["image"]),
-                "label": None if row["label"] is None else Path(row["label"]),
-                "void_ids": tuple(row["void_ids"]),
-                "encoding": None if row["encoding"] is None else known[row["encoding"]],
-            }
-        )
-        for row in value["items"]
-    ]
+    encodings, rows = _ITEMS.validate_python(_read(path))
+    return [replace(item, encoding=encodings[number]) for item, number in rows]
 
 
 def _read(path: Path) -> Any:

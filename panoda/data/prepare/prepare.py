@@ -6,9 +6,11 @@ Work goes shard by shard: with a state folder a killed run goes on with the shar
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,9 @@ from PIL import Image
 
 from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.codec import Codec, check_codec
-from panoda.data.prepare.contact_sheet import SheetRow, contact_sheet
-from panoda.data.prepare.disk_space import check_space, foresee, megabytes
+from panoda.data.prepare.contact_sheet import contact_sheet
 from panoda.data.prepare.item import ItemSpec
-from panoda.data.prepare.items import PrepareConfig, raise_problems
-from panoda.data.prepare.pieces import make_shards
+from panoda.data.prepare.pieces import PrepareConfig, make_shards, raise_problems
 from panoda.data.prepare.split import write_split
 from panoda.data.prepare.statistics import write_statistics
 from panoda.geometry.erp import is_full_circle
@@ -33,6 +33,10 @@ from panoda.system.machine import cores
 from panoda.system.pieces import Runner, work_folder
 
 CONTACT_SHEET = "contact_sheet.png"
+WEBP_SHARE = 0.5
+"""Compressed size of photographs and labels relative to raw ones, at most as a rule (docs/benchmarks.md)."""
+RESERVE = 0.02
+"""Share added for indices, notes and the file system."""
 
 
 def prepare(
@@ -51,7 +55,6 @@ def prepare(
     workers: int | None = None,
     fan_out: Runner | None = None,
     cache: Path | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Decode, crop, resize, store and count every item; the same input gives the same bytes.
 
@@ -96,7 +99,9 @@ def prepare(
         "codec": codec,
         "splits": {},
     }
-    _check_space(splits, out, config, state_dir, cache, say)
+    finished = () if state_dir is None else state_dir.rglob("shard-*.arrow")
+    kept = sum(path.stat().st_size for path in finished)
+    check_space(out, _needed(splits, config), kept=kept, cache=cache)
     with work_folder(context, out) as place:
         shards = {
             name: make_shards(name, members, config, place, context) for name, members in splits.items()
@@ -128,19 +133,17 @@ def _write(
 ) -> None:
     """Everything that ``prepare`` leaves behind; completes the summary."""
     classes = {key: summary[key] for key in _classes(space, None)}
-    counts, rows = {}, []
+    counts = {}
     for name, members in splits.items():
         folder = staged / name
         folder.mkdir(parents=True)
         part, counts[name] = write_split(name, members, config, shards[name], folder, classes=classes)
         summary["splits"][name] = part
-        pixels = counts[name].labels[: space.num_classes]
-        rows.append(SheetRow(name, folder, part["images"], part["labelled"], pixels))
     joined = json.dumps({name: part["digest"] for name, part in summary["splits"].items()}, sort_keys=True)
     summary["digest"] = hashlib.sha256(joined.encode()).hexdigest()
     write_json(staged / "dataset.json", summary)
     write_statistics(staged, counts, space)
-    Image.fromarray(contact_sheet(rows, space)).save(staged / CONTACT_SHEET)
+    Image.fromarray(contact_sheet([staged / name for name in splits], space)).save(staged / CONTACT_SHEET)
 
 
 def _checked_splits(
@@ -182,21 +185,47 @@ def _problems_of(split: str, items: Sequence[RawItem], *, labelled: bool) -> Ite
         yield f"split {split} mixes projections; make it two splits"
 
 
-def _check_space(
-    splits: Mapping[str, Sequence[RawItem]],
-    out: Path,
-    config: PrepareConfig,
-    state_dir: Path | None,
-    cache: Path | None,
-    say: Callable[[str], None] | None,
-) -> None:
-    """Say what it will take, and refuse what cannot fit."""
-    need = foresee(splits.values(), config)
-    finished = () if state_dir is None else state_dir.rglob("shard-*.arrow")
-    free = check_space(out, need, kept=sum(path.stat().st_size for path in finished), cache=cache)
-    if say is not None:
-        say(
-            f"{out}: {sum(map(len, splits.values()))} images of {config.spec.height} x {config.spec.width} "
-            f"({config.codec}) will take about {megabytes(need)}, "
-            f"{f'and as much again in {cache}, ' if cache else ''}{megabytes(free)} are free"
+def _needed(splits: Mapping[str, Sequence[RawItem]], config: PrepareConfig) -> int:
+    """Bytes of the splits' images and labels: exact for codec raw, an upper estimate for webp."""
+    images, labels = sum(map(len, splits.values())), sum(len(s) for s in splits.values() if s[0].label)
+    raw = config.spec.height * config.spec.width * (3 * images + labels)
+    return raw if config.codec == "raw" else round(WEBP_SHARE * raw)
+
+
+def check_space(out: Path, need: int, *, kept: int, cache: Path | None) -> None:
+    """Fail early when the result exceeds the free disk space.
+
+    Args:
+        need: Bytes of the result.
+        kept: Bytes of it that are finished and lie on that disk.
+        cache: Where DVC will keep a second copy of all of it; None for no copy.
+
+    Raises:
+        OSError: disk full.
+    """
+    here, copy = _existing(out), None if cache is None else _existing(cache)
+    wanted, note = {here: max(need - kept, 0)}, ""
+    if copy is not None:
+        same = copy.stat().st_dev == here.stat().st_dev
+        wanted[here if same else copy] = need + (wanted[here] if same else 0)
+        note = (
+            f" (DVC's copy in {cache} counts; `dvc config cache.type reflink,hardlink,copy` does without it)"
         )
+    for where, size in wanted.items():
+        left = shutil.disk_usage(where).free
+        if left < (1 + RESERVE) * size:
+            raise OSError(
+                errno.ENOSPC,
+                f"disk full: {out} needs about {megabytes(size)} in {where}{note}, {megabytes(left)} are "
+                "free; free some space, lower prepare.height and prepare.width, or compress with "
+                "prepare.codec: webp",
+            )
+
+
+def megabytes(size: float) -> str:
+    """A readable number of bytes, in steps of 1000."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e10 else f"{size / 1e6:.1f} MB"
+
+
+def _existing(path: Path) -> Path:
+    return next(p for p in (path, *path.absolute().parents) if p.exists())

@@ -11,8 +11,7 @@ import pyarrow as pa
 from panoda.data.formats.dataset import RawItem
 from panoda.data.loading.index import CODEC_FORMAT, FORMAT, INDEX, IndexWriter
 from panoda.data.loading.shards import ShardInfo
-from panoda.data.prepare.items import PrepareConfig
-from panoda.data.prepare.pieces import read_shard
+from panoda.data.prepare.pieces import PrepareConfig, read_shard
 from panoda.data.prepare.plausible import doubts, known_ids
 from panoda.data.prepare.statistics import Counts
 from panoda.labels import IGNORE_INDEX

@@ -1,13 +1,12 @@
 """Statistics of a prepared data set, counted image by image while it is prepared.
 
 Everything is counted in integers, so neither the order of the images nor a resumed run changes a digit.
-Shares are shares of pixels as they lie in the image: a panorama's rows near the poles are not weighted down.
-The ignore band counts nowhere.
+Shares are shares of pixels as they lie in the image: a panorama's rows near the poles are not weighted down. The
+ignore band counts nowhere.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,9 +20,6 @@ from PIL import Image
 from panoda.labels import IGNORE_INDEX, LabelSpace
 from panoda.system.files import write_json
 
-BAND_DEG = 15.0
-"""Height of a latitude band in degrees; band 0 ends at the zenith."""
-BANDS = 12
 STATISTICS = "statistics.json"
 _LEVELS = np.arange(256, dtype=np.int64)
 
@@ -38,7 +34,6 @@ class Counts:
         squares: (3,) int64, sum of their squares.
         labels: (256,) int64 pixels per label id; all 0 without labels.
         class_images: (256,) int64 images that show the label id.
-        bands: (12, 256) int64 pixels per latitude band and label id; all 0 for pinhole images.
         groups: Images per group.
     """
 
@@ -48,7 +43,6 @@ class Counts:
     squares: np.ndarray = field(default_factory=lambda: np.zeros(3, np.int64))
     labels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     class_images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    bands: np.ndarray = field(default_factory=lambda: np.zeros((BANDS, 256), np.int64))
     groups: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counts) -> None:
@@ -71,7 +65,7 @@ class Counts:
         return cls(**{**value, **arrays, "groups": Counter(value["groups"])})
 
 
-_ARRAYS = ("values", "squares", "labels", "class_images", "bands")
+_ARRAYS = ("values", "squares", "labels", "class_images")
 
 
 def count(arrays: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> Counts:
@@ -79,7 +73,7 @@ def count(arrays: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> Counts:
 
     Args:
         arrays: image (3, H, W) and, with a label, label (H, W), uint8.
-        row: Its fields of the index: group, valid_rows, latitudes of its edges in degrees (nan for pinhole).
+        row: Its fields of the index: group, valid_rows.
     """
     rows = int(row["valid_rows"])
     image = arrays["image"][:, :rows]
@@ -92,29 +86,9 @@ def count(arrays: Mapping[str, np.ndarray], row: Mapping[str, Any]) -> Counts:
         groups=Counter([row["group"]]),
     )
     if "label" in arrays:
-        label = arrays["label"]
-        top, bottom = row["lat_top_deg"], row["lat_bottom_deg"]
-        if math.isfinite(top) and math.isfinite(bottom):
-            bands = row_bands(label.shape[0], top, bottom)[:rows]
-            for band in np.unique(bands):
-                first, last = np.flatnonzero(bands == band)[[0, -1]]
-                counts.bands[band] = _histogram(label[first : last + 1])
-            counts.labels = counts.bands.sum(axis=0)
-        else:
-            counts.labels = _histogram(label[:rows])
+        counts.labels = _histogram(arrays["label"][:rows])
         counts.class_images = (counts.labels > 0).astype(np.int64)
     return counts
-
-
-def row_bands(height: int, lat_top_deg: float, lat_bottom_deg: float) -> np.ndarray:
-    """(H,) int64 latitude band of each row's centre; latitudes of the image's edges in degrees.
-
-    Example:
-        >>> row_bands(4, 30.0, -30.0).tolist()
-        [4, 5, 6, 7]
-    """
-    centres = lat_top_deg - (np.arange(height) + 0.5) / height * (lat_top_deg - lat_bottom_deg)
-    return np.clip(np.floor((90.0 - centres) / BAND_DEG), 0, BANDS - 1).astype(np.int64)
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:
@@ -125,7 +99,7 @@ def _histogram(values: np.ndarray) -> np.ndarray:
 
 
 def write_statistics(folder: Path, splits: Mapping[str, Counts], space: LabelSpace) -> dict[str, float]:
-    """Write statistics.json, groups.csv and, with labels, classes.csv and by_latitude.csv.
+    """Write statistics.json, groups.csv and, with labels, classes.csv.
 
     Returns:
         The content of statistics.json, flat: ``images/<split>``, ``groups/<split>``; mean and population
@@ -141,8 +115,6 @@ def write_statistics(folder: Path, splits: Mapping[str, Counts], space: LabelSpa
     _write_csv(folder / "groups.csv", groups, "split group images")
     classes = [line for name, c in splits.items() for line in _class_lines(name, c, space)]
     _write_csv(folder / "classes.csv", classes, "split class pixels share images")
-    bands = [line for name, c in splits.items() for line in _band_lines(name, c, space)]
-    _write_csv(folder / "by_latitude.csv", bands, "split lat_top_deg lat_bottom_deg class pixels share")
     return metrics
 
 
@@ -167,19 +139,6 @@ def _class_lines(name: str, counts: Counts, space: LabelSpace) -> list[tuple[str
         return []
     shares, images = pixels / pixels.sum(), counts.class_images.tolist()
     return [(name, c, int(pixels[k]), float(shares[k]), images[k]) for k, c in enumerate(space.names)]
-
-
-def _band_lines(
-    name: str, counts: Counts, space: LabelSpace
-) -> list[tuple[str, float, float, str, int, float]]:
-    lines = []
-    for band, pixels in enumerate(counts.bands[:, : space.num_classes]):
-        top = 90.0 - band * BAND_DEG
-        total = int(pixels.sum())
-        for label, number in zip(space.names, pixels.tolist(), strict=True):
-            if total:
-                lines.append((name, top, top - BAND_DEG, label, number, number / total))
-    return lines
 
 
 def _write_csv(path: Path, lines: list[Any], columns: str) -> None:

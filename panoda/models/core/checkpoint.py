@@ -144,14 +144,8 @@ def save_model(path: Path, model: Segmenter, card: ModelCard) -> None:
     """Write a checkpoint, atomically: an error leaves what was there before.
 
     Raises:
-        ValueError: the card does not describe the model.
         OSError: the file cannot be written (disk full, no permission).
     """
-    if (card.name, card.num_classes) != (model.name, model.num_classes):
-        raise ValueError(
-            f"the card describes {card.name!r} with {card.num_classes} classes, "
-            f"the model is {model.name!r} with {model.num_classes}"
-        )
     data = tensor_file(model.state_dict(), {"format": FORMAT, "card": card.model_dump_json()})
     with staged_file(Path(path)) as aside:
         aside.write_bytes(data)

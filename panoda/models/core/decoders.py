@@ -10,11 +10,6 @@ from panoda.config import DECODERS
 from panoda.models.core.head import Decoder
 
 
-def decoder_names() -> tuple[str, ...]:
-    """Names that ``create_decoder`` knows."""
-    return DECODERS
-
-
 def decoder_class(name: str) -> type[Decoder]:
     """The decoder class in ``panoda/models/decoders/<name>.py``; ValueError lists the known names."""
     if name not in DECODERS:
@@ -53,13 +48,11 @@ def create_decoder(
             decoder without auxiliary heads.
     """
     kind = decoder_class(name)
-    options: dict[str, Any] = {"width": kind.default_width if width is None else width}
-    if auxiliary_weights is not None:
-        if kind.has_auxiliary_heads:
-            options["auxiliary_weights"] = tuple(auxiliary_weights)
-        elif auxiliary_weights:
-            raise ValueError(
-                f"{name} has no auxiliary heads to weight with {tuple(auxiliary_weights)}; leave the weights "
-                "out, or choose a decoder that has some, such as upernet or setr_pup"
-            )
-    return kind(channels, strides=strides, num_classes=num_classes, **options)
+    if auxiliary_weights and not kind.has_auxiliary_heads:
+        raise ValueError(
+            f"{name} has no auxiliary heads to weight with {tuple(auxiliary_weights)}; leave the weights "
+            "out, or choose a decoder that has some, such as upernet or setr_pup"
+        )
+    weights: dict[str, Any] = {"auxiliary_weights": auxiliary_weights} if kind.has_auxiliary_heads else {}
+    width = kind.default_width if width is None else width
+    return kind(channels, strides=strides, num_classes=num_classes, width=width, **weights)

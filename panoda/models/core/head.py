@@ -32,6 +32,7 @@ class Decoder(nn.Module):
         width: Channels of the features.
         feature_stride: Pixels of the image per pixel of the features.
         predict: The last 1x1 convolution, to K channels.
+        heads: The auxiliary heads, if it has any.
     """
 
     name: ClassVar[str]
@@ -39,36 +40,33 @@ class Decoder(nn.Module):
     has_auxiliary_heads: ClassVar[bool] = False
     align_corners: ClassVar[bool] = False
     default_width: ClassVar[int]
+    feature_stride: int = 4
     predict: nn.Conv2d
+    heads: AuxiliaryHeads
 
     def __init__(
         self,
         channels: Sequence[int],
         *,
-        strides: Sequence[int],
         num_classes: int,
-        width: int,
-        feature_stride: int = 4,
+        width: int | None = None,
+        strides: Sequence[int] = PYRAMID,
+        auxiliary_weights: Sequence[float] | None = None,
     ) -> None:
-        """Check and keep what every decoder is told.
+        """Check and keep what every decoder is told, and ``build`` it.
+
+        Args:
+            width: Channels of the features; None for the published width.
+            auxiliary_weights: Loss weights of the auxiliary heads; None for the published ones.
 
         Raises:
-            ValueError: no maps, channels and strides of different number, a count below 1, or strides
-                that are not those of a pyramid where one is needed.
+            ValueError: a width below 1, or strides that are not those of a pyramid where one is needed.
         """
         super().__init__()
         self.channels, self.strides = tuple(channels), tuple(strides)
-        if not self.channels or len(self.channels) != len(self.strides):
-            raise ValueError(
-                f"{self.name}: got channels {self.channels} and strides {self.strides}; "
-                "every map of the encoder has one of each, and there is at least one map"
-            )
-        for what, values in (("channels", self.channels), ("strides", self.strides)):
-            if min(values) < 1:
-                raise ValueError(f"{self.name}: {what} are {values}; each must be at least 1")
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; a model needs at least one class")
-        if width < 1:
+        self.num_classes, self.width = num_classes, self.default_width if width is None else width
+        self.auxiliary_weights = auxiliary_weights
+        if self.width < 1:
             raise ValueError(
                 f"{self.name}: width is {width}; expected at least 1, published: {self.default_width}"
             )
@@ -77,14 +75,17 @@ class Decoder(nn.Module):
                 f"{self.name} wants four maps at strides {PYRAMID}, the encoder gives {self.strides}; "
                 "put the pyramid neck behind it, or choose a decoder that takes its maps as they come"
             )
-        self.num_classes, self.width, self.feature_stride = num_classes, width, feature_stride
+        self.build()
+
+    def build(self) -> None:
+        """Make the layers; a decoder may do that in an ``__init__`` of its own instead."""
 
     def auxiliary(self, stages: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
         """(loss weight, logits (N, K, h_i, w_i)) of every auxiliary head; for training alone.
 
         The logits are to be resized to the label with ``align_corners`` as those of ``forward`` are.
         """
-        return []
+        return self.heads(self.checked(stages)) if self.has_auxiliary_heads else []
 
     def checked(self, stages: Sequence[Tensor]) -> Sequence[Tensor]:
         """The maps, if they are as many and as wide as the decoder was built for.

@@ -31,16 +31,8 @@ class PyramidNeck(nn.Module):
 
         A stride other than 16 (DINOv2's 14) gives maps of a quarter, half, one and two of it, which are then
         resampled to 4, 8, 16, 32.
-
-        Raises:
-            ValueError: not four maps, or a stride below 1.
         """
         super().__init__()
-        if len(channels) != 4 or stride < 1:
-            raise ValueError(
-                f"expected four maps of one stride, got {len(channels)} of stride {stride}; "
-                f"give the encoder four indices"
-            )
         self.channels, self.stride = tuple(channels), stride
         self.scales = nn.ModuleList(
             (
@@ -66,19 +58,7 @@ class PyramidNeck(nn.Module):
 
         Returns:
             Four (N, C_i, H / 4 / 2^i, W / 4 / 2^i), sizes rounded up.
-
-        Raises:
-            ValueError: another number of maps, or maps that do not cover the image.
         """
-        if len(maps) != 4:
-            raise ValueError(f"expected four maps, got {len(maps)}")
-        expected = tuple(cells_of(side, self.stride) for side in size)
-        for y in maps:
-            if tuple(y.shape[2:]) != expected:
-                raise ValueError(
-                    f"a map is {tuple(y.shape[2:])} (height, width); an image of {tuple(size)} at stride "
-                    f"{self.stride} gives {expected}"
-                )
         return [
             self._fit(scale(y), (cells_of(size[0], stride), cells_of(size[1], stride)))
             for scale, y, stride in zip(self.scales, maps, self.strides, strict=True)

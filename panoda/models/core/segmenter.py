@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,19 +29,16 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, decoder: Decoder, *, neck: PyramidNeck | None = None, name: str = ""
+        self, encoder: Any, decoder: Decoder, *, neck: PyramidNeck | None = None, name: str = ""
     ) -> None:
         super().__init__()
         self.name = name
         self.arguments: dict[str, Any] = {}
         self.colours: Colours | None = None
-        self.encoder: Any = encoder
+        self.encoder = encoder
         self.neck = neck
         self.decoder = decoder
-        wanted = (
-            tuple(getattr(encoder, "mean", _IMAGENET[0])),
-            tuple(getattr(encoder, "std", _IMAGENET[1])),
-        )
+        wanted = tuple(self.encoder.mean), tuple(self.encoder.std)
         self._foreign = wanted if wanted != _IMAGENET else None
 
     @property
@@ -64,18 +61,6 @@ class Segmenter(nn.Module):
         """The encoder itself closes panoramas around the circle."""
         return bool(getattr(self.encoder, "wrap", False))
 
-    @overload
-    def forward(
-        self, x: Tensor, *, return_features: Literal[False] = ..., return_auxiliary: Literal[False] = ...
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self, x: Tensor, *, return_features: Literal[True], return_auxiliary: Literal[False] = ...
-    ) -> tuple[Tensor, Tensor]: ...
-    @overload
-    def forward(
-        self, x: Tensor, *, return_auxiliary: Literal[True], return_features: bool = ...
-    ) -> tuple[Tensor, Tensor, Auxiliary]: ...
     def forward(
         self, x: Tensor, *, return_features: bool = False, return_auxiliary: bool = False
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Auxiliary]:

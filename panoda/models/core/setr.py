@@ -11,9 +11,8 @@ with other patches the maps are resized to the strides that these give.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -23,74 +22,48 @@ from panoda.models.encoders.layers import cells_of
 AUXILIARY_WEIGHT = 0.4
 
 
-class SETRDecoder(Decoder, ABC):
+class SETRDecoder(Decoder):
     """What the three heads share: maps of one stride, and auxiliary heads on them.
 
     The encoder hands over its blocks' outputs without a norm: each head begins with a LayerNorm.
 
     Attributes:
         auxiliary_kernel: Kernel size of the auxiliary heads' first layer.
+        auxiliary_on_last: Whether the published model has one on the last map, too.
+        auxiliary_share: The features' width is that many times the auxiliary heads'.
     """
 
     needs_pyramid = False
     has_auxiliary_heads = True
     default_width = 256
     auxiliary_kernel: ClassVar[int] = 1
+    auxiliary_on_last: ClassVar[bool] = False
+    auxiliary_share: ClassVar[int] = 1
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        *,
-        strides: Sequence[int],
-        num_classes: int,
-        width: int | None = None,
-        auxiliary_weights: Sequence[float] | None = None,
-    ) -> None:
-        """Build for ``channels`` of maps that all have one stride.
+    def __init__(self, channels: Sequence[int], **given: Any) -> None:
+        """Build as ``Decoder`` for maps that all have one stride, the encoder's patch size.
 
-        Args:
-            strides: Of the maps, all equal: the encoder's patch size.
-            width: Channels of the features; None for those of the published model.
-            auxiliary_weights: Loss weight of an auxiliary head on each map from the first on, 0 for none;
-                None for 0.4 on every map that has one in the published model.
+        An auxiliary weight is that of a head on each map from the first on, 0 for none; None for 0.4 on every map that
+        has one in the published model.
 
         Raises:
             ValueError: as ``Decoder``, strides that differ or are below 8, more weights than maps.
         """
-        width = self.default_width if width is None else width
-        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
+        super().__init__(channels, **given)
         if len(set(self.strides)) > 1 or self.strides[0] < 8:
             raise ValueError(
                 f"{self.name} wants maps of one stride, at least 8, such as a ViT's; the encoder gives "
                 f"strides {self.strides}; choose a ViT without neck, or a decoder for pyramids"
             )
-        self.build()
-        if auxiliary_weights is None:
-            auxiliary_weights = (AUXILIARY_WEIGHT,) * self.auxiliary_maps()
+        published = (AUXILIARY_WEIGHT,) * (len(self.channels) - (not self.auxiliary_on_last))
         self.heads = AuxiliaryHeads(
             self.channels,
-            auxiliary_weights,
-            num_classes=num_classes,
-            width=self.auxiliary_width(),
+            published if self.auxiliary_weights is None else self.auxiliary_weights,
+            num_classes=self.num_classes,
+            width=max(1, self.width // self.auxiliary_share),
             kernel_size=self.auxiliary_kernel,
             norm=True,
         )
-
-    @abstractmethod
-    def build(self) -> None:
-        """Make the layers of the main head."""
-
-    def auxiliary_maps(self) -> int:
-        """Number of maps with an auxiliary head in the published model: all but the last."""
-        return len(self.channels) - 1
-
-    def auxiliary_width(self) -> int:
-        """Channels of the auxiliary heads."""
-        return self.width
-
-    def auxiliary(self, stages: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
-        """(Loss weight, logits at the maps' stride) of every auxiliary head."""
-        return self.heads(self.checked(stages))
 
     def size_at(self, x: Tensor, stride: int) -> tuple[int, int]:
         """Height and width of a map ``x`` at ``stride`` instead of the encoder's, rounded up."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoda.models.core.head import PYRAMID, ConvBlock, Decoder, prediction, resize
+from panoda.models.core.head import ConvBlock, Decoder, prediction, resize
 
 
 class SegFormerDecoder(Decoder):
@@ -26,25 +26,12 @@ class SegFormerDecoder(Decoder):
     name = "segformer"
     default_width = 256
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        *,
-        num_classes: int,
-        width: int = 256,
-        strides: Sequence[int] = PYRAMID,
-        dropout: float = 0.1,
-    ) -> None:
-        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
-
-        Raises:
-            ValueError: as ``Decoder``.
-        """
-        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
-        self.linears = nn.ModuleList(nn.Linear(found, width) for found in self.channels)
-        self.fuse = ConvBlock(len(self.channels) * width, width, 1)
-        self.dropout = nn.Dropout2d(dropout)
-        self.predict = prediction(width, num_classes)
+    def build(self) -> None:
+        """Make the layers."""
+        self.linears = nn.ModuleList(nn.Linear(found, self.width) for found in self.channels)
+        self.fuse = ConvBlock(len(self.channels) * self.width, self.width, 1)
+        self.dropout = nn.Dropout2d(0.1)
+        self.predict = prediction(self.width, self.num_classes)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Stage outputs -> logits (N, K, H/4, W/4) and features (N, width, H/4, W/4).

@@ -28,10 +28,11 @@ class SETRMLADecoder(SETRDecoder):
 
     name = "setr_mla"
     default_width = 512
+    auxiliary_on_last, auxiliary_share = True, 2
 
     def build(self) -> None:
         """Make the layers of the main head."""
-        count, inner = len(self.channels), self.auxiliary_width()
+        count, inner = len(self.channels), max(1, self.width // 2)
         if self.width % count:
             raise ValueError(
                 f"setr_mla: width is {self.width}; its {count} maps share it equally, so it must be a "
@@ -45,14 +46,6 @@ class SETRMLADecoder(SETRDecoder):
             nn.Sequential(ConvBlock(inner, share, 3), ConvBlock(share, share, 3)) for _ in self.channels
         )
         self.predict = prediction(self.width, self.num_classes)
-
-    def auxiliary_maps(self) -> int:
-        """Every map."""
-        return len(self.channels)
-
-    def auxiliary_width(self) -> int:
-        """Half the width of the features: 256 as published."""
-        return max(1, self.width // 2)
 
     def forward(self, stages: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps -> logits (N, K, H/4, W/4) and features (N, width, H/4, W/4)."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoda.models.core.head import PYRAMID, AuxiliaryHeads, ConvBlock, Decoder, prediction, resize
+from panoda.models.core.head import AuxiliaryHeads, ConvBlock, Decoder, prediction, resize
 from panoda.models.encoders.layers import exporting
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -31,17 +31,16 @@ class PyramidPooling(nn.Module):
         fuse: 3x3 ConvBlock over the map and all branches.
     """
 
-    def __init__(self, in_channels: int, width: int, *, scales: Sequence[int] = POOL_SCALES) -> None:
+    def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
-        self.scales = tuple(scales)
-        self.branches = nn.ModuleList(ConvBlock(in_channels, width, 1) for _ in self.scales)
-        self.fuse = ConvBlock(in_channels + len(self.scales) * width, width, 3)
+        self.branches = nn.ModuleList(ConvBlock(in_channels, width, 1) for _ in POOL_SCALES)
+        self.fuse = ConvBlock(in_channels + len(POOL_SCALES) * width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, width, H, W)."""
         pooled = [
             resize(branch(_pooled(x, scale)), x.shape[2:])
-            for scale, branch in zip(self.scales, self.branches, strict=True)
+            for scale, branch in zip(POOL_SCALES, self.branches, strict=True)
         ]
         return self.fuse(torch.cat([x, *pooled], dim=1))
 
@@ -80,38 +79,27 @@ class UPerNetDecoder(Decoder):
     has_auxiliary_heads = True
     default_width = 512
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        *,
-        num_classes: int,
-        width: int = 512,
-        strides: Sequence[int] = PYRAMID,
-        auxiliary_weights: Sequence[float] = (0.4,),
-        pool_scales: Sequence[int] = POOL_SCALES,
-        dropout: float = 0.1,
-    ) -> None:
-        """Build for stages of ``channels``; ``auxiliary_weights`` has one weight, or none for no such head.
+    def build(self) -> None:
+        """Make the layers; there is one auxiliary weight, or none for no such head.
 
         Raises:
-            ValueError: as ``Decoder``, or more than one auxiliary weight.
+            ValueError: more than one auxiliary weight.
         """
-        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
-        if len(auxiliary_weights) > 1:
+        width, weights = self.width, (0.4,) if self.auxiliary_weights is None else self.auxiliary_weights
+        if len(weights) > 1:
             raise ValueError(
-                f"upernet has one auxiliary head, on the third stage; got {len(auxiliary_weights)} weights "
-                f"{tuple(auxiliary_weights)}"
+                f"upernet has one auxiliary head, on the third stage; got {len(weights)} weights {tuple(weights)}"
             )
-        self.pooling = PyramidPooling(self.channels[-1], width, scales=pool_scales)
+        self.pooling = PyramidPooling(self.channels[-1], width)
         self.laterals = nn.ModuleList(ConvBlock(found, width, 1) for found in self.channels[:-1])
         self.smooth = nn.ModuleList(ConvBlock(width, width, 3) for _ in self.channels[:-1])
         self.fuse = ConvBlock(len(self.channels) * width, width, 3)
-        self.dropout = nn.Dropout2d(dropout)
-        self.predict = prediction(width, num_classes)
+        self.dropout = nn.Dropout2d(0.1)
+        self.predict = prediction(width, self.num_classes)
         self.heads = AuxiliaryHeads(
             self.channels,
-            [0.0] * AUXILIARY_MAP + list(auxiliary_weights),
-            num_classes=num_classes,
+            [0.0] * AUXILIARY_MAP + list(weights),
+            num_classes=self.num_classes,
             width=max(1, width // 2),
             kernel_size=3,
         )
@@ -125,7 +113,3 @@ class UPerNetDecoder(Decoder):
         others = [resize(level, first.shape[2:]) for level in (*others, levels[-1])]
         features = self.fuse(torch.cat([first, *others], dim=1))
         return self.predict(self.dropout(features)), features
-
-    def auxiliary(self, stages: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
-        """Loss weight (0.4 as published) and logits at stride 16."""
-        return self.heads(self.checked(stages))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from panoda.models.core.head import PYRAMID, Decoder
+from panoda.models.core.head import Decoder
 
 
 class DeformableDecoder(Decoder):
@@ -24,17 +24,10 @@ class DeformableDecoder(Decoder):
     default_width = 128
     block: ClassVar[type[nn.Module]]
 
-    def __init__(
-        self, channels: Sequence[int], *, num_classes: int, width: int = 128, strides: Sequence[int] = PYRAMID
-    ) -> None:
-        """Build for stages of ``channels`` at strides 4, 8, 16, 32.
-
-        Raises:
-            ValueError: as ``Decoder``.
-        """
-        super().__init__(channels, strides=strides, num_classes=num_classes, width=width)
-        self.blocks = nn.ModuleList(self.block(found, width) for found in self.channels)
-        self.predict = nn.Conv2d(width, num_classes, 1)
+    def build(self) -> None:
+        """Make the blocks and the prediction."""
+        self.blocks = nn.ModuleList(self.block(found, self.width) for found in self.channels)
+        self.predict = nn.Conv2d(self.width, self.num_classes, 1)
 
     def embeddings(self, stages: Sequence[Tensor]) -> list[Tensor]:
         """Stage outputs -> one (N, width, H/4, W/4) embedding each, upsampled to stride 4."""

@@ -37,14 +37,8 @@ class DeformableConv(nn.Module):
         self.offset_conv = conv(2 * kernel_size**2)
         self.modulator_conv = conv(kernel_size**2)
         self.stride, self.padding = stride, padding
-        self.reset_deformation()
-
-    def reset_deformation(self) -> None:
-        """Zero offsets and a modulator of one everywhere."""
-        for module in (self.offset_conv, self.modulator_conv):
-            nn.init.zeros_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        for parameter in (*self.offset_conv.parameters(), *self.modulator_conv.parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, D, Ho, Wo)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,11 +52,33 @@ def without_decay(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_parameters() if name.endswith(_UNDECAYED)}
 
 
-def look_up(numbers: dict[str, int], name: str) -> int:
-    """Layer of the parameter ``name``; ValueError for a name the encoder does not have."""
-    if name not in numbers:
-        raise ValueError(f"{name!r} is no parameter of this encoder; names start without 'encoder.'")
-    return numbers[name]
+class LayeredEncoder(nn.Module):
+    """What an optimiser asks of an encoder: which parameters do not decay, and in which layer each one is."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of position tables, relative-position tables and class or register tokens."""
+        return without_decay(self)
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter: 0 the embeddings and what blocks share, then one per block in order.
+
+        A later stage's embedding belongs to its first block, a norm to the block before it, the final norm comes last.
+        """
+        return self._numbers[name]
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return layer_numbers(self, PVT_MATCHER, last=PVT_LAST)
+
+
+def checked_indices(indices: Sequence[int], count: int, name: str, what: str) -> tuple[int, ...]:
+    """Increasing numbers below ``count`` of a network's ``what``; ValueError for others."""
+    chosen = tuple(indices)
+    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < count:
+        raise ValueError(
+            f"indices {list(indices)} do not fit {name!r}; expected increasing {what.format(f'0 to {count - 1}')}"
+        )
+    return chosen
 
 
 def exporting() -> bool:

@@ -32,6 +32,17 @@ from panoda.models.encoders.layers import without_autocast
 Grid = tuple[int, int]
 
 
+def patch_grid(height: int, width: int, patch: int) -> Grid:
+    """Patches (height, width) of an image; ValueError where the patch does not divide a side."""
+    if height % patch or width % patch or not height or not width:
+        near = [max(1, round(side / patch)) * patch for side in (height, width)]
+        raise ValueError(
+            f"images of {height} x {width} pixels (height x width) are no whole number of patches of {patch}; "
+            f"set the crop to multiples of it, such as {near[0]} x {near[1]}"
+        )
+    return height // patch, width // patch
+
+
 def resize_table(table: Tensor, old: Grid, new: Grid, *, prefix: int, wrap: bool = False) -> Tensor:
     """Resize a table over positions.
 

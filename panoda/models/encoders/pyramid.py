@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from torch import Tensor, nn
+from torch import Tensor
 
 from panoda.models.encoders.layers import (
     PVT_LAST,
     PVT_MATCHER,
+    LayeredEncoder,
     cells_of,
+    checked_indices,
     cut_to,
     layer_numbers,
-    look_up,
     pad_to_multiple,
-    without_decay,
 )
 from panoda.models.encoders.timm_models import build, normalisation
 
 _PROBE = (64, 96)  # an image size (height, width) that hardly any network was trained for
 
 
-class TimmPyramid(nn.Module):
+class TimmPyramid(LayeredEncoder):
     """The feature maps that a network of timm states, for images of any size.
 
     Attributes:
@@ -78,14 +78,7 @@ class TimmPyramid(nn.Module):
         """Names of relative-position tables and other embeddings that do not decay."""
         named: Any = getattr(self.net, "no_weight_decay", set)()
         own = {name for name, _ in self.named_parameters()}
-        return without_decay(self) | ({f"net.{name}" for name in named} & own)
-
-    def layer_of(self, name: str) -> int:
-        """Layer of a parameter as timm groups them: 0 the stem, then one per block (or stage).
-
-        Norms belong to the block before them, except PVTv2's final one, whose layer the others leave empty.
-        """
-        return look_up(self._numbers, name)
+        return super().no_weight_decay() | ({f"net.{name}" for name in named} & own)
 
     @cached_property
     def _numbers(self) -> dict[str, int]:
@@ -111,13 +104,7 @@ def _chosen(stated: list[tuple[int, int]], indices: Sequence[int] | None, name: 
     if indices is None:
         deepest = {stride: i for i, stride in enumerate(strides) if stride <= 32}
         return tuple(sorted(deepest.values())[-4:])
-    chosen = tuple(indices)
-    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < len(strides):
-        raise ValueError(
-            f"indices {list(indices)} do not fit {name!r}; expected increasing numbers of its maps "
-            f"0 to {len(strides) - 1}, of strides {strides}"
-        )
-    return chosen
+    return checked_indices(indices, len(strides), name, f"numbers of its maps {{}}, of strides {strides}")
 
 
 def _probe(encoder: TimmPyramid, name: str) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from torch import Tensor, nn
 
 from panoda.models.core.channels import IMAGENET_MEAN, IMAGENET_STD
 from panoda.models.deform.layers import DeformableConv
-from panoda.models.encoders.layers import PVT_LAST, PVT_MATCHER, layer_numbers, look_up, without_decay
+from panoda.models.encoders.layers import LayeredEncoder
 
 
 class DeformablePatchEmbed(DeformableConv):
@@ -34,7 +33,7 @@ class DeformablePatchEmbed(DeformableConv):
         return self.norm(super().forward(x).permute(0, 2, 3, 1))
 
 
-class Encoder(nn.Module):
+class Encoder(LayeredEncoder):
     """Four stages at strides 4, 8, 16, 32.
 
     Attributes:
@@ -83,18 +82,3 @@ class Encoder(nn.Module):
             x = stage(x)
             outputs.append(x)
         return outputs
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters of more than one dimension that do not decay: none, positions come from convolutions."""
-        return without_decay(self)
-
-    def layer_of(self, name: str) -> int:
-        """Layer of a parameter: 0 the embedding, then one per block, the last stage's norm last.
-
-        A later stage's embedding belongs to its first block, an earlier stage's norm to its last block.
-        """
-        return look_up(self._numbers, name)
-
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return layer_numbers(self, PVT_MATCHER, last=PVT_LAST)

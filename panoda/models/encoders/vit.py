@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from panoda.models.encoders import positions
-from panoda.models.encoders.layers import look_up, pad_to_multiple, without_decay
+from panoda.models.encoders.layers import LayeredEncoder, checked_indices, pad_to_multiple
 from panoda.models.encoders.positions import Displacements, Grid
 from panoda.models.encoders.timm_models import build, normalisation
 
@@ -29,7 +29,7 @@ _USUAL = {12: (3, 5, 7, 11), 24: (9, 14, 19, 23)}
 _CACHED = 8
 
 
-class ViTEncoder(nn.Module):
+class ViTEncoder(LayeredEncoder):
     """Four maps of one stride from a plain vision transformer.
 
     Attributes:
@@ -196,14 +196,6 @@ class ViTEncoder(nn.Module):
             self._cache[key] = made
         return made
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of position tables and class or register tokens."""
-        return without_decay(self)
-
-    def layer_of(self, name: str) -> int:
-        """Layer of a parameter: 0 the embeddings and what blocks share, b + 1 block b."""
-        return look_up(self._numbers, name)
-
     @cached_property
     def _numbers(self) -> dict[str, int]:
         parts = {name: name.split(".") for name, _ in self.named_parameters()}
@@ -227,9 +219,4 @@ def _chosen(depth: int, indices: Sequence[int] | None, name: str) -> tuple[int, 
     """Checked numbers of the blocks whose tokens are given, increasing."""
     if indices is None:
         return _USUAL.get(depth) or tuple(sorted({max((k * depth) // 4 - 1, 0) for k in (1, 2, 3, 4)}))
-    chosen = tuple(indices)
-    if not chosen or list(chosen) != sorted(set(chosen)) or not 0 <= chosen[0] <= chosen[-1] < depth:
-        raise ValueError(
-            f"indices {list(indices)} do not fit {name!r}; expected increasing blocks 0 to {depth - 1}"
-        )
-    return chosen
+    return checked_indices(indices, depth, name, "blocks {}")

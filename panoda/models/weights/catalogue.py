@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,16 +45,8 @@ SEGFORMERS = {
 _WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
 
 
-@dataclass(frozen=True)
-class Known:
-    """Published weights that are fetched by hand.
-
-    Attributes:
-        name: File or encoders.
-        what: What the weights are.
-        licence: What they may be used for.
-        how: How to get them.
-    """
+class Known(NamedTuple):
+    """Published weights that are fetched by hand: file or encoders, what they are, licence, how to get them."""
 
     name: str
     what: str

@@ -118,17 +118,13 @@ def fetch(name: str, *, encoder: str | None = None) -> tuple[Imported, str]:
         _download(repository, ("config.json",))  # the hub's client puts it beside the weights
         return import_file(_download(repository), source=f"{_HUB}{repository}"), f"{name}.safetensors"
     if name.startswith(_HUB):
-        repository, licence = name.removeprefix(_HUB), None
-        chosen = encoder or _architecture(repository)
+        repository = name.removeprefix(_HUB)
+        chosen, licence = encoder or _architecture(repository), None
         file_name = f"{repository.rpartition('/')[2]}.safetensors"
     else:
         found = published(name)
-        repository, licence, chosen, file_name = (
-            found.repository,
-            found.licence,
-            found.encoder,
-            found.file_name,
-        )
+        repository, chosen = found.repository, found.encoder
+        licence, file_name = found.licence, found.file_name
     _build(chosen)  # a network that cannot be an encoder is refused before anything is downloaded
     path = _download(repository)
     imported = import_state(
