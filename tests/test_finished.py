@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from raw_data import erp_item, run_prepare, write_pair
 
-from panoda.data.prepare import items as prepare_items
+from panoda.data.prepare import pieces as prepare_items
 from panoda.system.errors import DataError
 from panoda.system.files import sha256_file
 

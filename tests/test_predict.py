@@ -570,7 +570,7 @@ def test_source_colours_need_a_model_that_knows_them(tmp_path, checkpoint):
         load(checkpoint).predict(photo, source_colours=-1.0)
     net, card = load_model(checkpoint)
     knowing = tmp_path / "knowing.safetensors"
-    save_model(knowing, net, card.model_copy(update={"colours": ((0.1, 0.2, 0.6), (0.05, 0.05, 0.3))}))
+    save_model(knowing, net, card.model_copy(update={"colours": ((25.0, 30.0, -70.0), (4.0, 4.0, 20.0))}))
     plain, both = (load(knowing).predict(photo, source_colours=weight) for weight in (0.0, 1.0))
     assert (plain.label != both.label).any()
     assert predict_files(knowing, [photo], tmp_path / "out", source_colours=1.0).failures == []
