@@ -51,7 +51,9 @@ def place(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> ImaginaryDev
 
 def _model() -> Any:
     torch.manual_seed(0)
-    return create_model("trans4pass_nano", num_classes=CLASSES)
+    model = create_model("trans4pass_nano", num_classes=CLASSES)
+    model.colours = ((50.0, 0.0, 0.0), (20.0, 5.0, 5.0))
+    return model
 
 
 @everywhere

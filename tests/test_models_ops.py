@@ -1,6 +1,5 @@
 """The deformable operator against torchvision's, plain convolution, hand-computed values and gradcheck."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F

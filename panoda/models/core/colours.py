@@ -6,25 +6,29 @@ those, and what it says of both versions is often better than what it says of ei
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from panoda.models.core.channels import per_channel
 
 Colours = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of the channels of CIELAB (D65, 2 degrees): lightness in 0..100, a, b."""
 MIN_PIXELS = 64
 """Pixels below which colours are not trusted."""
-_WHITE = (0.95047, 1.0, 1.08883)
-_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-"""Linear RGB of sRGB to XYZ; white is ``_WHITE``."""
+_TO_XYZ = np.array(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+) / np.array([[0.95047], [1.0], [1.08883]])
+"""Linear RGB of sRGB to XYZ relative to white."""
+_FROM_XYZ = np.linalg.inv(_TO_XYZ)
 
 
 def rgb_to_lab(image: Tensor) -> Tensor:
     """CIELAB (B, 3, H, W), as scikit-image's ``rgb2lab``, of sRGB images in 0..1."""
     linear = torch.where(image > 0.04045, ((image.clamp(min=0) + 0.055) / 1.055) ** 2.4, image / 12.92)
-    x, y, z = _times(_matrix(image), linear).unbind(dim=1)
-    x, y, z = (
-        torch.where(t > 0.008856, t.clamp(min=1e-6) ** (1 / 3), 7.787 * t + 16 / 116) for t in (x, y, z)
-    )
+    xyz = _times(_TO_XYZ, linear)
+    root = torch.where(xyz > 0.008856, xyz.clamp(min=1e-6) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    x, y, z = root.unbind(dim=1)
     return torch.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), dim=1)
 
 
@@ -33,20 +37,20 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     lightness, a, b = lab.unbind(dim=1)
     y = (lightness + 16) / 116
     root = torch.stack((y + a / 500, y, y - b / 200), dim=1)
-    xyz = torch.where(root > 0.2068966, root.clamp(min=0) ** 3, (root - 16 / 116) / 7.787)
-    linear = _times(torch.linalg.inv(_matrix(lab)), xyz)
+    linear = _times(
+        _FROM_XYZ, torch.where(root > 0.2068966, root.clamp(min=0) ** 3, (root - 16 / 116) / 7.787)
+    )
     bright = 1.055 * linear.clamp(min=1e-6) ** (1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, bright, 12.92 * linear).clamp(0, 1)
 
 
-def _matrix(like: Tensor) -> Tensor:
-    """Linear RGB to XYZ relative to white."""
-    return like.new_tensor(_XYZ) / like.new_tensor(_WHITE)[:, None]
-
-
-def _times(matrix: Tensor, image: Tensor) -> Tensor:
-    with torch.autocast(image.device.type, enabled=False):  # half precision has too few colours
-        return torch.einsum("ij,bjhw->bihw", matrix, image)
+def _times(matrix: np.ndarray, image: Tensor) -> Tensor:
+    """By numbers: a matrix on a GPU would have to be copied there, and half precision has too few colours."""
+    channels = image.unbind(dim=1)
+    rows = [
+        [factor * channel for factor, channel in zip(row, channels, strict=True)] for row in matrix.tolist()
+    ]
+    return torch.stack([first + second + third for first, second, third in rows], dim=1)
 
 
 def colour_statistics(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,7 +109,7 @@ def in_source_colours(model: nn.Module, images: Tensor, valid: Tensor) -> Tensor
         ValueError: the model does not know them.
     """
     scaled = images if images.is_floating_point() else images.float() / 255
-    mean, std = (torch.tensor(c, device=images.device).view(1, 3, 1, 1) for c in colours_of(model))
+    mean, std = (per_channel(c, images)[None] for c in colours_of(model))
     moved, pixels = recolour(scaled, valid, mean, std)
     moved = torch.where(pixels >= MIN_PIXELS, moved, scaled)
     return moved if images.is_floating_point() else (moved * 255).round().to(images.dtype)
