@@ -22,7 +22,7 @@ from panoda.models.core.errors import CheckpointError
 from panoda.models.core.products import linear
 from panoda.models.core.quick import quicken
 from panoda.models.encoders.layers import without_decay
-from panoda.models.encoders.positions import Grid, resize_table, sincos_table
+from panoda.models.encoders.positions import Grid, patch_grid, resize_table, sincos_table
 from panoda.models.encoders.timm_models import build, normalisation
 
 SIZES: dict[str, dict[str, int]] = {
@@ -77,7 +77,7 @@ class MaskedAutoencoder(nn.Module):
         norm: Any = partial(nn.LayerNorm, eps=EPS)
         block = partial(Block, qkv_bias=True, norm_layer=norm)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.native = _grid(height, width, patch_size)
+        self.native = patch_grid(height, width, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = _fixed(self.native, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
@@ -125,7 +125,7 @@ class MaskedAutoencoder(nn.Module):
             ValueError: sides that are no multiple of the patch, a ratio that keeps or removes nothing, or
                 noise of another shape.
         """
-        grid = _grid(images.shape[2], images.shape[3], self.patch_size)
+        grid = patch_grid(images.shape[2], images.shape[3], self.patch_size)
         patches = self.patchify(images)
         count, length, _ = patches.shape
         if noise is None:
@@ -344,7 +344,7 @@ def reconstruction(
         The images without the removed patches (zero, the mean colour), and with the reconstruction in their
         place; (N, 3, H, W) each.
     """
-    grid = _grid(images.shape[2], images.shape[3], model.patch_size)
+    grid = patch_grid(images.shape[2], images.shape[3], model.patch_size)
     patches = model.patchify(images)
     if norm_pix_loss:
         mean, deviation = _moments(patches)
@@ -378,13 +378,3 @@ def _moments(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 def _fixed(grid: Grid, channels: int) -> nn.Parameter:
     return nn.Parameter(sincos_table(grid, channels, prefix=1), requires_grad=False)
-
-
-def _grid(height: int, width: int, patch: int) -> Grid:
-    if height % patch or width % patch or not height or not width:
-        near = [max(1, round(side / patch)) * patch for side in (height, width)]
-        raise ValueError(
-            f"images of {height} x {width} pixels (height x width) are no whole number of patches of {patch}; "
-            f"set the crop to multiples of it, such as {near[0]} x {near[1]}"
-        )
-    return height // patch, width // patch
